@@ -1,0 +1,114 @@
+//! Backends announce themselves here; linking a backend's crate is enough to find it by name.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::{Error, ErrorKind, Result, Sandbox};
+
+/// One backend. Submit it with `palisade_core::inventory::submit!`.
+#[derive(Debug)]
+pub struct BackendRegistration {
+    /// Name for `--backend` and for [`backend`].
+    pub name: &'static str,
+    /// One line about what it is.
+    pub summary: &'static str,
+    /// Opens it.
+    pub open: fn(&BackendOptions) -> Result<Arc<dyn Sandbox>>,
+    /// Finds out, by trying, what this machine lets the backend enforce.
+    pub probe: fn(&BackendOptions) -> Vec<Finding>,
+}
+
+inventory::collect!(BackendRegistration);
+
+/// What is common to opening any backend.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct BackendOptions {
+    /// Directory for compiled code that outlives the process. `None`: none is kept.
+    pub cache_directory: Option<PathBuf>,
+    /// Most instances alive at once. `None`: the backend's default.
+    pub instances_max: Option<u32>,
+}
+
+impl BackendOptions {
+    /// The defaults: nothing kept on disk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps compiled code in `directory`.
+    #[must_use]
+    pub fn cache_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.cache_directory = Some(directory.into());
+        self
+    }
+
+    /// Sets the most instances alive at once.
+    #[must_use]
+    pub fn instances_max(mut self, instances: u32) -> Self {
+        self.instances_max = Some(instances);
+        self
+    }
+}
+
+/// One thing found out about this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was tried.
+    pub subject: String,
+    /// How it went.
+    pub status: FindingStatus,
+    /// What was seen.
+    pub detail: String,
+    /// What to do about it; empty when there is nothing to do.
+    pub advice: String,
+}
+
+/// How a probe of this machine went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingStatus {
+    /// Works.
+    Ok,
+    /// Works, with something less than could be; nothing promised is lost.
+    Degraded,
+    /// Does not work; what needs it is refused.
+    Missing,
+}
+
+/// All linked backends, sorted by name.
+pub fn backends() -> Vec<&'static BackendRegistration> {
+    let mut all: Vec<_> = inventory::iter::<BackendRegistration>().collect();
+    all.sort_by_key(|registration| registration.name);
+    all
+}
+
+/// The linked backend `name`.
+///
+/// # Errors
+///
+/// [`ErrorKind::NotFound`], listing those that are linked.
+pub fn backend(name: &str) -> Result<&'static BackendRegistration> {
+    let all = backends();
+    all.iter().find(|registration| registration.name == name).copied().ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(|registration| registration.name).collect();
+        let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        Error::new(ErrorKind::NotFound, "open", format!("no backend `{name}` is linked into this program"))
+            .context("backend", name)
+            .help(format!("linked backends: {known}; others need their Cargo feature"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_backend_is_named_with_those_that_exist() {
+        let error = backend("wasmtim").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("`wasmtim`") && error.to_string().contains("none"), "{error}");
+    }
+}

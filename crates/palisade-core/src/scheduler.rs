@@ -1,0 +1,195 @@
+//! The contract of a scheduler.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{BoxFuture, Execution, Result, Task, TaskId};
+
+/// Decides which task runs next, and records exactly one outcome for each.
+///
+/// # Contract
+///
+/// Execution is at least once, recording is exactly once: a worker holds a task by a [`Lease`] with a [`Fence`], and
+/// only the newest fence may complete it. Nothing assumes that workers live in the scheduler's process.
+pub trait Scheduler: Send + Sync + fmt::Debug {
+    /// Takes a task.
+    ///
+    /// # Behavior
+    ///
+    /// * When it returns, the task is kept as safely as the scheduler promises (a durable one: on disk).
+    /// * The same idempotency key, tenant and plugin give the earlier task back, and the new one is not kept.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Exhausted`](crate::ErrorKind::Exhausted) when the queue is full or the tenant is over its rate.
+    fn submit(&self, task: Task) -> BoxFuture<'_, Result<Submission>>;
+
+    /// Waits for tasks to run and leases them.
+    ///
+    /// # Behavior
+    ///
+    /// * Gives at least one task and at most [`LeaseRequest::tasks_max`], in the order they should start: by priority
+    ///   class, then fair between tenants, then first come, first served.
+    /// * A task is never leased to two workers at once; after the lease ends it is given out again with a greater fence.
+    /// * Dropping the future leases nothing.
+    fn lease(&self, request: LeaseRequest) -> BoxFuture<'_, Result<Vec<Lease>>>;
+
+    /// Prolongs a lease and returns its new end.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when the lease ended or the task was cancelled: stop working on it.
+    fn renew(&self, task: TaskId, fence: Fence, lease_time: Duration) -> BoxFuture<'_, Result<SystemTime>>;
+
+    /// Ends an attempt. The scheduler decides between a retry, the dead-letter queue and the end.
+    ///
+    /// # Behavior
+    ///
+    /// * Compare-and-set on the fence: of several completions one is recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when `fence` is not the newest.
+    fn complete(&self, task: TaskId, fence: Fence, completion: Completion) -> BoxFuture<'_, Result<TaskState>>;
+
+    /// Cancels a task that is queued or running. Ending it twice changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) when there is no such task.
+    fn cancel(&self, task: TaskId) -> BoxFuture<'_, Result<TaskState>>;
+
+    /// Looks a task up.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) when there is none, or its time-to-live is over.
+    fn get(&self, task: TaskId) -> BoxFuture<'_, Result<TaskRecord>>;
+
+    /// Waits until a task has its outcome.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scheduler::get`].
+    fn wait(&self, task: TaskId) -> BoxFuture<'_, Result<TaskRecord>>;
+
+    /// Counts of what is queued and running.
+    fn stats(&self) -> SchedulerStats;
+}
+
+/// Answer to a submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submission {
+    /// The task that will run.
+    pub task: TaskId,
+    /// It was there before, under the same idempotency key.
+    pub duplicate: bool,
+}
+
+/// Identity of a worker, new at each boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WorkerId(pub Uuid);
+
+/// Increases with every lease of a task; only the newest may complete it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fence(pub u64);
+
+/// What a worker asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRequest {
+    /// Who asks.
+    pub worker: WorkerId,
+    /// Most tasks to give at once.
+    pub tasks_max: usize,
+    /// Time until the lease ends unless it is renewed.
+    pub lease_time: Duration,
+}
+
+/// A worker's time-limited, fenced right to run a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The task.
+    pub task: Task,
+    /// Proof of the right.
+    pub fence: Fence,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// When the right ends.
+    pub expires_at: SystemTime,
+}
+
+/// How an attempt ended, as the worker reports it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Completion {
+    /// The guest was called.
+    Executed(Box<Execution>),
+    /// The host could not run it. `retryable` as in [`ErrorKind::is_retryable`](crate::ErrorKind::is_retryable).
+    HostError {
+        /// The error's text.
+        message: String,
+        /// Whether another attempt may help.
+        retryable: bool,
+    },
+}
+
+/// Where a task is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TaskState {
+    /// Waiting for its time or for a retry.
+    Delayed,
+    /// Waiting for a worker.
+    Queued,
+    /// Leased.
+    Running,
+    /// Ended with success.
+    Completed,
+    /// Ended without success, and will not be tried again.
+    Failed,
+    /// Cancelled.
+    Cancelled,
+    /// Given up after too many attempts; kept for a person to look at.
+    DeadLettered,
+}
+
+impl TaskState {
+    /// Whether the task has its outcome.
+    pub fn is_final(self) -> bool {
+        !matches!(self, TaskState::Delayed | TaskState::Queued | TaskState::Running)
+    }
+}
+
+/// Everything recorded about a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// The task.
+    pub task: Task,
+    /// Where it is.
+    pub state: TaskState,
+    /// Attempts whose end was reported.
+    pub failures: u32,
+    /// Attempts whose worker was lost.
+    pub lost: u32,
+    /// The recorded outcome, once there is one.
+    pub completion: Option<Completion>,
+}
+
+/// Counts of what a scheduler holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SchedulerStats {
+    /// Tasks waiting for a worker.
+    pub queued: u64,
+    /// Tasks waiting for their time.
+    pub delayed: u64,
+    /// Tasks leased.
+    pub running: u64,
+    /// Tasks in the dead-letter queue.
+    pub dead_lettered: u64,
+}

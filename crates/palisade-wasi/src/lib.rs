@@ -1,0 +1,22 @@
+//! The guest interfaces of Palisade's Wasm backends, independent of the engine.
+//!
+//! * [`WasiContext`]: WASI preview 1, over `cap-std`.
+//! * [`reactor`]: the bulk-copy imports of module `palisade`.
+//! * [`Streams`]: the bounded input and output both share.
+//!
+//! # How a backend uses it
+//!
+//! Nothing here waits, and nothing here knows an engine. A backend hands each call of an import to the function of the
+//! same name, with the guest's memory as a slice. Where the guest has to wait (a sleep, an input that is still to come),
+//! the function returns [`Stop::Wait`]; the backend waits in its own way, within the call's deadline, and then calls the
+//! same function with the same arguments again.
+#![forbid(unsafe_code)]
+
+mod memory;
+pub mod reactor;
+mod stop;
+mod streams;
+
+pub use memory::{GuestMemory, OutOfBounds};
+pub use stop::{Stop, Wait};
+pub use streams::{Streams, StreamsLimits, Written};
