@@ -202,6 +202,8 @@ pub struct ModuleInfo {
     pub needs: Vec<String>,
     /// The compiled code came from a cache.
     pub cached: bool,
+    /// What else happened while loading that a person may want to know, for example a damaged cache file.
+    pub notes: Vec<String>,
     /// Time to load, compiling included.
     #[serde(rename = "load_time_ns", with = "serde_nanos")]
     pub load_time: Duration,
@@ -225,6 +227,7 @@ impl ModuleInfo {
             exports: Vec::new(),
             needs: Vec::new(),
             cached: false,
+            notes: Vec::new(),
             load_time: Duration::ZERO,
         }
     }

@@ -7,12 +7,12 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use crate::{BoxFuture, Error, ErrorKind, Grants, Result};
+use crate::{BoxFuture, Error, ErrorKind, Grants, Result, on_thread};
 
 /// One call of a host function by a guest.
 #[derive(Debug, Clone)]
@@ -204,52 +204,15 @@ where
             return Box::pin(async { Err("too many blocking host functions are running".into()) });
         }
         let counted = Counted;
-        let answer = Arc::new(Mutex::new(Answer::default()));
         let function = Arc::clone(&self.0);
-        let theirs = Arc::clone(&answer);
-        let spawned = std::thread::Builder::new().name("palisade-host-fn".into()).spawn(move || {
-            let result = catch_unwind(AssertUnwindSafe(|| function(call)));
-            drop(counted);
-            let waker = {
-                let mut answer = theirs.lock().unwrap_or_else(PoisonError::into_inner);
-                answer.result = Some(result);
-                answer.waker.take()
-            };
-            if let Some(waker) = waker {
-                waker.wake();
-            }
-        });
-        match spawned {
-            Ok(_) => Box::pin(Answered(answer)),
+        let work = move || {
+            let _counted = counted;
+            function(call)
+        };
+        match on_thread("palisade-host-fn", work) {
+            // A panic is carried over to the caller's thread, where `Invocation` turns it into the call's outcome.
+            Ok(answer) => Box::pin(async { answer.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) }),
             Err(error) => Box::pin(async move { Err(format!("cannot start a thread: {error}").into()) }),
-        }
-    }
-}
-
-#[derive(Default)]
-struct Answer {
-    result: Option<std::thread::Result<Result<Bytes, HostFunctionError>>>,
-    waker: Option<Waker>,
-}
-
-struct Answered(Arc<Mutex<Answer>>);
-
-impl Future for Answered {
-    type Output = Result<Bytes, HostFunctionError>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut answer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match answer.result.take() {
-            Some(Ok(result)) => Poll::Ready(result),
-            // Carried over to the caller's thread, where `Invocation` turns it into the call's outcome.
-            Some(Err(panic)) => {
-                drop(answer);
-                std::panic::resume_unwind(panic)
-            }
-            None => {
-                answer.waker = Some(context.waker().clone());
-                Poll::Pending
-            }
         }
     }
 }
@@ -257,7 +220,7 @@ impl Future for Answered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::task::Wake;
+    use std::task::{Wake, Waker};
     use std::thread::Thread;
 
     /// Drives a future on this thread.

@@ -35,6 +35,7 @@ mod capabilities;
 mod error;
 mod host_function;
 mod metrics;
+mod on_thread;
 mod outcome;
 mod policy;
 mod registry;
@@ -50,9 +51,10 @@ pub use capabilities::{Capabilities, Enforcement, GrantKind};
 pub use error::{Error, ErrorKind, Result};
 pub use host_function::{HostCall, HostFunction, HostFunctionError, HostFunctions, Invocation};
 pub use metrics::{MetricDescriptor, MetricId, MetricKind, MetricsSink};
+pub use on_thread::{OnThread, on_thread};
 pub use outcome::{Execution, LogLevel, LogRecord, Outcome, Phase, TrapKind};
 pub use policy::{Access, Clocks, DirectoryGrant, Grants, Policy, Quota, Randomness, Resource, Unit};
-pub use registry::{BackendOptions, BackendRegistration, Finding, FindingStatus, backend, backends};
+pub use registry::{BackendOptions, BackendRegistration, CacheOptions, Finding, FindingStatus, backend, backends};
 pub use sandbox::{Call, Input, Instance, Module, OutputSink, OutputStream, Prepared, PreparedExt, Sandbox};
 pub use scheduler::{
     Completion, Fence, Lease, LeaseRequest, Scheduler, SchedulerStats, Submission, TaskRecord, TaskState, WorkerId,

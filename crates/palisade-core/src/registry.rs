@@ -26,8 +26,8 @@ inventory::collect!(BackendRegistration);
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct BackendOptions {
-    /// Directory for compiled code that outlives the process. `None`: none is kept.
-    pub cache_directory: Option<PathBuf>,
+    /// Where compiled code is kept that outlives the process. `None`: none is kept.
+    pub cache: Option<CacheOptions>,
     /// Most instances alive at once. `None`: the backend's default.
     pub instances_max: Option<u32>,
 }
@@ -38,10 +38,10 @@ impl BackendOptions {
         Self::default()
     }
 
-    /// Keeps compiled code in `directory`.
+    /// Keeps compiled code in `directory`, proven by the key in `key_file`. Both are made when they do not exist.
     #[must_use]
-    pub fn cache_directory(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.cache_directory = Some(directory.into());
+    pub fn cache(mut self, directory: impl Into<PathBuf>, key_file: impl Into<PathBuf>) -> Self {
+        self.cache = Some(CacheOptions { directory: directory.into(), key_file: key_file.into() });
         self
     }
 
@@ -51,6 +51,16 @@ impl BackendOptions {
         self.instances_max = Some(instances);
         self
     }
+}
+
+/// Where compiled code is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// Directory of the compiled code.
+    pub directory: PathBuf,
+    /// The key that proves compiled code ours. Whoever can write both can make this host run anything, so it lies in
+    /// another directory, which only its owner can read.
+    pub key_file: PathBuf,
 }
 
 /// One thing found out about this machine.

@@ -12,11 +12,32 @@
 //! same function with the same arguments again.
 #![forbid(unsafe_code)]
 
+mod args;
+mod clock;
+mod config;
+mod context;
+mod descriptors;
+mod directory;
+mod disk;
+mod errno;
+mod files;
+mod functions;
+mod layout;
 mod memory;
+mod paths;
+mod poll;
+mod process;
+mod random;
 pub mod reactor;
 mod stop;
 mod streams;
+#[cfg(test)]
+mod tests;
+mod times;
 
+pub use config::WasiConfig;
+pub use context::WasiContext;
+pub use errno::Errno;
 pub use memory::{GuestMemory, OutOfBounds};
 pub use stop::{Stop, Wait};
 pub use streams::{Streams, StreamsLimits, Written};

@@ -22,6 +22,8 @@ pub enum Stop {
         /// What was used or asked for.
         used: u64,
     },
+    /// The caller cancelled.
+    Cancelled,
     /// The guest used something that was not granted.
     Denied(String),
     /// The guest gave a range outside its memory.
@@ -52,6 +54,7 @@ impl Stop {
             Stop::Exit(code) => Outcome::from_exit_code(code),
             Stop::Wait(_) => return None,
             Stop::Exceeded { resource, limit, used } => Outcome::QuotaExceeded { resource, limit, used, phase },
+            Stop::Cancelled => Outcome::Cancelled { phase },
             Stop::Denied(grant) => Outcome::Denied { grant },
             Stop::OutOfBounds => Outcome::Trapped {
                 trap: TrapKind::MemoryOutOfBounds,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_core::Stream;
 use palisade_core::{Input, LogLevel, LogRecord, OutputSink, OutputStream, Quota, Resource};
 
 use crate::{Stop, Wait};
@@ -248,6 +247,7 @@ fn fit<'a>(bytes: &'a [u8], used: &mut u64, limit: u64, resource: Resource) -> (
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_core::Stream;
     use std::collections::VecDeque;
     use std::task::Waker;
 

@@ -1,0 +1,511 @@
+//! The sandbox: opens engines, compiles, and knows what it can enforce.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use palisade_core::{
+    Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
+    Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
+    PreparedExt, Resource, Result, Sandbox, on_thread,
+};
+use palisade_wasi::{WasiConfig, reactor};
+use wasmtime::{Engine, Linker, Store};
+
+use crate::cache::{Cache, Lookup};
+use crate::engine::{self, Allocation, MEMORY_BYTES_MAX, STACK_BYTES_DEFAULT, STACK_BYTES_MAX, STACK_BYTES_MIN};
+use crate::guest::Guest;
+use crate::imports::{self, ImportName};
+use crate::meter::Meter;
+use crate::module::WasmtimeModule;
+use crate::validate;
+use crate::watchdog::Watchdog;
+
+/// Instances alive at once, unless the options say otherwise.
+const INSTANCES_DEFAULT: u32 = 1000;
+/// Artifacts being compiled at once; compiling uses all cores by itself.
+const COMPILERS_MAX: usize = 8;
+/// Time to compile one artifact.
+const COMPILE_TIME_MAX: Duration = Duration::from_secs(120);
+/// Engines of stack sizes other than the default.
+const OTHER_STACKS_MAX: usize = 8;
+/// Name under which the backend registers.
+const NAME: &str = "wasmtime";
+const ENGINE: &str = concat!("wasmtime ", "48.0.8");
+
+palisade_core::inventory::submit! {
+    BackendRegistration {
+        name: NAME,
+        summary: "WebAssembly modules, compiled by Wasmtime and Cranelift",
+        open: |options| Ok(Arc::new(Wasmtime::open(options)?)),
+        probe,
+    }
+}
+
+/// The Wasmtime backend.
+#[derive(Debug)]
+pub struct Wasmtime(Arc<Shared>);
+
+/// What modules, prepared modules and instances of one sandbox share.
+pub(crate) struct Shared {
+    pub(crate) capabilities: Capabilities,
+    pub(crate) watchdog: Arc<Watchdog>,
+    main: Arc<Provided>,
+    others: Mutex<BTreeMap<(bool, u64), Arc<Provided>>>,
+    cache: Option<Cache>,
+    instances: AtomicU64,
+    compilers: AtomicUsize,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("allocation", &self.main.allocation)
+            .field("instances", &self.instances)
+            .field("cache", &self.cache)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An engine with everything guests can import.
+pub(crate) struct Provided {
+    pub(crate) engine: Engine,
+    pub(crate) linker: Linker<Guest>,
+    pub(crate) allocation: Allocation,
+    names: BTreeSet<ImportName>,
+}
+
+impl Provided {
+    fn new(engine: Engine, allocation: Allocation, watchdog: &Arc<Watchdog>) -> Result<Arc<Provided>> {
+        let failed = |error: wasmtime::Error| {
+            Error::new(ErrorKind::Internal, "open", "the host functions cannot be defined").source(error.to_string())
+        };
+        watchdog.watch(&engine);
+        let linker = imports::linker(&engine, watchdog).map_err(failed)?;
+        // The names are only listed by way of a store.
+        let policy = Policy::default();
+        let wasi = Arc::new(WasiConfig::new("", &policy)?);
+        let guest = Guest::new(wasi, HostFunctions::new(), &policy, Arc::new(Meter::default()));
+        let names = imports::names(&linker, &mut Store::new(&engine, guest));
+        Ok(Arc::new(Provided { engine, linker, allocation, names }))
+    }
+
+    /// What provides an import.
+    pub(crate) fn provider(&self, module: &str, name: &str) -> Option<String> {
+        if !self.names.contains(&(module.to_owned(), name.to_owned())) {
+            return None;
+        }
+        Some(if module == reactor::MODULE { "palisade" } else { "WASI preview 1" }.to_owned())
+    }
+
+    /// Names a missing import and what would provide it.
+    pub(crate) fn explain_missing(&self, import: &ImportInfo) -> String {
+        let ImportInfo { module, name, ty, .. } = import;
+        let nearest = self
+            .names
+            .iter()
+            .filter(|(known, _)| known == module)
+            .map(|(_, known)| (strsim::jaro_winkler(name, known), known))
+            .filter(|(likeness, _)| *likeness > 0.85)
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        let advice = match (module.as_str(), nearest) {
+            (_, Some((_, nearest))) => format!("did you mean `{nearest}`?"),
+            ("env", _) if ty.starts_with("memory") => "memories are never imported; build without `--import-memory`".into(),
+            ("env", _) => "an undefined C symbol or Emscripten; link it in, or build for `wasm32-wasip1`".into(),
+            ("extism:host/env", _) => "the Extism plug-in kit; not provided by this version".into(),
+            (module, _) if module.starts_with("wasi:") || module == "wasi_snapshot_preview2" => {
+                "WASI preview 2 or later; build for `wasm32-wasip1`".into()
+            }
+            ("wasi", _) => "WASI threads; build without threads".into(),
+            (module, _) if module.starts_with("wasix") => "WASIX; build for `wasm32-wasip1`".into(),
+            (module, _) if module == "__wbindgen_placeholder__" || module == "wbg" => {
+                "JavaScript glue of wasm-bindgen; build for `wasm32-wasip1` without it".into()
+            }
+            (module, _) if self.names.iter().any(|(known, _)| known == module) => {
+                "no such function; see `palisade inspect`".into()
+            }
+            _ => "a host function must be called through `palisade.host_call` by its name".into(),
+        };
+        format!("`{module}.{name}` ({ty}): {advice}")
+    }
+}
+
+/// Counts an instance for as long as it lives.
+pub(crate) struct Slot(Arc<Shared>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.instances.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    /// Takes one of the bounded number of instances.
+    pub(crate) fn take_slot(self: &Arc<Self>) -> Result<Slot> {
+        let max = self.capabilities.instances_max;
+        if self.instances.fetch_add(1, Ordering::Relaxed) >= max {
+            self.instances.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::new(
+                ErrorKind::Exhausted,
+                "instantiate",
+                format!("all {max} instances of this sandbox are in use"),
+            )
+            .help("drop instances, or open the backend with a larger `instances_max`"));
+        }
+        Ok(Slot(Arc::clone(self)))
+    }
+
+    /// The engine for stacks of `bytes`.
+    pub(crate) fn provided_for_stack(&self, allocation: Allocation, bytes: u64) -> Result<Arc<Provided>> {
+        if (allocation, bytes) == (self.main.allocation, STACK_BYTES_DEFAULT) {
+            return Ok(Arc::clone(&self.main));
+        }
+        let key = (allocation == Allocation::OnDemand, bytes);
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = others.get(&key) {
+            return Ok(Arc::clone(found));
+        }
+        if others.len() >= OTHER_STACKS_MAX {
+            return Err(Error::new(
+                ErrorKind::Exhausted,
+                "prepare",
+                format!("{OTHER_STACKS_MAX} different stack sizes are in use already, each with an engine of its own"),
+            )
+            .help("use the same `stack_bytes` for more plugins"));
+        }
+        let engine = engine::engine(allocation, bytes).map_err(|error| {
+            Error::new(ErrorKind::Io, "prepare", format!("no engine for a stack of {bytes} bytes"))
+                .help("use the default `stack_bytes`, or a smaller `instances_max`")
+                .source(error.to_string())
+        })?;
+        let provided = Provided::new(engine, allocation, &self.watchdog)?;
+        others.insert(key, Arc::clone(&provided));
+        Ok(provided)
+    }
+
+    /// Validates and compiles, or takes compiled code from the cache. Blocks.
+    fn compile(self: &Arc<Self>, artifact: &Artifact) -> Result<WasmtimeModule> {
+        let started = Instant::now();
+        let mut notes = Vec::new();
+        let structure = validate::scan(artifact.bytes())?;
+        let allocation = if structure.fits_pool { self.main.allocation } else { Allocation::OnDemand };
+        let provided = self.provided_for_stack(allocation, STACK_BYTES_DEFAULT)?;
+        let name = cache_name(artifact, &provided.engine);
+        let cached = self.cache.as_ref().and_then(|cache| match cache.get(&name) {
+            Lookup::Miss => None,
+            Lookup::Hit(file) => {
+                // SAFETY: the file is a sealed copy in anonymous memory, and its keyed hash shows that this host wrote
+                // it as the unmodified output of `Engine::precompile_module`.
+                let module = unsafe { wasmtime::Module::deserialize_open_file(&provided.engine, file) };
+                module.map_err(|error| notes.push(format!("compiled code in the cache is unusable ({error:#}); compiled again"))).ok()
+            }
+            Lookup::Unusable(why) => {
+                notes.push(format!("compiled code in the cache is unusable ({why}); compiled again"));
+                None
+            }
+        });
+        let from_cache = cached.is_some();
+        let module = match cached {
+            Some(module) => module,
+            None => self.compile_anew(artifact, &provided, &name, &mut notes)?,
+        };
+        let mut module = WasmtimeModule::new(Arc::clone(self), provided, module, artifact, structure);
+        let info = module.info_mut();
+        info.cached = from_cache;
+        info.notes = notes;
+        info.load_time = started.elapsed();
+        Ok(module)
+    }
+
+    fn compile_anew(
+        &self,
+        artifact: &Artifact,
+        provided: &Provided,
+        name: &str,
+        notes: &mut Vec<String>,
+    ) -> Result<wasmtime::Module> {
+        let invalid = |error: wasmtime::Error| {
+            Error::new(ErrorKind::InvalidArtifact, "load", format!("the module does not compile: {error:#}"))
+        };
+        validate::validate(artifact.bytes())?;
+        let Some(cache) = &self.cache else {
+            return wasmtime::Module::new(&provided.engine, artifact.bytes()).map_err(invalid);
+        };
+        let code = provided.engine.precompile_module(artifact.bytes()).map_err(invalid)?;
+        if let Err(error) = cache.put(name, &code) {
+            notes.push(format!("the compiled code could not be kept in the cache: {error}"));
+        }
+        // SAFETY: `code` is the unmodified output of `Engine::precompile_module` of a few lines above.
+        unsafe { wasmtime::Module::deserialize(&provided.engine, code) }.map_err(invalid)
+    }
+}
+
+/// Name of an artifact's compiled code: what it is, and everything the engine says decides whether it fits.
+fn cache_name(artifact: &Artifact, engine: &Engine) -> String {
+    struct Hasher(blake3::Hasher);
+    impl std::hash::Hasher for Hasher {
+        fn finish(&self) -> u64 {
+            u64::from_le_bytes(*self.0.finalize().as_bytes().first_chunk().unwrap_or(&[0; 8]))
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+    }
+    let mut hasher = Hasher(blake3::Hasher::new());
+    std::hash::Hash::hash(&engine.precompile_compatibility_hash(), &mut hasher);
+    format!("{}-{}", artifact.hash(), &hasher.0.finalize().to_hex()[..32])
+}
+
+impl Wasmtime {
+    /// Opens the backend.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] when the machine cannot run the engine, or the cache cannot be used.
+    pub fn open(options: &BackendOptions) -> Result<Wasmtime> {
+        let instances = options.instances_max.unwrap_or(INSTANCES_DEFAULT).max(1);
+        let cache = options.cache.as_ref().map(Cache::open).transpose()?;
+        let watchdog = Watchdog::start().map_err(|error| {
+            Error::new(ErrorKind::Io, "open", "the watchdog's thread cannot be started").source(error)
+        })?;
+        let watchdog = Arc::new(watchdog);
+        let (engine, allocation) = engine::main_engine(instances)?;
+        let main = Provided::new(engine, allocation, &watchdog)?;
+        Ok(Wasmtime(Arc::new(Shared {
+            capabilities: capabilities(instances),
+            watchdog,
+            main,
+            others: Mutex::default(),
+            cache,
+            instances: AtomicU64::new(0),
+            compilers: AtomicUsize::new(0),
+        })))
+    }
+}
+
+impl Sandbox for Wasmtime {
+    fn capabilities(&self) -> &Capabilities {
+        &self.0.capabilities
+    }
+
+    fn load(&self, artifact: Artifact) -> BoxFuture<'_, Result<Arc<dyn Module>>> {
+        /// Counts a compiler for as long as it runs.
+        struct Compiling(Arc<Shared>);
+        impl Drop for Compiling {
+            fn drop(&mut self) {
+                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+
+        Box::pin(async move {
+            if artifact.kind() != ArtifactKind::Wasm {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "load",
+                    format!("backend `{NAME}` loads WebAssembly modules, not a {}", artifact.kind()),
+                )
+                .help("choose another backend (`palisade backends`)"));
+            }
+            if self.0.compilers.fetch_add(1, Ordering::Relaxed) >= COMPILERS_MAX {
+                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
+                return Err(Error::new(
+                    ErrorKind::Exhausted,
+                    "load",
+                    format!("{COMPILERS_MAX} artifacts are being compiled already"),
+                )
+                .help("try again in a moment"));
+            }
+            let compiling = Compiling(Arc::clone(&self.0));
+            let compiled = on_thread("palisade-compile", move || compiling.0.compile(&artifact)).map_err(|error| {
+                Error::new(ErrorKind::Io, "load", "no thread for the compiler").source(error)
+            })?;
+            let mut compiled = std::pin::pin!(compiled);
+            let mut timeout = std::pin::pin!(self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX));
+            std::future::poll_fn(|context| {
+                if let std::task::Poll::Ready(compiled) = compiled.as_mut().poll(context) {
+                    return std::task::Poll::Ready(match compiled {
+                        Ok(module) => module.map(|module| Arc::new(module) as Arc<dyn Module>),
+                        Err(_) => Err(Error::new(ErrorKind::Internal, "load", "the compiler panicked on this artifact")),
+                    });
+                }
+                timeout.as_mut().poll(context).map(|()| {
+                    Err(Error::new(
+                        ErrorKind::InvalidArtifact,
+                        "load",
+                        format!("the artifact takes longer than {} s to compile", COMPILE_TIME_MAX.as_secs()),
+                    ))
+                })
+            })
+            .await
+        })
+    }
+}
+
+fn capabilities(instances: u32) -> Capabilities {
+    let quotas = Resource::ALL.into_iter().map(|resource| {
+        let enforcement = match resource {
+            Resource::Processes | Resource::Threads => Enforcement::AlwaysZero,
+            _ => Enforcement::Enforced,
+        };
+        (resource, enforcement)
+    });
+    Capabilities {
+        backend: NAME.to_owned(),
+        engine: ENGINE.to_owned(),
+        artifacts: [ArtifactKind::Wasm].into(),
+        abis: [Abi::Command, Abi::Reactor].into(),
+        quotas: quotas.collect(),
+        grants: [
+            GrantKind::DirectoriesReadOnly,
+            GrantKind::DirectoriesReadWrite,
+            GrantKind::Environment,
+            GrantKind::ClocksCoarse,
+            GrantKind::ClocksFine,
+            GrantKind::RandomnessSeeded,
+            GrantKind::HostFunctions,
+        ]
+        .into(),
+        memory_bytes_max: MEMORY_BYTES_MAX,
+        stack_bytes_min: STACK_BYTES_MIN,
+        stack_bytes_max: STACK_BYTES_MAX,
+        instances_max: u64::from(instances),
+        fuel_deterministic: true,
+        caveats: vec![
+            "guests share the host's process: a defect of the engine is a defect of the wall".to_owned(),
+            "fuel used since the last function entry is not counted when a guest traps".to_owned(),
+            "one bulk memory operation is not interrupted; it is at most as long as the memory quota".to_owned(),
+        ],
+    }
+}
+
+/// Finds out by trying what works on this machine.
+fn probe(options: &BackendOptions) -> Vec<Finding> {
+    let finding = |subject: &str, status, detail: String, advice: &str| Finding {
+        subject: subject.to_owned(),
+        status,
+        detail,
+        advice: advice.to_owned(),
+    };
+    let mut findings = Vec::new();
+    let mut without_cache = options.clone();
+    without_cache.cache = None;
+    let sandbox = match Wasmtime::open(&without_cache) {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            let detail = format!("{error}");
+            return vec![finding("wasmtime engine", FindingStatus::Missing, detail, "use another backend")];
+        }
+    };
+    findings.push(finding("wasmtime engine", FindingStatus::Ok, ENGINE.to_owned(), ""));
+    findings.push(match sandbox.0.main.allocation {
+        Allocation::Pooled { instances } => finding(
+            "pooled instances",
+            FindingStatus::Ok,
+            format!("{instances} slots of {} reserved", Resource::Memory.display(MEMORY_BYTES_MAX)),
+            "",
+        ),
+        Allocation::OnDemand => finding(
+            "pooled instances",
+            FindingStatus::Degraded,
+            "the address space is too small; instances are mapped one by one, which is several times slower".to_owned(),
+            "lift the limit on virtual memory (`ulimit -v unlimited`), or use a smaller `instances_max`",
+        ),
+    });
+    // (subject, module, quota, the resource that must run out)
+    type Change = fn(&mut Policy);
+    let tries: [(&str, &[u8], Change, Resource); 3] = [
+        (
+            "deadline stops a loop",
+            probes::SPIN,
+            |policy| policy.quota.wall_time = Some(Duration::from_millis(20)),
+            Resource::WallTime,
+        ),
+        ("fuel stops a loop", probes::SPIN, |policy| policy.quota.fuel = Some(10_000), Resource::Fuel),
+        ("memory is bounded", probes::GROW, |policy| policy.quota.memory_bytes = Some(1 << 20), Resource::Memory),
+    ];
+    for (subject, wasm, change, expected) in tries {
+        let mut policy = Policy::default();
+        change(&mut policy);
+        findings.push(match run_probe(&sandbox, wasm, policy) {
+            Ok(Outcome::QuotaExceeded { resource, .. }) if resource == expected => {
+                finding(subject, FindingStatus::Ok, format!("a guest over its {expected} was stopped"), "")
+            }
+            Ok(outcome) => finding(subject, FindingStatus::Missing, format!("the guest {outcome}"), "please report this"),
+            Err(error) => finding(subject, FindingStatus::Missing, error.to_string(), "please report this"),
+        });
+    }
+    findings.push(match options.cache.as_ref().map(Cache::open) {
+        None => finding("cache of compiled code", FindingStatus::Degraded, "not used".to_owned(), "give a cache directory"),
+        Some(Ok(_)) => finding("cache of compiled code", FindingStatus::Ok, "private and authenticated".to_owned(), ""),
+        Some(Err(error)) => {
+            let detail = match std::error::Error::source(&error) {
+                Some(source) => format!("{}: {source}", error.message()),
+                None => error.message().to_owned(),
+            };
+            finding("cache of compiled code", FindingStatus::Degraded, detail, "every start compiles anew until it is mended")
+        }
+    });
+    findings
+}
+
+/// Modules that `probe` runs, in the binary format. The comments are their text form; a test compares them.
+mod probes {
+    /// `(module (func (export "_start") (loop (br 0))))`
+    pub(super) const SPIN: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x0a\x01\x06_start\0\0\x0a\x09\x01\x07\0\x03\x40\x0c\0\x0b\x0b";
+    /// `(module (memory 1) (func (export "_start") (drop (memory.grow (i32.const 16)))))`
+    pub(super) const GROW: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x05\x03\x01\0\x01\x07\x0a\x01\x06_start\0\0\x0a\x09\x01\x07\0\x41\x10\x40\0\x1a\x0b";
+}
+
+/// Runs a module to its end, on this thread.
+fn run_probe(sandbox: &Wasmtime, wasm: &'static [u8], policy: Policy) -> Result<Outcome> {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let run = async {
+        let module = sandbox.load(Artifact::wasm(wasm)).await?;
+        let prepared = module.prepare(policy, HostFunctions::new())?;
+        Ok(prepared.run(Call::new()).await?.outcome)
+    };
+    let mut run = std::pin::pin!(run);
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut context = std::task::Context::from_waker(&waker);
+    loop {
+        match run.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(outcome) => return outcome,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probes_are_what_their_comments_say() {
+        let spin = wat::parse_str(r#"(module (func (export "_start") (loop (br 0))))"#).unwrap();
+        assert_eq!(probes::SPIN, spin);
+        let grow = r#"(module (memory 1) (func (export "_start") (drop (memory.grow (i32.const 16)))))"#;
+        assert_eq!(probes::GROW, wat::parse_str(grow).unwrap());
+    }
+
+    #[test]
+    fn the_declared_engine_is_the_locked_one() {
+        let lock = include_str!("../../../Cargo.lock");
+        let version = ENGINE.strip_prefix("wasmtime ").unwrap();
+        assert!(lock.contains(&format!("name = \"wasmtime\"\nversion = \"{version}\"\n")), "Cargo.lock resolves another Wasmtime");
+    }
+
+    #[test]
+    fn this_machine_passes_its_own_probes() {
+        let findings = probe(&BackendOptions::new());
+        let missing: Vec<_> = findings.iter().filter(|finding| finding.status == FindingStatus::Missing).collect();
+        assert!(missing.is_empty(), "{missing:#?}");
+        assert!(findings.len() > 5);
+    }
+}

@@ -1,0 +1,102 @@
+//! Configuration of the engine, and the probe that decides how instances are allocated.
+
+use palisade_core::{Error, ErrorKind, Result};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+
+use crate::guest::TABLES_MAX;
+
+/// Largest linear memory, and what is reserved for each: an address is 32 bits.
+pub(crate) const MEMORY_BYTES_MAX: u64 = 1 << 32;
+/// Smallest call stack; below this, ordinary programs do not start.
+pub(crate) const STACK_BYTES_MIN: u64 = 16 << 10;
+/// Largest call stack.
+pub(crate) const STACK_BYTES_MAX: u64 = 8 << 20;
+/// Call stack of the main engine; other sizes get an engine of their own.
+pub(crate) const STACK_BYTES_DEFAULT: u64 = 512 << 10;
+/// Room for host functions beside the guest on its stack.
+const HOST_STACK_BYTES: u64 = 3 << 19;
+
+/// Part of each slot that stays resident and is zeroed by hand between instances. It saves the page faults and the
+/// kernel's lock that decide how instantiation scales over cores; measured on two cores, 128 KiB give five times the
+/// rate of none.
+const KEEP_RESIDENT_BYTES: usize = 128 << 10;
+/// Tables of one instance in the pool; modules with more are allocated on demand.
+pub(crate) const POOL_TABLES_PER_MODULE: u32 = 4;
+/// Entries of one table in the pool; modules that need more are allocated on demand.
+pub(crate) const POOL_TABLE_ENTRIES: usize = 100_000;
+/// What the engine keeps for one instance in the pool besides its memory and tables.
+pub(crate) const INSTANCE_BYTES_MAX: usize = 1 << 20;
+
+/// How instances get their memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Allocation {
+    /// From slots reserved in advance.
+    Pooled {
+        /// Number of slots.
+        instances: u32,
+    },
+    /// Mapped for each instance.
+    OnDemand,
+}
+
+/// Makes an engine.
+pub(crate) fn engine(allocation: Allocation, stack_bytes: u64) -> wasmtime::Result<Engine> {
+    let mut config = Config::new();
+    config
+        .cranelift_opt_level(OptLevel::Speed)
+        .consume_fuel(true)
+        .epoch_interruption(true)
+        .max_wasm_stack(stack_bytes as usize)
+        .async_stack_size((stack_bytes + HOST_STACK_BYTES) as usize)
+        .memory_reservation(MEMORY_BYTES_MAX)
+        .memory_init_cow(true)
+        // Names of functions in trap messages need frames, not addresses.
+        .generate_address_map(false)
+        .native_unwind_info(false)
+        .concurrency_support(false)
+        // One language for every Wasm backend: what WebAssembly 2.0 has, less what multiplies a guest's memories.
+        .wasm_multi_memory(false)
+        .wasm_memory64(false)
+        .wasm_tail_call(false)
+        .wasm_relaxed_simd(false);
+    match allocation {
+        Allocation::OnDemand => config.allocation_strategy(InstanceAllocationStrategy::OnDemand),
+        Allocation::Pooled { instances } => {
+            let mut pool = PoolingAllocationConfig::new();
+            pool.total_core_instances(instances)
+                .total_stacks(instances)
+                .total_memories(instances)
+                .total_tables(instances.saturating_mul(POOL_TABLES_PER_MODULE))
+                .max_memories_per_module(1)
+                .max_tables_per_module(POOL_TABLES_PER_MODULE)
+                .table_elements(POOL_TABLE_ENTRIES)
+                .max_core_instance_size(INSTANCE_BYTES_MAX)
+                .max_memory_size(MEMORY_BYTES_MAX as usize)
+                .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
+                .table_keep_resident(KEEP_RESIDENT_BYTES)
+                // The kernel's scan for dirty pages misses pages that were swapped out, which would then be shown to
+                // the next tenant.
+                .pagemap_scan(Enabled::No);
+            config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+        }
+    };
+    Engine::new(&config)
+}
+
+/// The best engine this machine has room for: as many pooled slots as asked for, or allocation on demand where the
+/// address space does not hold them (an `RLIMIT_AS`, a small virtual address size).
+pub(crate) fn main_engine(instances: u32) -> Result<(Engine, Allocation)> {
+    let pooled = Allocation::Pooled { instances };
+    match engine(pooled, STACK_BYTES_DEFAULT) {
+        Ok(engine) => Ok((engine, pooled)),
+        Err(_) => engine(Allocation::OnDemand, STACK_BYTES_DEFAULT)
+            .map(|engine| (engine, Allocation::OnDemand))
+            .map_err(|error| {
+                Error::new(ErrorKind::Io, "open", "this machine cannot run the Wasmtime engine")
+                    .help("run `palisade doctor` to see what is missing")
+                    .source(error.to_string())
+            }),
+    }
+}
+
+const _: () = assert!(TABLES_MAX >= POOL_TABLES_PER_MODULE as usize);

@@ -1,0 +1,167 @@
+//! What the host keeps for one instance: the data of its store.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use palisade_core::{Call, CancelToken, HostFunctions, Policy, Resource};
+use palisade_wasi::reactor::HostCalls;
+use palisade_wasi::{Stop, Streams, StreamsLimits, WasiConfig, WasiContext};
+use wasmtime::{Memory, ResourceLimiter};
+
+use crate::meter::Meter;
+
+/// Tables one module may have.
+pub(crate) const TABLES_MAX: usize = 100;
+/// What one table entry costs the host.
+const TABLE_ENTRY_BYTES: u64 = size_of::<usize>() as u64;
+
+/// Data of a store.
+pub(crate) struct Guest {
+    pub(crate) wasi: WasiContext,
+    pub(crate) streams: Streams,
+    pub(crate) host: HostCalls,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) memory: Option<Memory>,
+    started: Instant,
+    wall_limit: Option<Duration>,
+    cpu_limit: Option<Duration>,
+    cancel: Option<CancelToken>,
+    memory_limit: u64,
+    /// Linear memories and tables.
+    memory_bytes: u64,
+    memory_peak_bytes: u64,
+    /// Why memory was refused, for when the engine reports it in words of its own.
+    pub(crate) memory_refused: Option<Stop>,
+}
+
+impl Guest {
+    pub(crate) fn new(wasi: Arc<WasiConfig>, functions: HostFunctions, policy: &Policy, meter: Arc<Meter>) -> Self {
+        let quota = &policy.quota;
+        Guest {
+            wasi: WasiContext::new(wasi),
+            streams: Streams::new(Default::default(), None, StreamsLimits::from(quota)),
+            host: HostCalls::new(functions, quota.host_calls.unwrap_or(u64::MAX)),
+            meter,
+            memory: None,
+            started: Instant::now(),
+            wall_limit: quota.wall_time,
+            cpu_limit: quota.cpu_time,
+            cancel: None,
+            memory_limit: quota.memory_bytes.unwrap_or(u64::MAX),
+            memory_bytes: 0,
+            memory_peak_bytes: 0,
+            memory_refused: None,
+        }
+    }
+
+    /// Begins a call.
+    pub(crate) fn begin_call(&mut self, call: Call, limits: StreamsLimits, started: Instant) {
+        self.wasi.begin_call(call.arguments);
+        self.streams = Streams::new(call.input, call.sink, limits);
+        self.host.begin_call();
+        self.meter.reset();
+        self.started = started;
+        self.cancel = call.cancel;
+        self.memory_peak_bytes = 0;
+        self.memory_refused = None;
+    }
+
+    /// Bytes of guest memory, with what the host holds for it.
+    fn charged_bytes(&self) -> u64 {
+        self.memory_bytes + self.streams.held_bytes() + self.host.held_bytes()
+    }
+
+    /// Checks the memory quota after the host took something for the guest.
+    pub(crate) fn charge(&mut self) -> Result<(), Stop> {
+        let charged = self.charged_bytes();
+        self.memory_peak_bytes = self.memory_peak_bytes.max(charged.min(self.memory_limit));
+        if charged > self.memory_limit {
+            return Err(Stop::Exceeded { resource: Resource::Memory, limit: self.memory_limit, used: charged });
+        }
+        Ok(())
+    }
+
+    /// What a streamed input may still take.
+    pub(crate) fn memory_left(&self) -> u64 {
+        self.memory_limit.saturating_sub(self.charged_bytes())
+    }
+
+    pub(crate) fn memory_peak_bytes(&self) -> u64 {
+        self.memory_peak_bytes
+    }
+
+    /// Checks time and cancellation; done at every time slice and before every wait.
+    pub(crate) fn check_time(&self) -> Result<(), Stop> {
+        if self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
+            return Err(Stop::Cancelled);
+        }
+        exceeded(Resource::WallTime, self.wall_limit, self.started.elapsed())?;
+        match self.cpu_limit {
+            Some(_) => exceeded(Resource::CpuTime, self.cpu_limit, self.meter.cpu_time(self.started)),
+            None => Ok(()),
+        }
+    }
+
+    fn grow(&mut self, current: usize, desired: usize, unit: u64) -> wasmtime::Result<bool> {
+        let grown = (desired as u64 - current as u64).saturating_mul(unit);
+        let charged = self.charged_bytes().saturating_add(grown);
+        if charged > self.memory_limit {
+            let stop = Stop::Exceeded { resource: Resource::Memory, limit: self.memory_limit, used: charged };
+            self.memory_refused = Some(stop.clone());
+            return Err(Halt(stop).into());
+        }
+        self.memory_bytes += grown;
+        self.memory_peak_bytes = self.memory_peak_bytes.max(charged);
+        Ok(true)
+    }
+}
+
+/// `Err` when `used` is more than `limit`.
+pub(crate) fn exceeded(resource: Resource, limit: Option<Duration>, used: Duration) -> Result<(), Stop> {
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    match limit {
+        Some(limit) if used > limit => Err(Stop::Exceeded { resource, limit: nanos(limit), used: nanos(used) }),
+        _ => Ok(()),
+    }
+}
+
+impl ResourceLimiter for Guest {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        // Beyond the module's own maximum nothing is taken; the guest learns it by -1.
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        self.grow(current, desired, 1)
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        self.grow(current, desired, TABLE_ENTRY_BYTES)
+    }
+
+    fn instances(&self) -> usize {
+        1
+    }
+
+    fn tables(&self) -> usize {
+        TABLES_MAX
+    }
+
+    fn memories(&self) -> usize {
+        1
+    }
+}
+
+/// A [`Stop`] on its way through the engine.
+#[derive(Debug)]
+pub(crate) struct Halt(pub(crate) Stop);
+
+impl std::fmt::Display for Halt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "guest stopped: {:?}", self.0)
+    }
+}
+
+impl std::error::Error for Halt {}

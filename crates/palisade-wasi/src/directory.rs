@@ -1,0 +1,243 @@
+//! Reading directories.
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+
+use rustix::fs::{Dir, FileType, Mode, OFlags};
+
+use crate::errno::{Fail, settle};
+use crate::layout::{DIRENT_BYTES, Filetype, dirent};
+use crate::{Errno, GuestMemory, Stop, Streams, WasiContext};
+
+/// Most bytes written in one call; a guest has to come back for the rest anyway.
+const BUFFER_BYTES_MAX: u32 = 1 << 20;
+
+/// A directory being read, at some position.
+///
+/// A cookie is the number of entries before the one it stands for. The listing stays where the guest stopped reading,
+/// so that going through a directory takes one pass over it whatever the size of the guest's buffer.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    dir: Dir,
+    /// The cookie of the next entry.
+    cookie: u64,
+    /// The next entry when it is already taken from `dir`, because it did not fit into the guest's buffer.
+    taken: Option<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: CString,
+    ino: u64,
+    filetype: Filetype,
+}
+
+impl Listing {
+    fn open(dir: impl AsFd) -> Result<Listing, Fail> {
+        // A description of its own: duplicates share a position, and granted directories are shared by instances.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
+        Ok(Listing { dir: Dir::new(fd)?, cookie: 0, taken: None })
+    }
+
+    /// The next entry. `.` and `..` come first, wherever the file system has them; `ino` is for both.
+    fn take(&mut self, ino: u64) -> Result<Option<Entry>, Fail> {
+        if let Some(entry) = self.taken.take() {
+            return Ok(Some(entry));
+        }
+        match self.cookie {
+            0 => return Ok(Some(Entry { name: c".".into(), ino, filetype: Filetype::Directory })),
+            // The number of the parent would tell about a directory that may not be granted.
+            1 => return Ok(Some(Entry { name: c"..".into(), ino, filetype: Filetype::Directory })),
+            _ => {}
+        }
+        for entry in &mut self.dir {
+            let entry = entry?;
+            let name = entry.file_name();
+            // A name that is not UTF-8 has no path in WASI.
+            if name == c"." || name == c".." || name.to_str().is_err() {
+                continue;
+            }
+            let filetype = match entry.file_type() {
+                FileType::Unknown => Filetype::Unknown,
+                known => known.into(),
+            };
+            return Ok(Some(Entry { name: name.to_owned(), ino: entry.ino(), filetype }));
+        }
+        Ok(None)
+    }
+}
+
+impl WasiContext {
+    /// Reads entries of a directory from a cookie on. The last one is cut off when the buffer is full.
+    #[expect(clippy::too_many_arguments, reason = "WASI's parameters")]
+    pub fn fd_readdir(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        _streams: &mut Streams,
+        fd: i32,
+        buf: i32,
+        buf_len: i32,
+        cookie: i64,
+        bufused: i32,
+    ) -> Result<Errno, Stop> {
+        settle(|| {
+            let descriptors = self.descriptors();
+            let directory = match descriptors.directory(fd as u32) {
+                Err(Fail::Errno(Errno::NotDir)) => return Err(Errno::BadF.into()),
+                result => result?,
+            };
+            memory.slice(bufused as u32, 4)?;
+            memory.slice(buf as u32, buf_len as u32)?;
+            let buffer = memory.slice_mut(buf as u32, (buf_len as u32).min(BUFFER_BYTES_MAX))?;
+            let cookie = cookie as u64;
+
+            // Rewinding starts anew, to see what changed.
+            let live = directory.listing.take_if(|listing| cookie > 0 && listing.cookie <= cookie);
+            directory.listing = None;
+            let dir = std::sync::Arc::clone(&directory.dir);
+            let mut listing = match live {
+                Some(listing) => listing,
+                None => {
+                    descriptors.bound_listings();
+                    Box::new(Listing::open(&*dir)?)
+                }
+            };
+            let ino = cap_std::fs::MetadataExt::ino(&dir.dir_metadata()?);
+
+            let mut used = 0;
+            let mut ended = false;
+            while used < buffer.len() || listing.cookie < cookie {
+                let Some(entry) = listing.take(ino)? else {
+                    ended = true;
+                    break;
+                };
+                if listing.cookie >= cookie {
+                    let name = entry.name.as_bytes();
+                    let header = dirent(listing.cookie + 1, entry.ino, name.len(), entry.filetype);
+                    used += copy(&header, &mut buffer[used..]);
+                    let fits = buffer.len() - used >= name.len();
+                    used += copy(name, &mut buffer[used..]);
+                    if !fits {
+                        listing.taken = Some(entry);
+                        break;
+                    }
+                }
+                listing.cookie += 1;
+            }
+            // What is at its end holds no descriptor of the host; whoever asks again starts anew and finds the end.
+            if !ended {
+                descriptors.directory(fd as u32)?.listing = Some(listing);
+            }
+            Ok(memory.write_u32(bufused as u32, used as u32)?)
+        })
+    }
+}
+
+/// Copies what fits; gives its length.
+fn copy(from: &[u8], to: &mut [u8]) -> usize {
+    let len = from.len().min(to.len());
+    to[..len].copy_from_slice(&from[..len]);
+    len
+}
+
+const _: () = assert!(DIRENT_BYTES == 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{Guest, read_write};
+    use std::collections::BTreeSet;
+
+    /// Entries as (cookie of the next, name), and whether the last was cut off.
+    fn read(guest: &mut Guest, fd: i32, buf_len: u32, cookie: u64) -> (Vec<(u64, String)>, bool) {
+        let errno = guest.run(|context, memory, streams| {
+            context.fd_readdir(memory, streams, fd, 1024, buf_len as i32, cookie as i64, 8)
+        });
+        assert_eq!(errno, Ok(Errno::Success));
+        let mut bytes = &guest.memory[1024..1024 + guest.u32(8) as usize];
+        let mut entries = Vec::new();
+        while bytes.len() >= DIRENT_BYTES {
+            let next = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+            let len = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) as usize;
+            let Some(name) = bytes.get(DIRENT_BYTES..DIRENT_BYTES + len) else { return (entries, true) };
+            entries.push((next, String::from_utf8(name.to_vec()).unwrap()));
+            bytes = &bytes[DIRENT_BYTES + len..];
+        }
+        (entries, !bytes.is_empty())
+    }
+
+    fn scratch(files: usize) -> tempfile::TempDir {
+        let scratch = tempfile::tempdir().unwrap();
+        (0..files).for_each(|number| std::fs::write(scratch.path().join(format!("file{number}")), "").unwrap());
+        scratch
+    }
+
+    #[test]
+    fn every_entry_comes_once_whatever_the_buffer() {
+        let scratch = scratch(40);
+        for buf_len in [30, 31, 32, 64, 100, 1000, 100_000] {
+            let mut guest = Guest::new(&read_write(scratch.path()));
+            let (mut names, mut cookie) = (Vec::new(), 0);
+            loop {
+                let (entries, cut) = read(&mut guest, 3, buf_len, cookie);
+                if entries.is_empty() {
+                    assert!(!cut, "{buf_len}");
+                    break;
+                }
+                cookie = entries.last().unwrap().0;
+                names.extend(entries.into_iter().map(|(_, name)| name));
+            }
+            assert_eq!(&names[..2], [".", ".."]);
+            assert_eq!(names.len(), 42, "{buf_len}");
+            assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), 42);
+        }
+    }
+
+    #[test]
+    fn cookies_can_be_gone_back_to() {
+        let scratch = scratch(10);
+        let mut guest = Guest::new(&read_write(scratch.path()));
+        let (all, cut) = read(&mut guest, 3, 4096, 0);
+        assert!(!cut && all.len() == 12);
+        for start in [5, 0, 11, 3, 12, 1] {
+            let (entries, _) = read(&mut guest, 3, 60, start);
+            assert_eq!(entries, all[start as usize..][..entries.len()], "{start}");
+        }
+        assert_eq!(read(&mut guest, 3, 4096, u64::MAX), (vec![], false));
+        std::fs::write(scratch.path().join("late"), "").unwrap();
+        assert_eq!(read(&mut guest, 3, 4096, 0).0.len(), 13);
+    }
+
+    #[test]
+    fn removing_while_reading_loses_nothing() {
+        let scratch = scratch(30);
+        let mut guest = Guest::new(&read_write(scratch.path()));
+        let mut cookie = 0;
+        loop {
+            let (entries, _) = read(&mut guest, 3, 100, cookie);
+            let Some(last) = entries.last() else { break };
+            cookie = last.0;
+            for (_, name) in entries.iter().filter(|(_, name)| !name.starts_with('.')) {
+                std::fs::remove_file(scratch.path().join(name)).unwrap();
+            }
+        }
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_buffer_too_small_for_a_header_gets_a_part_of_it() {
+        let scratch = scratch(1);
+        let mut guest = Guest::new(&read_write(scratch.path()));
+        let run = |guest: &mut Guest, len| {
+            guest.run(|context, memory, streams| context.fd_readdir(memory, streams, 3, 1024, len, 0, 8))
+        };
+        assert_eq!((run(&mut guest, 10), guest.u32(8)), (Ok(Errno::Success), 10));
+        assert_eq!((run(&mut guest, 0), guest.u32(8)), (Ok(Errno::Success), 0));
+        assert_eq!(run(&mut guest, -1), Ok(Errno::Fault));
+        assert_eq!(
+            guest.run(|context, memory, streams| context.fd_readdir(memory, streams, 1, 1024, 64, 0, 8)),
+            Ok(Errno::BadF)
+        );
+    }
+}
