@@ -107,8 +107,17 @@ pub fn backend(name: &str) -> Result<&'static BackendRegistration> {
         let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         Error::new(ErrorKind::NotFound, "open", format!("no backend `{name}` is linked into this program"))
             .context("backend", name)
-            .help(format!("linked backends: {known}; others need their Cargo feature"))
+            .help(format!("linked backends: {known}"))
     })
+}
+
+/// Opens the linked backend `name`.
+///
+/// # Errors
+///
+/// As [`backend`], and those of the backend.
+pub fn open(name: &str, options: &BackendOptions) -> Result<Arc<dyn Sandbox>> {
+    (backend(name)?.open)(options)
 }
 
 #[cfg(test)]

@@ -2,11 +2,13 @@
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
-use rustix::fs::{Dir, FileType, Mode, OFlags};
+use cap_std::fs::MetadataExt;
+use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::errno::{Fail, settle};
-use crate::layout::{DIRENT_BYTES, Filetype, dirent};
+use crate::layout::{Filetype, dirent};
 use crate::{Errno, GuestMemory, Stop, Streams, WasiContext};
 
 /// Most bytes written in one call; a guest has to come back for the rest anyway.
@@ -58,11 +60,7 @@ impl Listing {
             if name == c"." || name == c".." || name.to_str().is_err() {
                 continue;
             }
-            let filetype = match entry.file_type() {
-                FileType::Unknown => Filetype::Unknown,
-                known => known.into(),
-            };
-            return Ok(Some(Entry { name: name.to_owned(), ino: entry.ino(), filetype }));
+            return Ok(Some(Entry { name: name.to_owned(), ino: entry.ino(), filetype: entry.file_type().into() }));
         }
         Ok(None)
     }
@@ -95,7 +93,7 @@ impl WasiContext {
             // Rewinding starts anew, to see what changed.
             let live = directory.listing.take_if(|listing| cookie > 0 && listing.cookie <= cookie);
             directory.listing = None;
-            let dir = std::sync::Arc::clone(&directory.dir);
+            let dir = Arc::clone(&directory.dir);
             let mut listing = match live {
                 Some(listing) => listing,
                 None => {
@@ -103,7 +101,7 @@ impl WasiContext {
                     Box::new(Listing::open(&*dir)?)
                 }
             };
-            let ino = cap_std::fs::MetadataExt::ino(&dir.dir_metadata()?);
+            let ino = dir.dir_metadata()?.ino();
 
             let mut used = 0;
             let mut ended = false;
@@ -141,11 +139,10 @@ fn copy(from: &[u8], to: &mut [u8]) -> usize {
     len
 }
 
-const _: () = assert!(DIRENT_BYTES == 24);
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::DIRENT_BYTES;
     use crate::tests::{Guest, read_write};
     use std::collections::BTreeSet;
 
@@ -223,6 +220,24 @@ mod tests {
             }
         }
         assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn many_directories_can_be_read_in_turns() {
+        let scratch = scratch(8);
+        let mut policy = read_write(scratch.path());
+        let grant = policy.grants.directories[0].clone();
+        policy.grants.directories.extend(
+            (0..40).map(|number| palisade_core::DirectoryGrant { guest: format!("/{number}"), ..grant.clone() }),
+        );
+        let mut guest = Guest::new(&policy);
+        let (all, _) = read(&mut guest, 3, 4096, 0);
+        for start in [0, 2, 4, 6] {
+            for fd in 3..44 {
+                let (entries, _) = read(&mut guest, fd, 80, start);
+                assert_eq!(entries[..2], all[start as usize..][..2], "{fd} {start}");
+            }
+        }
     }
 
     #[test]

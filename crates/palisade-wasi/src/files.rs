@@ -608,11 +608,7 @@ impl Iovs {
     }
 
     /// Hands the bytes to `write`, up to the bound of one call.
-    fn each(
-        &self,
-        memory: &GuestMemory<'_>,
-        mut write: impl FnMut(&[u8]) -> Result<(), Stop>,
-    ) -> Result<u32, Fail> {
+    fn each(&self, memory: &GuestMemory<'_>, mut write: impl FnMut(&[u8]) -> Result<(), Stop>) -> Result<u32, Fail> {
         let mut total = 0;
         for index in 0..self.len {
             let (address, len) = self.get(memory, index)?;

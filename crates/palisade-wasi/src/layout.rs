@@ -274,16 +274,8 @@ mod tests {
 
     #[test]
     fn filestat_layouts_differ_in_the_link_count() {
-        let stat = Filestat {
-            dev: 1,
-            ino: 2,
-            filetype: Filetype::RegularFile,
-            nlink: 3,
-            size: 4,
-            atim: 5,
-            mtim: 6,
-            ctim: 7,
-        };
+        let stat =
+            Filestat { dev: 1, ino: 2, filetype: Filetype::RegularFile, nlink: 3, size: 4, atim: 5, mtim: 6, ctim: 7 };
         let mut bytes = [0xff; 64];
         stat.write(&mut GuestMemory::new(&mut bytes), 0, Snapshot::One).unwrap();
         let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());

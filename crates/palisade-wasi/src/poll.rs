@@ -31,7 +31,10 @@ pub(crate) struct Pending {
 /// What a subscription came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    Ready { bytes: u64, flags: u16 },
+    Ready {
+        bytes: u64,
+        flags: u16,
+    },
     Failed(Errno),
     /// To wait until then, or for ever.
     At(Option<Instant>),
@@ -158,9 +161,7 @@ impl WasiContext {
                 (Err(errno), _) => State::Failed(errno),
                 (Ok(_), false) => State::At(after(began, timeout)),
                 (Ok(Clock::Monotonic), true) => State::At(after(self.created, self.visible(timeout))),
-                (Ok(Clock::Realtime), true) => {
-                    State::At(after(now, self.visible(timeout).saturating_sub(realtime()?)))
-                }
+                (Ok(Clock::Realtime), true) => State::At(after(now, self.visible(timeout).saturating_sub(realtime()?))),
             }),
             What::Descriptor { fd } => {
                 let reads = subscription.kind == FD_READ;

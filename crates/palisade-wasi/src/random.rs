@@ -32,10 +32,9 @@ impl WasiContext {
                         getrandom::fill(chunk).map_err(|_| Errno::Io)?;
                     }
                 }
-                Randomness::Seeded(seed) => self
-                    .random
-                    .get_or_insert_with(|| Box::new(ChaCha20Rng::seed_from_u64(seed)))
-                    .fill_bytes(buffer),
+                Randomness::Seeded(seed) => {
+                    self.random.get_or_insert_with(|| Box::new(ChaCha20Rng::seed_from_u64(seed))).fill_bytes(buffer)
+                }
             }
             Ok(())
         })

@@ -85,9 +85,7 @@ impl Guest {
     fn open(&mut self, dir: i32, path: &str, open_flags: u32, rights: u64, fd_flags: u32) -> Result<i32, Errno> {
         let errno = self.on_path(path, |context, memory, streams, path, len| {
             let (open_flags, rights) = (open_flags as i32, rights as i64);
-            context.path_open(
-                memory, streams, dir, 1, path, len, open_flags, rights, 0, fd_flags as i32, RESULT as i32,
-            )
+            context.path_open(memory, streams, dir, 1, path, len, open_flags, rights, 0, fd_flags as i32, RESULT as i32)
         });
         if errno == Errno::Success { Ok(self.u32(RESULT) as i32) } else { Err(errno) }
     }
@@ -147,7 +145,9 @@ impl Guest {
     }
 
     fn unlink(&mut self, fd: i32, path: &str) -> Errno {
-        self.on_path(path, |context, memory, streams, path, len| context.path_unlink_file(memory, streams, fd, path, len))
+        self.on_path(path, |context, memory, streams, path, len| {
+            context.path_unlink_file(memory, streams, fd, path, len)
+        })
     }
 
     fn close(&mut self, fd: i32) -> Errno {
@@ -173,9 +173,8 @@ impl Guest {
         let bytes = pieces.concat();
         self.memory[DATA..DATA + bytes.len()].copy_from_slice(&bytes);
         let (iovs, iovs_len) = self.iovs(&pieces.iter().map(|piece| piece.len()).collect::<Vec<_>>());
-        let errno = self.run(|context, memory, streams| {
-            context.fd_write(memory, streams, fd, iovs, iovs_len, RESULT as i32)
-        })?;
+        let errno =
+            self.run(|context, memory, streams| context.fd_write(memory, streams, fd, iovs, iovs_len, RESULT as i32))?;
         Ok(if errno == Errno::Success { Ok(self.u32(RESULT) as usize) } else { Err(errno) })
     }
 
@@ -509,9 +508,26 @@ mod confinement {
         link("/", "root");
         link("/proc/self/root", "proc");
         let escapes = [
-            "..", "../", "../secret", "dir/../../secret", "./../secret", "/etc/passwd", "/", "up", "absolute", "parent",
-            "parent/", "parent/secret", "parent/ro/file", "root", "root/", "root/etc/passwd", "dir/../parent/secret",
-            "proc", "proc/etc", "../rw/file",
+            "..",
+            "../",
+            "../secret",
+            "dir/../../secret",
+            "./../secret",
+            "/etc/passwd",
+            "/",
+            "up",
+            "absolute",
+            "parent",
+            "parent/",
+            "parent/secret",
+            "parent/ro/file",
+            "root",
+            "root/",
+            "root/etc/passwd",
+            "dir/../parent/secret",
+            "proc",
+            "proc/etc",
+            "../rw/file",
         ];
         for path in escapes {
             let refused = |result: Result<i32, Errno>| matches!(result, Err(Errno::Perm));
@@ -586,9 +602,7 @@ mod confinement {
         let changes: [Change; 20] = [
             ("fd_allocate", |guest| guest.run(|c, m, s| c.fd_allocate(m, s, 5, 0, 100)).unwrap()),
             ("fd_filestat_set_size", |guest| guest.resize(5, 0)),
-            ("fd_filestat_set_times", |guest| {
-                guest.run(|c, m, s| c.fd_filestat_set_times(m, s, 5, 0, 0, 5)).unwrap()
-            }),
+            ("fd_filestat_set_times", |guest| guest.run(|c, m, s| c.fd_filestat_set_times(m, s, 5, 0, 0, 5)).unwrap()),
             ("fd_filestat_set_times, directory", |guest| {
                 guest.run(|c, m, s| c.fd_filestat_set_times(m, s, 6, 0, 0, 5)).unwrap()
             }),
@@ -794,7 +808,8 @@ mod poll {
     #[test]
     fn streams_are_ready_and_bad_descriptors_are_reported() {
         let mut guest = Guest::with_input(&Policy::default(), Input::Bytes("abc".into()));
-        let events = poll(&mut guest, &[On::Write(1), On::Write(2), On::Read(0), On::Read(99), relative(1 << 40)], false);
+        let events =
+            poll(&mut guest, &[On::Write(1), On::Write(2), On::Read(0), On::Read(99), relative(1 << 40)], false);
         let bad = Errno::BadF as u16;
         assert_eq!(events, Ok(Ok(vec![(100, 0, 2, 0), (101, 0, 2, 0), (102, 0, 1, 3), (103, bad, 1, 0)])));
         assert_eq!(poll(&mut guest, &[On::Write(0)], false), Ok(Ok(vec![(100, bad, 2, 0)])));
@@ -864,14 +879,17 @@ mod every_function {
         ($($module:literal {
             $($kind:ident fn $name:ident = $method:ident($($parameter:ident: $type:ident),*);)*
         })*) => {
-            [$([$((
+            [$({
+                const CALLS: &[Call] = &[$((
                 stringify!($method),
                 |guest, arguments| {
                     let _ = &arguments;
                     $(let $parameter = <$type>::draw(arguments.next().unwrap());)*
                     guest.run(|context, memory, streams| context.$method(memory, streams, $($parameter),*))
                 },
-            )),*].as_slice()),*]
+            )),*];
+                CALLS
+            }),*]
         };
     }
 

@@ -43,13 +43,11 @@ impl Times {
             Time::Keep => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
             Time::Now => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
             // At most 2^64 / 10^9 seconds: both parts fit.
-            Time::Nanos(nanos) => Timespec {
-                tv_sec: (nanos / 1_000_000_000) as _,
-                tv_nsec: (nanos % 1_000_000_000) as _,
-            },
+            Time::Nanos(nanos) => {
+                Timespec { tv_sec: (nanos / 1_000_000_000) as _, tv_nsec: (nanos % 1_000_000_000) as _ }
+            }
         };
-        let times =
-            Timestamps { last_access: timespec(self.access), last_modification: timespec(self.modification) };
+        let times = Timestamps { last_access: timespec(self.access), last_modification: timespec(self.modification) };
         Ok(rustix::fs::futimens(file, &times)?)
     }
 
@@ -85,6 +83,6 @@ mod tests {
         let (access, modification) = times.specs();
         assert!(access.is_some() && modification.is_some());
         // Whether the file system can store it is another matter.
-        let _ = times.set(&tempfile::tempfile().unwrap());
+        let _ = times.set(tempfile::tempfile().unwrap());
     }
 }

@@ -1,0 +1,113 @@
+//! The `palisade` command: run code you don't trust, under limits you can prove.
+#![forbid(unsafe_code)]
+
+mod backends;
+mod doctor;
+mod exit;
+mod inspect;
+mod output;
+mod plugin;
+mod policy;
+mod run;
+mod stdin;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use palisade::{BackendOptions, Error};
+
+use crate::exit::Exit;
+
+/// Run code you don't trust, under limits you can prove.
+#[derive(Debug, Parser)]
+#[command(name = "palisade", version, about, after_help = exit::HELP, subcommand_required = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a plugin under limits.
+    Run(Box<run::Run>),
+    /// Show what a plugin imports, exports and needs.
+    Inspect(inspect::Inspect),
+    /// Show the linked backends and what they can enforce.
+    Backends(backends::Backends),
+    /// Try out what this machine can and cannot enforce.
+    Doctor(doctor::Doctor),
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are printed the same way, and are no errors.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::HostError.into() } else { Exit::Success.into() };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::error_line(&format!("cannot start: {error}"));
+            return Exit::HostError.into();
+        }
+    };
+    let (json, result) = match arguments.command {
+        Command::Run(run) => (run.json, runtime.block_on(run::run(*run))),
+        Command::Inspect(inspect) => (inspect.json, runtime.block_on(inspect::run(inspect))),
+        Command::Backends(backends) => (backends.json, backends::run(&backends)),
+        Command::Doctor(doctor) => (doctor.json, doctor::run(&doctor)),
+    };
+    // A thread that still waits for standard input must not hold the end up.
+    runtime.shutdown_background();
+    match result {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            let exit = Exit::of_error(&error);
+            output::error(&error, exit, json);
+            exit.into()
+        }
+    }
+}
+
+/// Options of a backend, with the cache where this user keeps such things.
+fn backend_options(cache: bool) -> BackendOptions {
+    let options = BackendOptions::new();
+    let home = |variable: &str, under_home: &str| {
+        let set = std::env::var_os(variable).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
+        set.filter(|path| path.is_absolute())
+            .or_else(|| std::env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(under_home)))
+    };
+    // The XDG base directory specification; the key is data, so that clearing caches does not touch it.
+    match (cache, home("XDG_CACHE_HOME", ".cache"), home("XDG_DATA_HOME", ".local/share")) {
+        (true, Some(cache), Some(data)) => options.cache(cache.join("palisade"), data.join("palisade/cache.key")),
+        _ => options,
+    }
+}
+
+/// Opens a backend; a cache that cannot be used costs time, not the run.
+fn open_backend(name: &str, cache: bool) -> Result<std::sync::Arc<dyn palisade::Sandbox>, Error> {
+    let options = backend_options(cache);
+    match palisade::open(name, &options) {
+        Err(error) if options.cache.is_some() && error.kind() == palisade::ErrorKind::Io => {
+            let source = std::error::Error::source(&error).map(|source| format!(" ({source})")).unwrap_or_default();
+            output::note(&format!("{}{source}; going on without it", error.message()));
+            palisade::open(name, &backend_options(false))
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

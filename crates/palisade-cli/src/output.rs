@@ -1,0 +1,105 @@
+//! What the command itself says, on standard error, and guests' output on its way out.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use palisade::{CancelToken, Error, OutputSink, OutputStream};
+
+use crate::exit::Exit;
+
+/// Prints an error: one line for people, or one JSON object for programs.
+pub(crate) fn error(error: &Error, exit: Exit, json: bool) {
+    if json {
+        print_json(&serde_json::json!({ "error": error, "exit_code": exit.code() }));
+    } else {
+        let source = std::error::Error::source(error).map(|source| format!(" ({source})")).unwrap_or_default();
+        let help = error.help_text().map(|help| format!("; {help}")).unwrap_or_default();
+        error_line(&format!("{}{source}{help}", error.message()));
+    }
+}
+
+/// Prints `palisade: error: …` on one line.
+pub(crate) fn error_line(message: &str) {
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let _ = writeln!(io::stderr(), "{} {message}", paint("31;1", "palisade: error:"));
+}
+
+/// Prints `palisade: note: …`.
+pub(crate) fn note(message: &str) {
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let _ = writeln!(io::stderr(), "{} {message}", paint("33", "palisade: note:"));
+}
+
+/// Prints a JSON object on a line of its own. A closed pipe is not our concern.
+pub(crate) fn print_json(value: &serde_json::Value) {
+    let _ = writeln!(io::stdout(), "{value}");
+}
+
+/// Prints text. A closed pipe is not our concern.
+pub(crate) fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// `text` in a colour of the ANSI codes, when standard error is a terminal that wants it.
+pub(crate) fn paint(code: &str, text: &str) -> String {
+    let wanted = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if wanted { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// Passes a guest's output on as it comes. A thread does the writing, so that a slow reader holds up nothing but the
+/// output; what is under way is bounded by the guest's own quotas.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    pieces: Mutex<Option<Sender<(OutputStream, Vec<u8>)>>>,
+    writer: Mutex<Option<JoinHandle<bool>>>,
+}
+
+impl Forward {
+    /// Starts forwarding. When nobody reads any more, `cancel` is cancelled.
+    pub(crate) fn start(cancel: CancelToken) -> io::Result<Forward> {
+        let (sender, receiver) = channel();
+        let writer = std::thread::Builder::new().name("palisade-output".into()).spawn(move || {
+            let written = write_all(receiver);
+            if written.is_err() {
+                cancel.cancel();
+            }
+            written.is_ok()
+        })?;
+        Ok(Forward { pieces: Mutex::new(Some(sender)), writer: Mutex::new(Some(writer)) })
+    }
+
+    /// Waits until everything is written. Whether it could be.
+    pub(crate) fn finish(&self) -> bool {
+        drop(self.pieces.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        writer.is_none_or(|writer| writer.join().unwrap_or(false))
+    }
+}
+
+impl OutputSink for Forward {
+    fn write(&self, stream: OutputStream, bytes: &[u8]) {
+        if let Some(pieces) = &*self.pieces.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Fails when the writer gave up, which the cancelled call learns in its own way.
+            let _ = pieces.send((stream, bytes.to_vec()));
+        }
+    }
+}
+
+fn write_all(pieces: Receiver<(OutputStream, Vec<u8>)>) -> io::Result<()> {
+    for (stream, bytes) in pieces {
+        match stream {
+            OutputStream::Output => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(&bytes)?;
+                stdout.flush()?;
+            }
+            OutputStream::Error => io::stderr().write_all(&bytes)?,
+            OutputStream::Log(level) => {
+                writeln!(io::stderr(), "[{}] {}", level.as_str(), String::from_utf8_lossy(&bytes))?;
+            }
+        }
+    }
+    Ok(())
+}

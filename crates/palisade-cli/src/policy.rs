@@ -1,0 +1,228 @@
+//! From a policy file and options to a policy.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use palisade::{Access, Clocks, DirectoryGrant, Error, ErrorKind, Policy, Randomness, Result, units};
+
+use crate::plugin;
+
+/// Largest policy file.
+const POLICY_BYTES_MAX: u64 = 1 << 20;
+
+/// Quota and grants.
+#[derive(Debug, Args)]
+pub(crate) struct PolicyOptions {
+    /// Read quota and grants from a TOML file; the options here go before it
+    #[arg(long, value_name = "FILE", help_heading = "Policy")]
+    policy: Option<PathBuf>,
+
+    /// Most time from start to end, waits included [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = limit(units::parse_duration), help_heading = "Quota")]
+    wall_time: Option<Limit<Duration>>,
+    /// Most time on a CPU
+    #[arg(long, value_name = "TIME", value_parser = limit(units::parse_duration), help_heading = "Quota")]
+    cpu_time: Option<Limit<Duration>>,
+    /// Most instructions, counted deterministically
+    #[arg(long, value_name = "COUNT", value_parser = limit(units::parse_count), help_heading = "Quota")]
+    fuel: Option<Limit<u64>>,
+    /// Most memory [default: 128MiB]
+    #[arg(long, value_name = "BYTES", value_parser = limit(units::parse_bytes), help_heading = "Quota")]
+    memory: Option<Limit<u64>>,
+    /// Largest call stack [default: 512KiB]
+    #[arg(long, value_name = "BYTES", value_parser = limit(units::parse_bytes), help_heading = "Quota")]
+    stack: Option<Limit<u64>>,
+    /// Most standard output [default: 16MiB]
+    #[arg(long, value_name = "BYTES", value_parser = limit(units::parse_bytes), help_heading = "Quota")]
+    output_limit: Option<Limit<u64>>,
+    /// Most standard error and log records [default: 1MiB]
+    #[arg(long, value_name = "BYTES", value_parser = limit(units::parse_bytes), help_heading = "Quota")]
+    log_limit: Option<Limit<u64>>,
+    /// Most files open at once [default: 64]
+    #[arg(long, value_name = "COUNT", value_parser = limit(units::parse_count), help_heading = "Quota")]
+    open_files: Option<Limit<u64>>,
+    /// Most bytes by which files may grow [default: 64MiB]
+    #[arg(long, value_name = "BYTES", value_parser = limit(units::parse_bytes), help_heading = "Quota")]
+    disk: Option<Limit<u64>>,
+
+    /// Let the guest use a directory: HOST::GUEST, read-only unless `:rw` follows
+    #[arg(long, value_name = "HOST::GUEST[:ro|rw]", help_heading = "Grants")]
+    dir: Vec<String>,
+    /// Set an environment variable
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Grants")]
+    env: Vec<String>,
+    /// Let the guest see clocks of full resolution
+    #[arg(long, help_heading = "Grants")]
+    fine_clocks: bool,
+    /// Take randomness from this seed, the same on every run
+    #[arg(long, value_name = "NUMBER", help_heading = "Grants")]
+    seed: Option<u64>,
+}
+
+/// A bound, or none.
+#[derive(Debug, Clone, Copy)]
+struct Limit<T>(Option<T>);
+
+fn limit<T: Clone + Send + Sync + 'static>(
+    parse: fn(&str) -> Result<T, String>,
+) -> impl Fn(&str) -> Result<Limit<T>, String> + Clone + Send + Sync {
+    move |text| if text == "unlimited" { Ok(Limit(None)) } else { parse(text).map(|value| Limit(Some(value))) }
+}
+
+impl PolicyOptions {
+    /// The policy: the file's, or the default one, with the options on top.
+    pub(crate) fn policy(&self) -> Result<Policy> {
+        let mut policy = self.policy.as_deref().map_or_else(|| Ok(Policy::default()), read_policy)?;
+        let quota = &mut policy.quota;
+        let set = |target: &mut Option<u64>, option: Option<Limit<u64>>| {
+            if let Some(Limit(limit)) = option {
+                *target = limit;
+            }
+        };
+        if let Some(Limit(limit)) = self.wall_time {
+            quota.wall_time = limit;
+        }
+        if let Some(Limit(limit)) = self.cpu_time {
+            quota.cpu_time = limit;
+        }
+        set(&mut quota.fuel, self.fuel);
+        set(&mut quota.memory_bytes, self.memory);
+        set(&mut quota.stack_bytes, self.stack);
+        set(&mut quota.output_bytes, self.output_limit);
+        set(&mut quota.log_bytes, self.log_limit);
+        set(&mut quota.open_files, self.open_files);
+        set(&mut quota.disk_bytes, self.disk);
+        let grants = &mut policy.grants;
+        for text in &self.dir {
+            grants.directories.push(parse_directory(text)?);
+        }
+        for text in &self.env {
+            let Some((name, value)) = text.split_once('=') else {
+                return Err(Error::new(ErrorKind::InvalidPolicy, "parse", format!("`--env {text}` has no `=`"))
+                    .help("write `--env NAME=VALUE`; values of this shell are never passed on by themselves"));
+            };
+            grants.environment.insert(name.to_owned(), value.to_owned());
+        }
+        if self.fine_clocks {
+            grants.clocks = Clocks::Fine;
+        }
+        if let Some(seed) = self.seed {
+            grants.randomness = Randomness::Seeded(seed);
+        }
+        policy.validate()?;
+        Ok(policy)
+    }
+}
+
+fn parse_directory(text: &str) -> Result<DirectoryGrant> {
+    let invalid = || {
+        Error::new(ErrorKind::InvalidPolicy, "parse", format!("`--dir {text}` is not a directory grant"))
+            .help("write `--dir HOST::GUEST`, with `:rw` at the end when the guest may write")
+    };
+    let (host, rest) = text.split_once("::").ok_or_else(invalid)?;
+    let (guest, access) = match rest.rsplit_once(':') {
+        Some((guest, "ro")) => (guest, Access::ReadOnly),
+        Some((guest, "rw")) => (guest, Access::ReadWrite),
+        Some(_) => return Err(invalid()),
+        None => (rest, Access::ReadOnly),
+    };
+    if host.is_empty() || guest.is_empty() {
+        return Err(invalid());
+    }
+    Ok(DirectoryGrant { host: host.into(), guest: guest.to_owned(), access })
+}
+
+/// Reads a policy file.
+fn read_policy(path: &Path) -> Result<Policy> {
+    let bytes = plugin::read_file(path, "parse", POLICY_BYTES_MAX)?;
+    let invalid = |message: &str| {
+        let message = format!("policy {}: {message}", path.display());
+        Error::new(ErrorKind::InvalidPolicy, "parse", message)
+    };
+    let text = std::str::from_utf8(&bytes).map_err(|_| invalid("it is not UTF-8 text"))?;
+    toml::from_str(text).map_err(|error| {
+        let line = error.span().map(|span| text.as_bytes()[..span.start.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1);
+        let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+        let result = invalid(&format!("{place}{}", error.message()));
+        match nearest_field(error.message()) {
+            Some(nearest) => result.help(format!("did you mean `{nearest}`?")),
+            None => result,
+        }
+    })
+}
+
+/// The known field nearest to the one in serde's message ``unknown field `x`, expected one of `a`, `b` ``.
+fn nearest_field(message: &str) -> Option<&str> {
+    let mut quoted = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let unknown = quoted.next()?;
+    quoted
+        .map(|known| (strsim::jaro_winkler(unknown, known), known))
+        .filter(|(likeness, _)| *likeness > 0.6)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_read_only_unless_they_say_otherwise() {
+        let parsed = |text: &str| parse_directory(text).unwrap();
+        assert_eq!(parsed("/a::/b"), DirectoryGrant::read_only("/a", "/b"));
+        assert_eq!(parsed("/a::/b:ro"), DirectoryGrant::read_only("/a", "/b"));
+        assert_eq!(parsed("/a::/b:rw"), DirectoryGrant::read_write("/a", "/b"));
+        for wrong in ["", "/a", "/a:/b", "::/b", "/a::", "/a::/b:rx", "/a::/b:"] {
+            assert!(parse_directory(wrong).is_err(), "{wrong:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_the_nearest_known_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("policy.toml");
+        std::fs::write(&path, "[quota]\nwal_time = \"1s\"\n").unwrap();
+        let error = read_policy(&path).unwrap_err().to_string();
+        assert!(error.contains("wal_time") && error.contains("did you mean `wall_time`?") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn hostile_policy_files_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("policy.toml");
+        let nested = format!("x = {}", "[".repeat(100_000));
+        let long = "#".repeat(POLICY_BYTES_MAX as usize + 1);
+        for bytes in [&b"\xff\xfe"[..], b"[quota", nested.as_bytes(), long.as_bytes(), b"[quota]\nfuel = -1", b"[quota]\nwall_time = 5"] {
+            std::fs::write(&path, bytes).unwrap();
+            assert!(read_policy(&path).is_err(), "{:?} was accepted", &bytes[..bytes.len().min(20)]);
+        }
+    }
+
+    #[test]
+    fn a_policy_file_sets_what_it_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("policy.toml");
+        let text = r#"
+            [quota]
+            wall_time = "1500ms"
+            memory_bytes = "64MiB"
+            fuel = 1000
+            log_bytes = "unlimited"
+            [grants]
+            environment = { A = "b" }
+            clocks = "fine"
+            [[grants.directories]]
+            host = "/srv"
+            guest = "/data"
+            access = "rw"
+        "#;
+        std::fs::write(&path, text).unwrap();
+        let policy = read_policy(&path).unwrap();
+        assert_eq!(policy.quota.wall_time, Some(Duration::from_millis(1500)));
+        assert_eq!((policy.quota.memory_bytes, policy.quota.fuel, policy.quota.log_bytes), (Some(64 << 20), Some(1000), None));
+        assert_eq!(policy.quota.output_bytes, Policy::default().quota.output_bytes);
+        assert_eq!(policy.grants.directories, [DirectoryGrant::read_write("/srv", "/data")]);
+        assert_eq!(policy.grants.clocks, Clocks::Fine);
+    }
+}
