@@ -1,1 +1,4 @@
-//! x
+//! What the benches share: baselines written by hand against the engine, and a way to compare two things fairly.
+
+pub mod baseline;
+pub mod paired;

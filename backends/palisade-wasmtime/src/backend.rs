@@ -374,7 +374,7 @@ fn capabilities(instances: u32) -> Capabilities {
         fuel_deterministic: true,
         caveats: vec![
             "guests share the host's process: a defect of the engine is a defect of the wall".to_owned(),
-            "fuel used since the last function entry is not counted when a guest traps".to_owned(),
+            "up to a million units of fuel are not counted when a guest is stopped or traps".to_owned(),
             "one bulk memory operation is not interrupted; it is at most as long as the memory quota".to_owned(),
         ],
     }

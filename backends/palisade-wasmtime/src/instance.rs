@@ -17,6 +17,10 @@ use crate::meter::Meter;
 use crate::module::{EntryPoint, WasmtimePrepared};
 use crate::outcome;
 
+/// Fuel is given out in portions of this size. Compiled code keeps its count in a register and loses it when the guest
+/// is stopped, so this bounds by how much a stopped guest's usage is too small.
+const FUEL_PORTION: u64 = 1_000_000;
+
 /// An instance. After an abnormal end it holds nothing any more.
 pub(crate) struct WasmtimeInstance {
     prepared: Arc<WasmtimePrepared>,
@@ -100,8 +104,8 @@ impl Live {
         self.store.data_mut().begin_call(call, StreamsLimits::from(quota), started);
         self.store.set_epoch_deadline(1);
         // Fails only for an engine that does not count fuel, which ours always does.
-        let counted = self.store.set_fuel(fuel).is_ok();
-        debug_assert!(counted, "the engine counts fuel");
+        let counted = self.store.set_fuel(fuel).and_then(|()| self.store.fuel_async_yield_interval(Some(FUEL_PORTION)));
+        debug_assert!(counted.is_ok(), "the engine counts fuel");
 
         let meter = Arc::clone(&self.meter);
         let begun = self.store.data_mut().charge().and_then(|()| self.store.data().check_time());

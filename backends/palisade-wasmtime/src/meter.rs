@@ -30,6 +30,9 @@ impl Meter {
     /// Begins a call.
     pub(crate) fn reset(&self) {
         self.cpu_nanos.store(0, Ordering::Relaxed);
+        // Before its first poll a call has used nothing, whatever its thread did before.
+        self.poll_cpu_start_nanos.store(UNREAD, Ordering::Relaxed);
+        self.poll_wall_start_nanos.store(0, Ordering::Relaxed);
         self.set_phase(Phase::Starting);
     }
 

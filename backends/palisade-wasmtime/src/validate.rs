@@ -3,7 +3,7 @@
 //! Compiling is work done for somebody untrusted, and takes time and memory in proportion to these numbers.
 
 use palisade_core::{Error, ErrorKind, Result};
-use wasmparser::{Parser, Payload, Validator, WasmFeatures};
+use wasmparser::{FunctionBody, Operator, Parser, Payload, Validator, WasmFeatures};
 
 use crate::engine::{INSTANCE_BYTES_MAX, POOL_TABLE_ENTRIES, POOL_TABLES_PER_MODULE};
 
@@ -46,6 +46,7 @@ pub(crate) fn scan(wasm: &[u8]) -> Result<Structure> {
     }
     let mut structure = Structure { has_start: false, fits_pool: true };
     let (mut functions, mut globals, mut tables) = (0, 0, 0);
+    let mut outgrows_pool = false;
     for payload in Parser::new(0).parse_all(wasm) {
         match payload.map_err(malformed)? {
             Payload::TypeSection(section) => at_most("types", section.count(), TYPES_MAX)?,
@@ -58,7 +59,9 @@ pub(crate) fn scan(wasm: &[u8]) -> Result<Structure> {
                 tables = section.count();
                 at_most("tables", tables, crate::guest::TABLES_MAX as u32)?;
                 for table in section {
-                    structure.fits_pool &= table.map_err(malformed)?.ty.initial <= POOL_TABLE_ENTRIES as u64;
+                    let ty = table.map_err(malformed)?.ty;
+                    structure.fits_pool &= ty.initial <= POOL_TABLE_ENTRIES as u64;
+                    outgrows_pool |= ty.maximum.is_none_or(|maximum| maximum > POOL_TABLE_ENTRIES as u64);
                 }
             }
             Payload::GlobalSection(section) => {
@@ -73,6 +76,10 @@ pub(crate) fn scan(wasm: &[u8]) -> Result<Structure> {
                 let len = body.range().len();
                 return Err(invalid(format!("a function of {len} bytes is larger than {FUNCTION_BYTES_MAX}")));
             }
+            // A slot's table stops growing at the slot's end, which must not be the guest's bound.
+            Payload::CodeSectionEntry(body) if outgrows_pool && structure.fits_pool && grows_table(&body)? => {
+                structure.fits_pool = false;
+            }
             _ => {}
         }
     }
@@ -80,6 +87,17 @@ pub(crate) fn scan(wasm: &[u8]) -> Result<Structure> {
     let instance_bytes = functions as usize * 32 + globals as usize * 16;
     structure.fits_pool &= tables <= POOL_TABLES_PER_MODULE && instance_bytes < INSTANCE_BYTES_MAX / 2;
     Ok(structure)
+}
+
+/// Whether a function grows a table.
+fn grows_table(body: &FunctionBody<'_>) -> Result<bool> {
+    let mut operators = body.get_operators_reader().map_err(malformed)?;
+    while !operators.eof() {
+        if matches!(operators.read().map_err(malformed)?, Operator::TableGrow { .. }) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Checks that `wasm` is valid.

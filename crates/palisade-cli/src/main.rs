@@ -14,14 +14,15 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+use clap::{CommandFactory, Parser, Subcommand};
 use palisade::{BackendOptions, Error};
 
 use crate::exit::Exit;
 
 /// Run code you don't trust, under limits you can prove.
 #[derive(Debug, Parser)]
-#[command(name = "palisade", version, about, after_help = exit::HELP, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "palisade", version, after_help = exit::HELP, subcommand_required = true, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -43,12 +44,17 @@ fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version are printed the same way, and are no errors.
-            let _ = error.print();
-            return if error.use_stderr() { Exit::HostError.into() } else { Exit::Success.into() };
+            let exit = if error.use_stderr() { Exit::HostError } else { Exit::Success };
+            // Help and version come this way too, and are no errors.
+            if exit == Exit::Success || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
+                let _ = error.print();
+            } else {
+                output::error_line(&one_line(&error.to_string()));
+            }
+            return exit.into();
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             output::error_line(&format!("cannot start: {error}"));
@@ -70,6 +76,26 @@ fn main() -> ExitCode {
             output::error(&error, exit, json);
             exit.into()
         }
+    }
+}
+
+/// What was wrong with a command line, and what to do: of the parser's text, its first paragraph with its first tip, or
+/// with the usage when it has none.
+fn one_line(text: &str) -> String {
+    let mut paragraphs = text.split("\n\n").map(str::trim);
+    let wrong = paragraphs.next().unwrap_or_default().trim_start_matches("error: ");
+    let next = paragraphs.find_map(|paragraph| {
+        let line = paragraph.lines().next().unwrap_or_default();
+        line.strip_prefix("tip: ").or_else(|| line.starts_with("Usage: ").then_some(line))
+    });
+    let commands = Arguments::command();
+    let commands: Vec<_> = commands.get_subcommands().map(|command| command.get_name()).collect();
+    match next {
+        Some(next) if wrong.starts_with("unrecognized subcommand") && next.starts_with("Usage") => {
+            format!("{wrong}; commands: {}", commands.join(", "))
+        }
+        Some(next) => format!("{wrong}; {}", next.replacen("Usage", "usage", 1)),
+        None => format!("{wrong}; see `palisade --help`"),
     }
 }
 
@@ -104,7 +130,6 @@ fn open_backend(name: &str, cache: bool) -> Result<std::sync::Arc<dyn palisade::
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {

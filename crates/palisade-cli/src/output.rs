@@ -3,11 +3,12 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use palisade::{CancelToken, Error, OutputSink, OutputStream};
+use tokio::sync::oneshot;
 
 use crate::exit::Exit;
+use crate::table::printable;
 
 /// Prints an error: one line for people, or one JSON object for programs.
 pub(crate) fn error(error: &Error, exit: Exit, json: bool) {
@@ -22,14 +23,19 @@ pub(crate) fn error(error: &Error, exit: Exit, json: bool) {
 
 /// Prints `palisade: error: …` on one line.
 pub(crate) fn error_line(message: &str) {
-    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    let _ = writeln!(io::stderr(), "{} {message}", paint("31;1", "palisade: error:"));
+    line(&paint("31;1", "palisade: error:"), message);
 }
 
 /// Prints `palisade: note: …`.
 pub(crate) fn note(message: &str) {
+    line(&paint("33", "palisade: note:"), message);
+}
+
+/// One line on standard error, whatever the message quotes: messages name what guests chose. That nobody reads standard
+/// error changes nothing for the command.
+pub(crate) fn line(head: &str, message: &str) {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    let _ = writeln!(io::stderr(), "{} {message}", paint("33", "palisade: note:"));
+    let _ = writeln!(io::stderr(), "{head} {}", printable(&message));
 }
 
 /// Prints a JSON object on a line of its own. A closed pipe is not our concern.
@@ -53,28 +59,33 @@ pub(crate) fn paint(code: &str, text: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Forward {
     pieces: Mutex<Option<Sender<(OutputStream, Vec<u8>)>>>,
-    writer: Mutex<Option<JoinHandle<bool>>>,
+    written: Mutex<Option<oneshot::Receiver<io::Result<()>>>>,
 }
 
 impl Forward {
-    /// Starts forwarding. When nobody reads any more, `cancel` is cancelled.
+    /// Starts forwarding. When the output cannot be written any more, `cancel` is cancelled.
     pub(crate) fn start(cancel: CancelToken) -> io::Result<Forward> {
         let (sender, receiver) = channel();
-        let writer = std::thread::Builder::new().name("palisade-output".into()).spawn(move || {
-            let written = write_all(receiver);
-            if written.is_err() {
+        let (done, written) = oneshot::channel();
+        std::thread::Builder::new().name("palisade-output".into()).spawn(move || {
+            let result = write_all(receiver);
+            if result.is_err() {
                 cancel.cancel();
             }
-            written.is_ok()
+            // Nobody waits any more when the command was interrupted.
+            let _ = done.send(result);
         })?;
-        Ok(Forward { pieces: Mutex::new(Some(sender)), writer: Mutex::new(Some(writer)) })
+        Ok(Forward { pieces: Mutex::new(Some(sender)), written: Mutex::new(Some(written)) })
     }
 
-    /// Waits until everything is written. Whether it could be.
-    pub(crate) fn finish(&self) -> bool {
+    /// Waits until everything is written, or cannot be.
+    pub(crate) async fn finish(&self) -> io::Result<()> {
         drop(self.pieces.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        writer.is_none_or(|writer| writer.join().unwrap_or(false))
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match written {
+            Some(written) => written.await.unwrap_or_else(|_| Err(io::Error::other("the writer's thread ended"))),
+            None => Ok(()),
+        }
     }
 }
 

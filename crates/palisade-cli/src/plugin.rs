@@ -7,8 +7,8 @@ use std::path::Path;
 
 use palisade::{Artifact, Error, ErrorKind, Result};
 
-/// Largest file that is read. Backends have bounds of their own below this.
-const FILE_BYTES_MAX: u64 = 1 << 30;
+/// Largest file that is read. Backends have bounds of their own below this; a text form is larger than what it says.
+const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// Reads a plugin: a Wasm module in the binary or the text format.
 pub(crate) fn read(path: &Path) -> Result<Artifact> {

@@ -1,5 +1,6 @@
 //! `palisade run`.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,8 +8,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use clap::Args;
 use palisade::{
-    Call, CancelToken, Error, ErrorKind, Execution, HostFunctions, Input, Module, Outcome, Policy, PreparedExt, Quota,
-    Resource, Result,
+    Call, CancelToken, Error, ErrorKind, Execution, HostFunctions, Input, Module, Outcome, OutputSink, OutputStream, Policy,
+    PreparedExt, Quota, Resource, Result,
 };
 use serde_json::{Map, Value, json};
 
@@ -18,6 +19,8 @@ use crate::{open_backend, output, plugin, stdin};
 
 /// Largest input given as a file.
 const INPUT_BYTES_MAX: u64 = 1 << 30;
+/// Time that an interrupted command gives the reader of its output.
+const GRACE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -64,37 +67,63 @@ pub(crate) async fn run(options: Run) -> Result<Exit> {
     let prepared = module.prepare(policy, HostFunctions::new())?;
 
     let cancel = CancelToken::new();
+    let forward = output::Forward::start(cancel.clone())
+        .map_err(|error| Error::new(ErrorKind::Io, "run", "no thread to write the output").source(error))?;
+    let forward = Arc::new(forward);
     let mut call = Call::new().entry(options.entry).arguments(options.arguments).input(input).cancel(cancel.clone());
-    let forward = match options.json {
-        true => None,
-        false => {
-            let forward = output::Forward::start(cancel.clone()).map_err(|error| {
-                Error::new(ErrorKind::Io, "run", "no thread to write the output").source(error)
-            })?;
-            let forward = Arc::new(forward);
-            call = call.sink(Arc::clone(&forward) as _);
-            Some(forward)
-        }
-    };
+    if !options.json {
+        call = call.sink(Arc::clone(&forward) as _);
+    }
     let mut running = std::pin::pin!(prepared.run(call));
+    let mut interrupted = false;
     let execution = tokio::select! {
-        execution = &mut running => execution,
+        // The signal first: it must be listened to before the guest does anything.
+        biased;
         _ = tokio::signal::ctrl_c() => {
+            interrupted = true;
             cancel.cancel();
             running.await
         }
+        execution = &mut running => execution,
     }?;
-    let written = forward.is_none_or(|forward| forward.finish());
-    let exit = match &execution.outcome {
-        Outcome::Cancelled { .. } if !written => Exit::BrokenPipe,
-        outcome => Exit::of_outcome(outcome),
-    };
+    let exit = Exit::of_outcome(&execution.outcome);
     if options.json {
-        output::print_json(&report(&execution, prepared.policy(), &*module, exit));
-    } else if !options.quiet {
-        eprintln_usage(&execution, prepared.policy());
+        let report = report(&execution, prepared.policy(), &*module, exit);
+        forward.write(OutputStream::Output, format!("{report}\n").as_bytes());
+    }
+    let exit = match (exit, delivered(&forward, interrupted).await) {
+        // A guest that ended well before anybody noticed that its output went nowhere did not end well.
+        (Exit::Success | Exit::Cancelled, Err(error)) => match error.kind() {
+            io::ErrorKind::BrokenPipe => Exit::BrokenPipe,
+            io::ErrorKind::Interrupted => Exit::Cancelled,
+            _ => {
+                output::error_line(&format!("cannot write the output: {error}"));
+                Exit::HostError
+            }
+        },
+        (exit, _) => exit,
+    };
+    if !options.json && !options.quiet {
+        print_usage(&execution, prepared.policy());
     }
     Ok(exit)
+}
+
+/// Waits until everything is written. A person who interrupts does not wait for a reader that does not read.
+async fn delivered(forward: &output::Forward, interrupted: bool) -> io::Result<()> {
+    let given_up = async {
+        if interrupted {
+            tokio::time::sleep(GRACE).await;
+        } else {
+            // When signals cannot be listened to, the system's own handling of them is still in place.
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        written = forward.finish() => written,
+        () = given_up => Err(io::ErrorKind::Interrupted.into()),
+    }
 }
 
 fn input(text: &str) -> Result<Input> {
@@ -140,14 +169,14 @@ fn insert_bytes(report: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     };
 }
 
-fn eprintln_usage(execution: &Execution, policy: &Policy) {
+fn print_usage(execution: &Execution, policy: &Policy) {
     let colour = match &execution.outcome {
         Outcome::Completed => "32",
         Outcome::Failed { .. } => "33",
         _ => "31",
     };
     let outcome = output::paint(colour, &crate::table::printable(&execution.outcome.to_string()));
-    eprintln!("palisade: {outcome} | {}", usage_line(execution, &policy.quota));
+    output::line(&format!("palisade: {outcome} |"), &usage_line(execution, &policy.quota));
 }
 
 /// What was used of each quota, on one line. Quotas of which nothing was used are left out.

@@ -45,6 +45,8 @@ mod task;
 pub mod units;
 mod usage;
 
+pub use bytes::Bytes;
+
 pub use artifact::{Abi, Artifact, ArtifactHash, ArtifactKind, Entry, ExportInfo, ImportInfo, ModuleInfo};
 pub use cancel::{CancelToken, Cancelled};
 pub use capabilities::{Capabilities, Enforcement, GrantKind};
