@@ -87,7 +87,7 @@ impl Provided {
         // The names are only listed by way of a store.
         let policy = Policy::default();
         let wasi = Arc::new(WasiConfig::new("", &policy)?);
-        let guest = Guest::new(wasi, HostFunctions::new(), &policy, Arc::new(Meter::default()));
+        let guest = Guest::new(wasi, Arc::default(), &policy, Arc::new(Meter::default()));
         let names = imports::names(&linker, &mut Store::new(&engine, guest));
         Ok(Arc::new(Provided { engine, linker, allocation, names }))
     }
@@ -112,7 +112,9 @@ impl Provided {
             .max_by(|a, b| a.0.total_cmp(&b.0));
         let advice = match (module.as_str(), nearest) {
             (_, Some((_, nearest))) => format!("did you mean `{nearest}`?"),
-            ("env", _) if ty.starts_with("memory") => "memories are never imported; build without `--import-memory`".into(),
+            ("env", _) if ty.starts_with("memory") => {
+                "memories are never imported; build without `--import-memory`".into()
+            }
             ("env", _) => "an undefined C symbol or Emscripten; link it in, or build for `wasm32-wasip1`".into(),
             ("extism:host/env", _) => "the Extism plug-in kit; not provided by this version".into(),
             (module, _) if module.starts_with("wasi:") || module == "wasi_snapshot_preview2" => {
@@ -199,7 +201,11 @@ impl Shared {
                 // SAFETY: the file is a sealed copy in anonymous memory, and its keyed hash shows that this host wrote
                 // it as the unmodified output of `Engine::precompile_module`.
                 let module = unsafe { wasmtime::Module::deserialize_open_file(&provided.engine, file) };
-                module.map_err(|error| notes.push(format!("compiled code in the cache is unusable ({error:#}); compiled again"))).ok()
+                module
+                    .map_err(|error| {
+                        notes.push(format!("compiled code in the cache is unusable ({error:#}); compiled again"))
+                    })
+                    .ok()
             }
             Lookup::Unusable(why) => {
                 notes.push(format!("compiled code in the cache is unusable ({why}); compiled again"));
@@ -318,16 +324,17 @@ impl Sandbox for Wasmtime {
                 .help("try again in a moment"));
             }
             let compiling = Compiling(Arc::clone(&self.0));
-            let compiled = on_thread("palisade-compile", move || compiling.0.compile(&artifact)).map_err(|error| {
-                Error::new(ErrorKind::Io, "load", "no thread for the compiler").source(error)
-            })?;
+            let compiled = on_thread("palisade-compile", move || compiling.0.compile(&artifact))
+                .map_err(|error| Error::new(ErrorKind::Io, "load", "no thread for the compiler").source(error))?;
             let mut compiled = std::pin::pin!(compiled);
             let mut timeout = std::pin::pin!(self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX));
             std::future::poll_fn(|context| {
                 if let std::task::Poll::Ready(compiled) = compiled.as_mut().poll(context) {
                     return std::task::Poll::Ready(match compiled {
                         Ok(module) => module.map(|module| Arc::new(module) as Arc<dyn Module>),
-                        Err(_) => Err(Error::new(ErrorKind::Internal, "load", "the compiler panicked on this artifact")),
+                        Err(_) => {
+                            Err(Error::new(ErrorKind::Internal, "load", "the compiler panicked on this artifact"))
+                        }
                     });
                 }
                 timeout.as_mut().poll(context).map(|()| {
@@ -432,19 +439,28 @@ fn probe(options: &BackendOptions) -> Vec<Finding> {
             Ok(Outcome::QuotaExceeded { resource, .. }) if resource == expected => {
                 finding(subject, FindingStatus::Ok, format!("a guest over its {expected} was stopped"), "")
             }
-            Ok(outcome) => finding(subject, FindingStatus::Missing, format!("the guest {outcome}"), "please report this"),
+            Ok(outcome) => {
+                finding(subject, FindingStatus::Missing, format!("the guest {outcome}"), "please report this")
+            }
             Err(error) => finding(subject, FindingStatus::Missing, error.to_string(), "please report this"),
         });
     }
     findings.push(match options.cache.as_ref().map(Cache::open) {
-        None => finding("cache of compiled code", FindingStatus::Degraded, "not used".to_owned(), "give a cache directory"),
+        None => {
+            finding("cache of compiled code", FindingStatus::Degraded, "not used".to_owned(), "give a cache directory")
+        }
         Some(Ok(_)) => finding("cache of compiled code", FindingStatus::Ok, "private and authenticated".to_owned(), ""),
         Some(Err(error)) => {
             let detail = match std::error::Error::source(&error) {
                 Some(source) => format!("{}: {source}", error.message()),
                 None => error.message().to_owned(),
             };
-            finding("cache of compiled code", FindingStatus::Degraded, detail, "every start compiles anew until it is mended")
+            finding(
+                "cache of compiled code",
+                FindingStatus::Degraded,
+                detail,
+                "every start compiles anew until it is mended",
+            )
         }
     });
     findings
@@ -498,7 +514,10 @@ mod tests {
     fn the_declared_engine_is_the_locked_one() {
         let lock = include_str!("../../../Cargo.lock");
         let version = ENGINE.strip_prefix("wasmtime ").unwrap();
-        assert!(lock.contains(&format!("name = \"wasmtime\"\nversion = \"{version}\"\n")), "Cargo.lock resolves another Wasmtime");
+        assert!(
+            lock.contains(&format!("name = \"wasmtime\"\nversion = \"{version}\"\n")),
+            "Cargo.lock resolves another Wasmtime"
+        );
     }
 
     #[test]

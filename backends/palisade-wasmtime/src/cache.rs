@@ -46,9 +46,13 @@ impl Cache {
     /// [`ErrorKind::Io`] when they cannot be made, or when somebody else can write to them.
     pub(crate) fn open(options: &CacheOptions) -> Result<Cache> {
         let failed = |path: &Path, what: &str, error: io::Error| {
-            Error::new(ErrorKind::Io, "open", format!("cannot use the cache of compiled code: {what} {}", path.display()))
-                .help("choose another cache directory, or go without one")
-                .source(error)
+            Error::new(
+                ErrorKind::Io,
+                "open",
+                format!("cannot use the cache of compiled code: {what} {}", path.display()),
+            )
+            .help("choose another cache directory, or go without one")
+            .source(error)
         };
         private_directory(&options.directory).map_err(|error| failed(&options.directory, "directory", error))?;
         let parent = options.key_file.parent().unwrap_or(Path::new("."));

@@ -22,7 +22,8 @@ pub(crate) struct Guest {
     pub(crate) host: HostCalls,
     pub(crate) meter: Arc<Meter>,
     pub(crate) memory: Option<Memory>,
-    started: Instant,
+    /// When the current call started; `None` before the first.
+    started: Option<Instant>,
     wall_limit: Option<Duration>,
     cpu_limit: Option<Duration>,
     cancel: Option<CancelToken>,
@@ -35,7 +36,12 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(wasi: Arc<WasiConfig>, functions: HostFunctions, policy: &Policy, meter: Arc<Meter>) -> Self {
+    pub(crate) fn new(
+        wasi: Arc<WasiConfig>,
+        functions: Arc<HostFunctions>,
+        policy: &Policy,
+        meter: Arc<Meter>,
+    ) -> Self {
         let quota = &policy.quota;
         Guest {
             wasi: WasiContext::new(wasi),
@@ -43,7 +49,7 @@ impl Guest {
             host: HostCalls::new(functions, quota.host_calls.unwrap_or(u64::MAX)),
             meter,
             memory: None,
-            started: Instant::now(),
+            started: None,
             wall_limit: quota.wall_time,
             cpu_limit: quota.cpu_time,
             cancel: None,
@@ -60,7 +66,7 @@ impl Guest {
         self.streams = Streams::new(call.input, call.sink, limits);
         self.host.begin_call();
         self.meter.reset();
-        self.started = started;
+        self.started = Some(started);
         self.cancel = call.cancel;
         self.memory_peak_bytes = 0;
         self.memory_refused = None;
@@ -90,15 +96,23 @@ impl Guest {
         self.memory_peak_bytes
     }
 
-    /// Checks time and cancellation; done at every time slice and before every wait.
-    pub(crate) fn check_time(&self) -> Result<(), Stop> {
-        if self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
-            return Err(Stop::Cancelled);
-        }
-        exceeded(Resource::WallTime, self.wall_limit, self.started.elapsed())?;
+    /// Checks cancellation and time; done at every time slice.
+    pub(crate) fn check_slice(&self) -> Result<(), Stop> {
+        self.check_cancelled()?;
+        let Some(started) = self.started else { return Ok(()) };
+        let wall_time = started.elapsed();
+        exceeded(Resource::WallTime, self.wall_limit, wall_time)?;
         match self.cpu_limit {
-            Some(_) => exceeded(Resource::CpuTime, self.cpu_limit, self.meter.cpu_time(self.started)),
+            Some(_) => exceeded(Resource::CpuTime, self.cpu_limit, self.meter.cpu_time(wall_time)),
             None => Ok(()),
+        }
+    }
+
+    /// Checks cancellation.
+    pub(crate) fn check_cancelled(&self) -> Result<(), Stop> {
+        match &self.cancel {
+            Some(cancel) if cancel.is_cancelled() => Err(Stop::Cancelled),
+            _ => Ok(()),
         }
     }
 

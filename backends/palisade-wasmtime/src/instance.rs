@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use palisade_core::{BoxFuture, Call, Error, ErrorKind, Execution, Instance, Outcome, Phase, Resource, Result, Usage};
 use palisade_wasi::{Stop, StreamsLimits};
@@ -55,14 +55,14 @@ impl WasmtimeInstance {
         let meter = Arc::new(Meter::default());
         let guest = Guest::new(
             Arc::clone(&prepared.wasi),
-            prepared.functions.clone(),
+            Arc::clone(&prepared.functions),
             &prepared.policy,
             Arc::clone(&meter),
         );
         let mut store = Store::new(prepared.engine(), guest);
         store.limiter(|guest| guest);
         store.epoch_deadline_callback(|context| {
-            context.data().check_time().map_err(Halt)?;
+            context.data().check_slice().map_err(Halt)?;
             // One slice is over; let the executor look after others, and notice if this call was dropped.
             Ok(wasmtime::UpdateDeadline::Yield(1))
         });
@@ -75,7 +75,11 @@ impl Instance for WasmtimeInstance {
         Box::pin(async move {
             let (index, entry) = self.prepared.entry(&call.entry)?;
             if let Some(argument) = call.arguments.iter().find(|argument| argument.contains('\0')) {
-                return Err(Error::new(ErrorKind::InvalidInput, "call", format!("argument {argument:?} has a NUL byte")));
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    "call",
+                    format!("argument {argument:?} has a NUL byte"),
+                ));
             }
             // Taken out for the time of the call: when the call is dropped, the instance is dropped with it.
             let Some(mut live) = self.live.take() else {
@@ -108,22 +112,28 @@ impl Live {
         debug_assert!(counted.is_ok(), "the engine counts fuel");
 
         let meter = Arc::clone(&self.meter);
-        let begun = self.store.data_mut().charge().and_then(|()| self.store.data().check_time());
+        let begun = self.store.data_mut().charge().and_then(|()| self.store.data().check_cancelled());
+        let mut wall_time = Duration::ZERO;
         let ended = match begun {
             Err(stop) => Err(Halt(stop).into()),
             Ok(()) => {
                 let watchdog = prepared.watchdog();
                 let deadline = quota.wall_time.and_then(|limit| started.checked_add(limit));
-                let mut guest = pin!(execute(&mut self.store, &mut self.instance, &mut self.entry, prepared, index, entry));
+                let mut guest =
+                    pin!(execute(&mut self.store, &mut self.instance, &mut self.entry, prepared, index, entry));
                 let mut timer = pin!(deadline.map(|deadline| watchdog.sleep_until(deadline)));
                 let mut cancelled = pin!(cancel.as_ref().map(|cancel| cancel.cancelled()));
                 let mut first = true;
                 poll_fn(|context| {
                     let polled = {
                         let _running = watchdog.running();
-                        meter.poll_started(started, first);
+                        if !first {
+                            wall_time = started.elapsed();
+                        }
+                        meter.poll_started(wall_time, first);
                         let polled = guest.as_mut().poll(context);
-                        meter.poll_ended(started);
+                        wall_time = started.elapsed();
+                        meter.poll_ended(wall_time);
                         polled
                     };
                     first = false;
@@ -131,7 +141,8 @@ impl Live {
                         // A waiting guest passes no time slice, so its limits are kept here. A guest that only yielded
                         // checks them itself.
                         if timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(context).is_ready()) {
-                            let late = exceeded(Resource::WallTime, quota.wall_time, started.elapsed());
+                            wall_time = started.elapsed();
+                            let late = exceeded(Resource::WallTime, quota.wall_time, wall_time);
                             // The timer never fires early, but the clock may stand still at the limit itself.
                             return match late {
                                 Err(stop) => Poll::Ready(Err(Halt(stop).into())),
@@ -161,7 +172,6 @@ impl Live {
             }
         };
         // A guest that came to its end too late, between two time slices, was too late.
-        let wall_time = started.elapsed();
         let in_time = exceeded(Resource::WallTime, quota.wall_time, wall_time)
             .and_then(|()| exceeded(Resource::CpuTime, quota.cpu_time, cpu_time));
         let outcome = match in_time {

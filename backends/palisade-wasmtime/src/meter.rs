@@ -4,7 +4,7 @@
 //! the other; hence relaxed atomics.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use palisade_core::Phase;
 use rustix::time::{ClockId, clock_gettime};
@@ -47,22 +47,23 @@ impl Meter {
         self.phase.store(index.unwrap_or(1) as u8, Ordering::Relaxed);
     }
 
-    pub(crate) fn poll_started(&self, call_started: Instant, first: bool) {
+    /// A poll begins, `wall_time` after the call's start.
+    pub(crate) fn poll_started(&self, wall_time: Duration, first: bool) {
         let cpu = if first { UNREAD } else { thread_cpu_nanos() };
         self.poll_cpu_start_nanos.store(cpu, Ordering::Relaxed);
-        let wall = if first { 0 } else { nanos(call_started.elapsed()) };
-        self.poll_wall_start_nanos.store(wall, Ordering::Relaxed);
+        self.poll_wall_start_nanos.store(nanos(wall_time), Ordering::Relaxed);
     }
 
-    pub(crate) fn poll_ended(&self, call_started: Instant) {
-        let cpu = self.cpu_time(call_started);
+    /// A poll ended, `wall_time` after the call's start.
+    pub(crate) fn poll_ended(&self, wall_time: Duration) {
+        let cpu = self.cpu_time(wall_time);
         self.cpu_nanos.store(nanos(cpu), Ordering::Relaxed);
     }
 
-    /// CPU time up to now. To be called on the thread of the current poll.
-    pub(crate) fn cpu_time(&self, call_started: Instant) -> Duration {
+    /// CPU time up to now, which is `wall_time` after the call's start. To be called on the thread of the current poll.
+    pub(crate) fn cpu_time(&self, wall_time: Duration) -> Duration {
         let current = match self.poll_cpu_start_nanos.load(Ordering::Relaxed) {
-            UNREAD => nanos(call_started.elapsed()) - self.poll_wall_start_nanos.load(Ordering::Relaxed),
+            UNREAD => nanos(wall_time).saturating_sub(self.poll_wall_start_nanos.load(Ordering::Relaxed)),
             start => thread_cpu_nanos().saturating_sub(start),
         };
         Duration::from_nanos(self.cpu_nanos.load(Ordering::Relaxed).saturating_add(current))

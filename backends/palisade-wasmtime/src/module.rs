@@ -69,8 +69,12 @@ impl WasmtimeModule {
             unsafe { wasmtime::Module::deserialize(&provided.engine, code) }
         });
         let module = moved.map_err(|error| {
-            Error::new(ErrorKind::Internal, "prepare", "the module could not be moved to an engine of another stack size")
-                .source(error.to_string())
+            Error::new(
+                ErrorKind::Internal,
+                "prepare",
+                "the module could not be moved to an engine of another stack size",
+            )
+            .source(error.to_string())
         })?;
         others.insert(bytes, (Arc::clone(&provided), module.clone()));
         Ok((provided, module))
@@ -92,9 +96,9 @@ impl WasmtimeModule {
             "prepare",
             format!("the module imports what this host does not provide: {}", list.join("; ")),
         );
-        Err(missing.iter().fold(error, |error, import| {
-            error.context("missing_import", format!("{}.{}", import.module, import.name))
-        }))
+        Err(missing
+            .iter()
+            .fold(error, |error, import| error.context("missing_import", format!("{}.{}", import.module, import.name))))
     }
 }
 
@@ -106,7 +110,7 @@ impl Module for WasmtimeModule {
     fn prepare(&self, policy: Policy, host: HostFunctions) -> Result<Arc<dyn Prepared>> {
         self.shared.capabilities.admit(&policy)?;
         self.check_imports()?;
-        let functions = host.granted(&policy.grants)?;
+        let functions = Arc::new(host.granted(&policy.grants)?);
         let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy)?);
         let (provided, module) = self.for_stack(policy.quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT))?;
         let pre = provided.linker.instantiate_pre(&module).map_err(|error| {
@@ -129,8 +133,11 @@ impl Module for WasmtimeModule {
         };
         let initialize = entries.iter().find(|(name, point)| name == "_initialize" && !point.returns_code);
         let initialize = initialize.map(|(_, point)| point.export);
-        let reads_input_by_offset =
-            self.info.imports.iter().any(|import| import.module == reactor::MODULE && import.name.starts_with("input_"));
+        let reads_input_by_offset = self
+            .info
+            .imports
+            .iter()
+            .any(|import| import.module == reactor::MODULE && import.name.starts_with("input_"));
         Ok(Arc::new_cyclic(|this| WasmtimePrepared {
             this: this.clone(),
             shared: Arc::clone(&self.shared),
@@ -153,7 +160,7 @@ pub(crate) struct WasmtimePrepared {
     shared: Arc<Shared>,
     pub(crate) pre: InstancePre<Guest>,
     pub(crate) policy: Policy,
-    pub(crate) functions: HostFunctions,
+    pub(crate) functions: Arc<HostFunctions>,
     pub(crate) wasi: Arc<WasiConfig>,
     entries: Vec<(String, EntryPoint)>,
     by_name: HashMap<String, usize>,
@@ -194,7 +201,10 @@ impl WasmtimePrepared {
         let module = self.pre.module();
         let message = match module.get_export(name) {
             Some(ty) => {
-                format!("export `{name}` is a {}, not an entry point, which is a function `() -> ()` or `() -> i32`", describe(&ty))
+                format!(
+                    "export `{name}` is a {}, not an entry point, which is a function `() -> ()` or `() -> i32`",
+                    describe(&ty)
+                )
             }
             None => format!("the module has no export `{name}`"),
         };

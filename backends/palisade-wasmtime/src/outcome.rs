@@ -10,7 +10,12 @@ use crate::guest::Halt;
 const NAME_CHARS_MAX: usize = 120;
 
 /// The outcome of a call that ended in `error`.
-pub(crate) fn from_error(error: &wasmtime::Error, memory_refused: Option<Stop>, quota: &Quota, phase: Phase) -> Outcome {
+pub(crate) fn from_error(
+    error: &wasmtime::Error,
+    memory_refused: Option<Stop>,
+    quota: &Quota,
+    phase: Phase,
+) -> Outcome {
     if let Some(Halt(stop)) = error.downcast_ref::<Halt>() {
         return from_stop(stop.clone(), phase);
     }
@@ -36,12 +41,13 @@ pub(crate) fn from_error(error: &wasmtime::Error, memory_refused: Option<Stop>, 
         Trap::UnreachableCodeReached => TrapKind::Unreachable,
         _ => TrapKind::Other,
     };
-    let place = error.downcast_ref::<WasmBacktrace>().and_then(|backtrace| backtrace.frames().first()).map(|frame| {
-        match frame.func_name() {
+    let place =
+        error.downcast_ref::<WasmBacktrace>().and_then(|backtrace| backtrace.frames().first()).map(|frame| match frame
+            .func_name()
+        {
             Some(name) => format!("in function `{}`", printable(name)),
             None => format!("in function {}", frame.func_index()),
-        }
-    });
+        });
     let message = match (kind, place) {
         (TrapKind::Other, Some(place)) => format!("{trap} {place}"),
         (TrapKind::Other, None) => trap.to_string(),

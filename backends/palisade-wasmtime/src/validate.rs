@@ -156,7 +156,9 @@ mod tests {
 
     #[test]
     fn every_truncation_of_a_module_is_refused_or_valid_but_never_panics() {
-        let wasm = wat::parse_str(r#"(module (memory 1) (func (export "_start") i32.const 1 drop) (data (i32.const 0) "abc"))"#);
+        let wasm = wat::parse_str(
+            r#"(module (memory 1) (func (export "_start") i32.const 1 drop) (data (i32.const 0) "abc"))"#,
+        );
         let wasm = wasm.unwrap();
         assert!(check(&wasm).is_ok());
         let refused = (0..wasm.len()).filter(|len| check(&wasm[..*len]).is_err()).count();

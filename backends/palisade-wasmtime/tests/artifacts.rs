@@ -2,7 +2,9 @@
 
 mod support;
 
-use palisade_core::{Abi, Artifact, ArtifactKind, Call, ErrorKind, HostFunctions, Outcome, Policy, PreparedExt, Sandbox, TrapKind};
+use palisade_core::{
+    Abi, Artifact, ArtifactKind, Call, ErrorKind, HostFunctions, Outcome, Policy, PreparedExt, Sandbox, TrapKind,
+};
 use support::{block_on, generous, load, prepare, run, sandbox};
 
 fn load_error(bytes: &[u8]) -> (ErrorKind, String) {
@@ -12,7 +14,8 @@ fn load_error(bytes: &[u8]) -> (ErrorKind, String) {
 
 #[test]
 fn what_is_no_module_is_refused() {
-    let good = wat::parse_str(r#"(module (func (export "_start") (drop (i32.add (i32.const 1) (i32.const 2)))))"#).unwrap();
+    let good =
+        wat::parse_str(r#"(module (func (export "_start") (drop (i32.add (i32.const 1) (i32.const 2)))))"#).unwrap();
     let mut wrong_type = good.clone();
     // Turns the addition into a test for zero, which leaves too much on the stack.
     let add = wrong_type.iter().rposition(|byte| *byte == 0x6a).unwrap();
@@ -42,7 +45,14 @@ fn every_missing_import_is_listed_with_advice() {
     let error = block_on(prepare(wat, generous(), HostFunctions::new())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     let message = error.to_string();
-    for part in ["env.printf", "undefined C symbol", "did you mean `output_write`?", "wasi:cli/run.run", "preview 2", "env.memory"] {
+    for part in [
+        "env.printf",
+        "undefined C symbol",
+        "did you mean `output_write`?",
+        "wasi:cli/run.run",
+        "preview 2",
+        "env.memory",
+    ] {
         assert!(message.contains(part), "{part:?} is not in: {message}");
     }
     assert!(!message.contains("fd_write"), "{message}");
@@ -115,7 +125,9 @@ fn traps_are_told_apart_and_name_the_function() {
         ("(drop (i32.trunc_f32_s (f32.const nan)))", TrapKind::Arithmetic),
     ];
     for (code, expected) in cases {
-        let wat = format!(r#"(module (memory 1) (table 1 funcref) (func $culprit {code}) (func (export "_start") (call $culprit)))"#);
+        let wat = format!(
+            r#"(module (memory 1) (table 1 funcref) (func $culprit {code}) (func (export "_start") (call $culprit)))"#
+        );
         match run(&wat, generous()).outcome {
             Outcome::Trapped { trap, message } => {
                 assert_eq!(trap, expected, "{code}");

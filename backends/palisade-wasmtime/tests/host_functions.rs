@@ -4,7 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use palisade_core::{Bytes, Call, ErrorKind, Execution, HostFunctions, Outcome, Phase, Policy, PreparedExt, Quota, Resource};
+use palisade_core::{
+    Bytes, Call, ErrorKind, Execution, HostFunctions, Outcome, Phase, Policy, PreparedExt, Quota, Resource,
+};
 use support::{assert_exceeded, block_on, generous, load, prepare, run_call};
 
 /// Calls the host function whose name is the input; writes its result as output, or as error text.
@@ -58,7 +60,11 @@ fn results_and_errors_reach_the_guest() {
 #[test]
 fn a_panic_ends_that_call_only() {
     let crashed = call("panics", generous());
-    assert!(matches!(&crashed.outcome, Outcome::Crashed { message } if message.contains("told to")), "{}", crashed.outcome);
+    assert!(
+        matches!(&crashed.outcome, Outcome::Crashed { message } if message.contains("told to")),
+        "{}",
+        crashed.outcome
+    );
     assert_eq!(call("shout", generous()).outcome, Outcome::Completed);
 }
 

@@ -40,7 +40,8 @@ fn nothing_of_the_previous_instance_is_visible() {
 
 fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has /proc");
-    let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("statm has a second field");
+    let pages: u64 =
+        statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("statm has a second field");
     pages * rustix::param::page_size() as u64
 }
 

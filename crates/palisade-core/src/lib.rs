@@ -56,7 +56,9 @@ pub use metrics::{MetricDescriptor, MetricId, MetricKind, MetricsSink};
 pub use on_thread::{OnThread, on_thread};
 pub use outcome::{Execution, LogLevel, LogRecord, Outcome, Phase, TrapKind};
 pub use policy::{Access, Clocks, DirectoryGrant, Grants, Policy, Quota, Randomness, Resource, Unit};
-pub use registry::{BackendOptions, BackendRegistration, CacheOptions, Finding, FindingStatus, backend, backends, open};
+pub use registry::{
+    BackendOptions, BackendRegistration, CacheOptions, Finding, FindingStatus, backend, backends, open,
+};
 pub use sandbox::{Call, Input, Instance, Module, OutputSink, OutputStream, Prepared, PreparedExt, Sandbox};
 pub use scheduler::{
     Completion, Fence, Lease, LeaseRequest, Scheduler, SchedulerStats, Submission, TaskRecord, TaskState, WorkerId,

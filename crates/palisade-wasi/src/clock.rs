@@ -51,7 +51,7 @@ impl WasiContext {
         settle(|| {
             let now = match Clock::from_id(id as u32)? {
                 Clock::Realtime => realtime()?,
-                Clock::Monotonic => nanos(self.created.elapsed()),
+                Clock::Monotonic => nanos(self.monotonic_origin().elapsed()),
             };
             Ok(memory.write_u64(time as u32, self.config.clocks.quantize(now))?)
         })

@@ -19,8 +19,7 @@ use crate::{GuestMemory, Stop, Streams, WasiConfig};
 pub struct WasiContext {
     pub(crate) config: Arc<WasiConfig>,
     pub(crate) arguments: Vec<String>,
-    /// Where the monotonic clock starts, so that it does not tell how long the host has been up.
-    pub(crate) created: Instant,
+    monotonic_origin: Option<Instant>,
     pub(crate) disk: Disk,
     pub(crate) pending: Option<Pending>,
     pub(crate) random: Option<Box<ChaCha20Rng>>,
@@ -35,7 +34,7 @@ impl WasiContext {
             disk: Disk::new(config.disk_bytes_max),
             config,
             arguments: Vec::new(),
-            created: Instant::now(),
+            monotonic_origin: None,
             pending: None,
             random: None,
             descriptors: None,
@@ -57,6 +56,11 @@ impl WasiContext {
     /// Bytes by which files grew in this call.
     pub fn disk_bytes(&self) -> u64 {
         self.disk.used()
+    }
+
+    /// Where the monotonic clock starts: at the guest's first look, so that it does not tell how long the host is up.
+    pub(crate) fn monotonic_origin(&mut self) -> Instant {
+        *self.monotonic_origin.get_or_insert_with(Instant::now)
     }
 
     pub(crate) fn descriptors(&mut self) -> &mut Descriptors {

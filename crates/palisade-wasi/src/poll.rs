@@ -160,7 +160,7 @@ impl WasiContext {
             What::Clock { id, timeout, absolute } => Ok(match (Clock::from_id(id), absolute) {
                 (Err(errno), _) => State::Failed(errno),
                 (Ok(_), false) => State::At(after(began, timeout)),
-                (Ok(Clock::Monotonic), true) => State::At(after(self.created, self.visible(timeout))),
+                (Ok(Clock::Monotonic), true) => State::At(after(self.monotonic_origin(), self.visible(timeout))),
                 (Ok(Clock::Realtime), true) => State::At(after(now, self.visible(timeout).saturating_sub(realtime()?))),
             }),
             What::Descriptor { fd } => {

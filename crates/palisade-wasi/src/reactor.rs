@@ -14,6 +14,8 @@
 //!
 //! All parameters are `i32`, read as unsigned. A range outside the guest's memory traps.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use palisade_core::{HostFunctionError, HostFunctions, Invocation, LogLevel, Resource};
 
@@ -77,7 +79,7 @@ pub fn log(memory: &GuestMemory<'_>, streams: &mut Streams, level: u32, ptr: u32
 /// The host functions granted to an instance, and the result of the last one it called.
 #[derive(Debug)]
 pub struct HostCalls {
-    functions: HostFunctions,
+    functions: Arc<HostFunctions>,
     limit: u64,
     calls: u64,
     result: Bytes,
@@ -85,7 +87,7 @@ pub struct HostCalls {
 
 impl HostCalls {
     /// The granted `functions`, with at most `limit` calls (`u64::MAX` when not bounded).
-    pub fn new(functions: HostFunctions, limit: u64) -> Self {
+    pub fn new(functions: Arc<HostFunctions>, limit: u64) -> Self {
         HostCalls { functions, limit, calls: 0, result: Bytes::new() }
     }
 
@@ -187,7 +189,7 @@ mod tests {
         let functions = HostFunctions::new()
             .add("shout", |call| async move { Ok(call.input.to_ascii_uppercase().into()) })
             .add("fail", |_| async { Err("no".into()) });
-        HostCalls::new(functions, limit)
+        HostCalls::new(Arc::new(functions), limit)
     }
 
     fn finish(calls: &mut HostCalls, mut invocation: Invocation) -> Result<u64, Stop> {
