@@ -51,8 +51,9 @@ pub(crate) fn run(options: &Backends) -> Result<Exit> {
         row("guest interfaces".into(), &|c| list(&mut c.abis.iter().map(ToString::to_string))),
     ];
     for resource in Resource::ALL {
-        rows.push(row(format!("quota {resource}"), &|capabilities| {
-            match (capabilities.enforcement(resource), resource) {
+        rows.push(row(
+            format!("quota {resource}"),
+            &|capabilities| match (capabilities.enforcement(resource), resource) {
                 (Enforcement::AlwaysZero, _) => "always 0".to_owned(),
                 (Enforcement::Unsupported, _) => "-".to_owned(),
                 (_, Resource::Memory) => format!("up to {}", resource.display(capabilities.memory_bytes_max)),
@@ -63,8 +64,8 @@ pub(crate) fn run(options: &Backends) -> Result<Exit> {
                 ),
                 (_, Resource::Fuel) if capabilities.fuel_deterministic => "yes, deterministic".to_owned(),
                 _ => "yes".to_owned(),
-            }
-        }));
+            },
+        ));
     }
     for kind in GrantKind::ALL {
         rows.push(row(format!("grant {kind}"), &|capabilities| {

@@ -54,11 +54,14 @@ pub(crate) fn paint(code: &str, text: &str) -> String {
     if wanted { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
+/// What a guest wrote, on its way to a stream.
+type Piece = (OutputStream, Vec<u8>);
+
 /// Passes a guest's output on as it comes. A thread does the writing, so that a slow reader holds up nothing but the
 /// output; what is under way is bounded by the guest's own quotas.
 #[derive(Debug)]
 pub(crate) struct Forward {
-    pieces: Mutex<Option<Sender<(OutputStream, Vec<u8>)>>>,
+    pieces: Mutex<Option<Sender<Piece>>>,
     written: Mutex<Option<oneshot::Receiver<io::Result<()>>>>,
 }
 
@@ -98,7 +101,7 @@ impl OutputSink for Forward {
     }
 }
 
-fn write_all(pieces: Receiver<(OutputStream, Vec<u8>)>) -> io::Result<()> {
+fn write_all(pieces: Receiver<Piece>) -> io::Result<()> {
     for (stream, bytes) in pieces {
         match stream {
             OutputStream::Output => {

@@ -24,7 +24,7 @@ fn parse_text(text: &[u8], path: &Path) -> Result<Vec<u8>> {
         Error::new(ErrorKind::InvalidArtifact, "load", format!("{} is not WebAssembly text: {message}", path.display()))
     };
     let text = std::str::from_utf8(text).map_err(|error| invalid(error.to_string()))?;
-    wat::parse_str(text).map(Into::into).map_err(|error| invalid(error.to_string()))
+    wat::parse_str(text).map_err(|error| invalid(error.to_string()))
 }
 
 /// Reads a whole file of at most `bytes_max`.

@@ -142,7 +142,9 @@ fn read_policy(path: &Path) -> Result<Policy> {
     };
     let text = std::str::from_utf8(&bytes).map_err(|_| invalid("it is not UTF-8 text"))?;
     toml::from_str(text).map_err(|error| {
-        let line = error.span().map(|span| text.as_bytes()[..span.start.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1);
+        let line = error
+            .span()
+            .map(|span| text.as_bytes()[..span.start.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1);
         let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
         let result = invalid(&format!("{place}{}", error.message()));
         match nearest_field(error.message()) {
@@ -184,7 +186,10 @@ mod tests {
         let path = directory.path().join("policy.toml");
         std::fs::write(&path, "[quota]\nwal_time = \"1s\"\n").unwrap();
         let error = read_policy(&path).unwrap_err().to_string();
-        assert!(error.contains("wal_time") && error.contains("did you mean `wall_time`?") && error.contains("line 2"), "{error}");
+        assert!(
+            error.contains("wal_time") && error.contains("did you mean `wall_time`?") && error.contains("line 2"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -193,7 +198,14 @@ mod tests {
         let path = directory.path().join("policy.toml");
         let nested = format!("x = {}", "[".repeat(100_000));
         let long = "#".repeat(POLICY_BYTES_MAX as usize + 1);
-        for bytes in [&b"\xff\xfe"[..], b"[quota", nested.as_bytes(), long.as_bytes(), b"[quota]\nfuel = -1", b"[quota]\nwall_time = 5"] {
+        for bytes in [
+            &b"\xff\xfe"[..],
+            b"[quota",
+            nested.as_bytes(),
+            long.as_bytes(),
+            b"[quota]\nfuel = -1",
+            b"[quota]\nwall_time = 5",
+        ] {
             std::fs::write(&path, bytes).unwrap();
             assert!(read_policy(&path).is_err(), "{:?} was accepted", &bytes[..bytes.len().min(20)]);
         }
@@ -220,7 +232,10 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let policy = read_policy(&path).unwrap();
         assert_eq!(policy.quota.wall_time, Some(Duration::from_millis(1500)));
-        assert_eq!((policy.quota.memory_bytes, policy.quota.fuel, policy.quota.log_bytes), (Some(64 << 20), Some(1000), None));
+        assert_eq!(
+            (policy.quota.memory_bytes, policy.quota.fuel, policy.quota.log_bytes),
+            (Some(64 << 20), Some(1000), None)
+        );
         assert_eq!(policy.quota.output_bytes, Policy::default().quota.output_bytes);
         assert_eq!(policy.grants.directories, [DirectoryGrant::read_write("/srv", "/data")]);
         assert_eq!(policy.grants.clocks, Clocks::Fine);

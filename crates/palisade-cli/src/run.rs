@@ -8,8 +8,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use clap::Args;
 use palisade::{
-    Call, CancelToken, Error, ErrorKind, Execution, HostFunctions, Input, Module, Outcome, OutputSink, OutputStream, Policy,
-    PreparedExt, Quota, Resource, Result,
+    Call, CancelToken, Error, ErrorKind, Execution, HostFunctions, Input, Module, Outcome, OutputSink, OutputStream,
+    Policy, PreparedExt, Quota, Resource, Result,
 };
 use serde_json::{Map, Value, json};
 
@@ -188,7 +188,9 @@ fn usage_line(execution: &Execution, quota: &Quota) -> String {
         let name = resource.as_str().trim_end_matches("_bytes").replace('_', " ");
         match quota.get(resource) {
             _ if used == 0 => {}
-            Some(limit) => parts.push(format!("{name} {shown} of {} ({})", resource.display(limit), percent(used, limit))),
+            Some(limit) => {
+                parts.push(format!("{name} {shown} of {} ({})", resource.display(limit), percent(used, limit)))
+            }
             None => parts.push(format!("{name} {shown}")),
         }
     }
@@ -233,7 +235,8 @@ mod tests {
         usage.wall_time = Duration::from_millis(500);
         usage.memory_peak_bytes = 1 << 20;
         usage.fuel = 1_234_567;
-        let quota = Quota { wall_time: Some(Duration::from_secs(2)), memory_bytes: Some(64 << 20), ..Quota::unlimited() };
+        let quota =
+            Quota { wall_time: Some(Duration::from_secs(2)), memory_bytes: Some(64 << 20), ..Quota::unlimited() };
         let line = usage_line(&Execution::new(Outcome::Completed, usage), &quota);
         assert_eq!(line, "wall time 500 ms of 2 s (25%), fuel 1.23 M, memory 1 MiB of 64 MiB (1.6%)");
     }

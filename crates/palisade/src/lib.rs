@@ -35,3 +35,8 @@
 pub use palisade_core::*;
 #[cfg(feature = "wasmtime")]
 pub use palisade_wasmtime::Wasmtime;
+
+/// The example in the README, compiled.
+#[cfg(all(doctest, feature = "wasmtime"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

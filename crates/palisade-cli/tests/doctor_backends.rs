@@ -1,0 +1,123 @@
+//! `palisade backends` and `palisade doctor`.
+
+mod support;
+
+use serde_json::json;
+use support::Palisade;
+
+/// Every quota, by its name in policies.
+const QUOTAS: [&str; 12] = [
+    "wall_time",
+    "cpu_time",
+    "fuel",
+    "memory_bytes",
+    "stack_bytes",
+    "output_bytes",
+    "log_bytes",
+    "open_files",
+    "disk_bytes",
+    "host_calls",
+    "processes",
+    "threads",
+];
+
+#[test]
+fn a_person_sees_every_capability_in_a_table() {
+    let ended = Palisade::new().run(["backends"]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    let text = ended.text();
+    assert!(text.starts_with("wasmtime: "), "{text}");
+    let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("  ").map(str::trim));
+    for quota in QUOTAS {
+        assert!(value(&format!("quota {quota}")).is_some_and(|value| value != "-"), "{quota} is missing in\n{text}");
+    }
+    assert_eq!(value("quota fuel"), Some("yes, deterministic"));
+    assert_eq!(value("quota processes"), Some("always 0"));
+    assert_eq!(value("grant network"), Some("-"));
+    assert_eq!(value("grant host_functions"), Some("yes"));
+    assert!(text.contains("guests share the host's process"), "{text}");
+}
+
+#[test]
+fn a_program_gets_the_capabilities_as_json() {
+    let ended = Palisade::new().run(["backends", "--json"]);
+    assert_eq!(ended.code, 0);
+    let list = ended.json();
+    assert_eq!(list.as_array().map(Vec::len), Some(1), "{list:#}");
+    assert_eq!(list[0]["name"], "wasmtime");
+    let capabilities = &list[0]["capabilities"];
+    let quotas = capabilities["quotas"].as_object().expect("the quotas");
+    assert_eq!(quotas.len(), QUOTAS.len(), "{list:#}");
+    for quota in QUOTAS {
+        let expected = if ["processes", "threads"].contains(&quota) { "always_zero" } else { "enforced" };
+        assert_eq!(quotas[quota], expected, "{quota}");
+    }
+    assert_eq!(capabilities["engine"], "wasmtime 48.0.8");
+    assert_eq!(capabilities["fuel_deterministic"], true);
+    assert_eq!(capabilities["abis"], json!(["command", "reactor"]));
+}
+
+#[test]
+fn listing_backends_leaves_nothing_behind() {
+    let palisade = Palisade::new();
+    palisade.run(["backends"]);
+    assert!(!palisade.cache().exists() && !palisade.data().exists());
+}
+
+#[test]
+fn the_doctor_finds_by_trying_that_every_limit_holds() {
+    let ended = Palisade::new().run(["doctor"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let text = ended.text();
+    for tried in ["deadline stops a loop", "fuel stops a loop", "memory is bounded", "cache of compiled code"] {
+        let line = text.lines().find(|line| line.contains(tried)).unwrap_or_else(|| panic!("{tried:?}: {text}"));
+        assert!(line.starts_with("ok "), "{line}");
+    }
+    assert!(text.contains("Every limit holds on this machine"), "{text}");
+}
+
+#[test]
+fn the_doctors_findings_come_as_json() {
+    let ended = Palisade::new().run(["doctor", "--json"]);
+    assert_eq!(ended.code, 0);
+    let report = ended.json();
+    let findings = report["backends"]["wasmtime"].as_array().expect("the findings");
+    assert!(findings.len() >= 6, "{report:#}");
+    for finding in findings {
+        assert_ne!(finding["status"], "missing", "{finding:#}");
+        assert!(finding["subject"].is_string() && finding["detail"].is_string(), "{finding:#}");
+    }
+    let worst = if findings.iter().all(|finding| finding["status"] == "ok") { "ok" } else { "degraded" };
+    assert_eq!(report["worst"], worst);
+}
+
+#[test]
+fn the_doctor_says_what_is_wrong_with_the_cache_and_what_to_do() {
+    let palisade = Palisade::new();
+    palisade.run(["doctor"]);
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(palisade.cache(), open).expect("permissions");
+    let ended = palisade.run(["doctor"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let line =
+        ended.text().lines().find(|line| line.contains("cache of compiled code")).expect("the line of the cache");
+    assert!(
+        line.starts_with("degraded") && line.contains("others can write to it") && line.contains("mended"),
+        "{line}"
+    );
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let palisade = Palisade::new();
+    let help = palisade.run(["--help"]);
+    assert_eq!((help.code, help.stderr.as_str()), (0, ""));
+    for part in ["Run code you don't trust", "run ", "inspect ", "backends ", "doctor ", "Exit codes", "  124 "] {
+        assert!(help.text().contains(part), "{part:?} is missing in {help:?}");
+    }
+    assert!(palisade.run(["run", "--help"]).text().contains("--wall-time <TIME>"));
+    assert!(palisade.run(["--version"]).text().starts_with("palisade "));
+    let nothing = palisade.run([""; 0]);
+    assert_eq!((nothing.code, nothing.text()), (125, ""));
+    assert!(nothing.stderr.contains("Usage: palisade <COMMAND>"), "{nothing:?}");
+}
