@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use palisade::{Artifact, BackendOptions, Bytes, Call, DirectoryGrant, HostFunctions, Policy, PreparedExt};
 use palisade_benches::baseline;
@@ -34,25 +35,50 @@ fn main() {
     let wasm = Bytes::from(wasm);
     let options = BackendOptions::new().cache(scratch.path().join("cache"), scratch.path().join("key/key"));
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime starts");
-    let ours = |_| runtime.block_on(start(&options, wasm.clone(), &library));
+    let ours = |_| drop(runtime.block_on(start(&options, wasm.clone(), &library)));
 
     let engine = baseline::engine().expect("the baseline's engine starts");
     let compiled = scratch.path().join("python.cwasm");
     std::fs::write(&compiled, engine.precompile_module(&wasm).expect("CPython compiles")).expect("it can be written");
     let theirs = |_| baseline_start(&compiled, &library);
 
+    runtime.block_on(start(&options, wasm.clone(), &library));
+    println!("PHASES of one start: {:?}", runtime.block_on(start(&options, wasm.clone(), &library)));
     report("CPython from the cache, against Wasmtime with a cached module", &compare(9, 1, ours, theirs), 1.5);
 }
 
-async fn start(options: &BackendOptions, wasm: Bytes, library: &Path) {
+async fn start(options: &BackendOptions, wasm: Bytes, library: &Path) -> Phases {
     let mut policy = Policy::default();
-    policy.quota.fuel = Some(u64::MAX);
+    policy.quota.fuel = Some(u64::MAX - 1);
     policy.grants.directories.push(DirectoryGrant::read_only(library, "/usr"));
+    let mut last = Instant::now();
+    let mut lap = || {
+        let now = Instant::now();
+        now - std::mem::replace(&mut last, now)
+    };
+    let artifact = Artifact::wasm(wasm).named("python");
+    let identify = lap();
     let sandbox = palisade::open("wasmtime", options).expect("the backend opens");
-    let module = sandbox.load(Artifact::wasm(wasm).named("python")).await.expect("CPython loads");
+    let open = lap();
+    let module = sandbox.load(artifact).await.expect("CPython loads");
+    let load = lap();
     let prepared = module.prepare(policy, HostFunctions::new()).expect("the policy is admitted");
     let execution = prepared.run(Call::new().arguments(["-c", SCRIPT])).await.expect("the call is made");
+    let run = lap();
     assert!(execution.outcome.is_success() && execution.output == ANSWER, "{}", execution.outcome);
+    drop((prepared, module, sandbox));
+    Phases { identify, open, load, run, drop: lap() }
+}
+
+/// Where the time of a start goes.
+#[derive(Debug)]
+#[expect(dead_code, reason = "printed by way of Debug")]
+struct Phases {
+    identify: Duration,
+    open: Duration,
+    load: Duration,
+    run: Duration,
+    drop: Duration,
 }
 
 /// One start of the baseline, with an engine of its own like ours.

@@ -103,7 +103,9 @@ impl Live {
     async fn run(&mut self, prepared: &WasmtimePrepared, index: usize, entry: &EntryPoint, call: Call) -> Execution {
         let started = Instant::now();
         let quota = &prepared.policy.quota;
-        let fuel = quota.fuel.unwrap_or(u64::MAX);
+        // The engine looks at fuel at loop heads and function entries, so a guest may end by itself beyond its limit. One
+        // unit more than the limit tells the two apart: it is left exactly when the limit was kept.
+        let fuel = quota.fuel.unwrap_or(u64::MAX).saturating_add(1);
         let cancel = call.cancel.clone();
         self.store.data_mut().begin_call(call, StreamsLimits::from(quota), started);
         self.store.set_epoch_deadline(1);
@@ -171,20 +173,26 @@ impl Live {
                 outcome::from_error(&error, refused, quota, phase)
             }
         };
-        // A guest that came to its end too late, between two time slices, was too late.
-        let in_time = exceeded(Resource::WallTime, quota.wall_time, wall_time)
-            .and_then(|()| exceeded(Resource::CpuTime, quota.cpu_time, cpu_time));
-        let outcome = match in_time {
+        let fuel_used = fuel - self.store.get_fuel().unwrap_or(0).min(fuel);
+        // A guest that came to its end between two checks may have come too far.
+        let within = exceeded(Resource::WallTime, quota.wall_time, wall_time)
+            .and_then(|()| exceeded(Resource::CpuTime, quota.cpu_time, cpu_time))
+            .and_then(|()| match quota.fuel {
+                Some(limit) if fuel_used > limit => {
+                    Err(Stop::Exceeded { resource: Resource::Fuel, limit, used: fuel_used })
+                }
+                _ => Ok(()),
+            });
+        let outcome = match within {
             Err(stop) if outcome.leaves_instance_usable() => outcome::from_stop(stop, phase),
             _ => outcome,
         };
 
-        let fuel_used = fuel - self.store.get_fuel().unwrap_or(0).min(fuel);
         let guest = self.store.data_mut();
         let mut usage = Usage::default();
         usage.wall_time = wall_time;
         usage.cpu_time = cpu_time;
-        usage.fuel = fuel_used;
+        usage.fuel = fuel_used.min(quota.fuel.unwrap_or(u64::MAX));
         usage.memory_peak_bytes = guest.memory_peak_bytes();
         usage.input_bytes = guest.streams.input_bytes();
         usage.output_bytes = guest.streams.output_bytes();

@@ -79,9 +79,11 @@ fn exactly_the_fuel_used_is_enough() {
     assert_eq!(run(wat, generous()).usage.fuel, used, "fuel is deterministic");
     let enough = run(wat, Quota { fuel: Some(used), ..generous() });
     assert_eq!(enough.outcome, Outcome::Completed);
-    let short = run(wat, Quota { fuel: Some(used / 2), ..generous() });
-    assert_exceeded(&short, Resource::Fuel, Phase::Running);
-    assert_eq!(short.usage.fuel, used / 2);
+    for limit in [used - 1, used / 2, 1, 0] {
+        let short = run(wat, Quota { fuel: Some(limit), ..generous() });
+        assert_exceeded(&short, Resource::Fuel, Phase::Running);
+        assert_eq!(short.usage.fuel, limit);
+    }
 }
 
 #[test]

@@ -570,6 +570,9 @@ fn read_input(memory: &mut GuestMemory<'_>, streams: &mut Streams, iovs: &Iovs) 
         };
         let take = input.len().min(len as usize);
         memory.write(address, &input[..take])?;
+        if take == 0 && total == 0 && streams.input_failed() {
+            return Err(Errno::Io.into());
+        }
         streams.take_input(take);
         total += take as u32;
         if take < len as usize {

@@ -87,6 +87,8 @@ impl WasiContext {
         arguments: [u32; 4],
         snapshot: Snapshot,
     ) -> Result<Errno, Stop> {
+        // Before anything reads the time, so that the clock's zero is never in the future of what is compared with it.
+        self.monotonic_origin();
         let pending = self.pending.take().filter(|pending| pending.arguments == arguments);
         let pending = pending.unwrap_or_else(|| Pending { arguments, began: Instant::now() });
         let result = settle(|| self.poll_once(memory, streams, pending, snapshot));

@@ -47,6 +47,8 @@ pub struct Streams {
     /// The piece of a streamed input that is being read.
     piece: Bytes,
     input_ended: bool,
+    /// The stream ended in an error.
+    input_failed: bool,
     input_bytes: u64,
     limits: StreamsLimits,
     output_bytes: u64,
@@ -62,6 +64,7 @@ impl Streams {
             input,
             piece: Bytes::new(),
             input_ended: false,
+            input_failed: false,
             input_bytes: 0,
             limits,
             output_bytes: 0,
@@ -114,6 +117,11 @@ impl Streams {
         }
     }
 
+    /// Whether the input ended in an error rather than at its end.
+    pub fn input_failed(&self) -> bool {
+        self.input_failed
+    }
+
     /// Takes `len` bytes of what [`Streams::peek_input`] gave.
     ///
     /// # Panics
@@ -134,7 +142,10 @@ impl Streams {
         while self.piece.is_empty() && !self.input_ended {
             match Pin::as_mut(stream).poll_next(context) {
                 Poll::Ready(Some(Ok(piece))) => self.piece = piece,
-                Poll::Ready(Some(Err(_)) | None) => self.input_ended = true,
+                Poll::Ready(ended) => {
+                    self.input_ended = true;
+                    self.input_failed = ended.is_some();
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -145,14 +156,17 @@ impl Streams {
     ///
     /// # Errors
     ///
-    /// [`Stop::Exceeded`] (memory) when it is longer than `bytes_max`.
+    /// [`Stop::Exceeded`] (memory) when it is longer than `bytes_max`, [`Stop::Crashed`] when it cannot be read.
     pub fn poll_whole_input(&mut self, context: &mut Context<'_>, bytes_max: u64) -> Poll<Result<(), Stop>> {
         let Input::Stream(stream) = &mut self.input else { return Poll::Ready(Ok(())) };
         let mut whole = Vec::from(std::mem::take(&mut self.piece));
         while !self.input_ended {
             match Pin::as_mut(stream).poll_next(context) {
                 Poll::Ready(Some(Ok(piece))) => whole.extend_from_slice(&piece),
-                Poll::Ready(Some(Err(_)) | None) => self.input_ended = true,
+                Poll::Ready(Some(Err(error))) => {
+                    return Poll::Ready(Err(Stop::Crashed(format!("the input cannot be read: {error}"))));
+                }
+                Poll::Ready(None) => self.input_ended = true,
                 Poll::Pending => {
                     self.piece = whole.into();
                     return Poll::Pending;
@@ -311,6 +325,20 @@ mod tests {
         assert!(streams.poll_input(&mut context).is_ready());
         assert_eq!(streams.peek_input(), Ok(&b""[..]));
         assert_eq!(streams.input_bytes(), 4);
+    }
+
+    #[test]
+    fn an_input_that_cannot_be_read_is_no_empty_input() {
+        let broken = || Input::Stream(Box::pin(Pieces([Poll::Ready(Some(Err(std::io::Error::other("torn"))))].into())));
+        let mut context = Context::from_waker(Waker::noop());
+        let mut streams = Streams::new(broken(), None, StreamsLimits { output_bytes: 0, log_bytes: 0 });
+        assert!(!streams.input_failed());
+        assert!(streams.poll_input(&mut context).is_ready());
+        assert_eq!(streams.peek_input(), Ok(&b""[..]));
+        assert!(streams.input_failed());
+        let mut streams = Streams::new(broken(), None, StreamsLimits { output_bytes: 0, log_bytes: 0 });
+        let whole = streams.poll_whole_input(&mut context, 9);
+        assert!(matches!(whole, Poll::Ready(Err(Stop::Crashed(message))) if message.contains("torn")));
     }
 
     #[test]

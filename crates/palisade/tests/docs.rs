@@ -44,7 +44,9 @@ fn every_name_in_the_architecture_exists() {
             root().join(&name).exists()
         } else if name.ends_with(".rs") {
             sources.iter().any(|(path, _)| path.file_name().is_some_and(|file| *file == *name))
-        } else if let Some(identifier) = name.rsplit("::").next().filter(|part| part.chars().all(|c| c.is_alphanumeric() || c == '_')) {
+        } else if let Some(identifier) =
+            name.rsplit("::").next().filter(|part| part.chars().all(|c| c.is_alphanumeric() || c == '_'))
+        {
             // A definition, not a mention: the word after `struct`, `fn` and the like.
             let definition = ["struct", "enum", "trait", "fn", "const", "type", "mod", "macro_rules!"];
             definition.iter().any(|keyword| {
@@ -53,7 +55,9 @@ fn every_name_in_the_architecture_exists() {
                         !text[at + found.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_')
                     })
                 })
-            }) || sources.iter().any(|(_, text)| text.contains(&format!("    {identifier} {{")) || text.contains(&format!("    {identifier}(")))
+            }) || sources.iter().any(|(_, text)| {
+                text.contains(&format!("    {identifier} {{")) || text.contains(&format!("    {identifier}("))
+            })
         } else {
             continue;
         };
