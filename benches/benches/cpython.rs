@@ -35,7 +35,9 @@ fn main() {
     let wasm = Bytes::from(wasm);
     let options = BackendOptions::new().cache(scratch.path().join("cache"), scratch.path().join("key/key"));
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime starts");
-    let ours = |_| drop(runtime.block_on(start(&options, wasm.clone(), &library)));
+    let ours = |_| {
+        runtime.block_on(start(&options, wasm.clone(), &library));
+    };
 
     let engine = baseline::engine().expect("the baseline's engine starts");
     let compiled = scratch.path().join("python.cwasm");

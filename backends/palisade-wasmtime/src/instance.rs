@@ -175,14 +175,15 @@ impl Live {
         };
         let fuel_used = fuel - self.store.get_fuel().unwrap_or(0).min(fuel);
         // A guest that came to its end between two checks may have come too far.
+        let within_fuel = match quota.fuel {
+            Some(limit) if fuel_used > limit => {
+                Err(Stop::Exceeded { resource: Resource::Fuel, limit, used: fuel_used })
+            }
+            _ => Ok(()),
+        };
         let within = exceeded(Resource::WallTime, quota.wall_time, wall_time)
-            .and_then(|()| exceeded(Resource::CpuTime, quota.cpu_time, cpu_time))
-            .and_then(|()| match quota.fuel {
-                Some(limit) if fuel_used > limit => {
-                    Err(Stop::Exceeded { resource: Resource::Fuel, limit, used: fuel_used })
-                }
-                _ => Ok(()),
-            });
+            .and(exceeded(Resource::CpuTime, quota.cpu_time, cpu_time))
+            .and(within_fuel);
         let outcome = match within {
             Err(stop) if outcome.leaves_instance_usable() => outcome::from_stop(stop, phase),
             _ => outcome,

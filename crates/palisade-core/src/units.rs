@@ -144,7 +144,7 @@ fn scale(number: &str, factor: u64) -> Option<u64> {
 }
 
 fn exact(value: u64, units: &[(&str, u64)], zero_unit: &str) -> String {
-    match units.iter().find(|(_, factor)| value != 0 && value % factor == 0) {
+    match units.iter().find(|(_, factor)| value != 0 && value.is_multiple_of(*factor)) {
         Some((unit, factor)) => format!("{}{unit}", value / factor),
         None => format!("{value}{zero_unit}"),
     }
