@@ -18,6 +18,8 @@ const MAGIC: &[u8; 16] = b"palisade-cwasm-1";
 const MAC_BYTES: usize = blake3::OUT_LEN;
 /// Largest file that is kept or read.
 const FILE_BYTES_MAX: u64 = 1 << 30;
+/// Bytes read and hashed at once: large enough to share among cores.
+const PIECE_BYTES: usize = 2 << 20;
 /// Largest sum of all files; the oldest go first.
 const CACHE_BYTES_MAX: u64 = 2 << 30;
 
@@ -88,7 +90,7 @@ impl Cache {
         let memory = rustix::fs::memfd_create("palisade-cwasm", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         let mut memory = File::from(memory);
         let mut hasher = self.hasher(name);
-        let mut buffer = vec![0; 1 << 20];
+        let mut buffer = vec![0; PIECE_BYTES];
         let mut copied = head;
         loop {
             let len = file.read(&mut buffer)?;
@@ -99,7 +101,7 @@ impl Cache {
             if copied > FILE_BYTES_MAX {
                 return Err(io::Error::other("it grows while it is read"));
             }
-            hasher.update(&buffer[..len]);
+            hasher.update_rayon(&buffer[..len]);
             memory.write_all(&buffer[..len])?;
         }
         // `blake3::Hash` compares in constant time.
@@ -117,7 +119,7 @@ impl Cache {
             return Ok(());
         }
         let mut hasher = self.hasher(name);
-        hasher.update(code);
+        hasher.update_rayon(code);
         let mut nonce = [0; 8];
         getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
         let temporary = self.directory.join(format!(".{name}.{:016x}", u64::from_le_bytes(nonce)));

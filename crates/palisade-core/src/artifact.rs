@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -126,15 +127,13 @@ pub struct Artifact {
     kind: ArtifactKind,
     name: String,
     bytes: Bytes,
-    hash: ArtifactHash,
+    hash: Arc<OnceLock<ArtifactHash>>,
 }
 
 impl Artifact {
-    /// An artifact of `kind`. Hashes the bytes.
+    /// An artifact of `kind`.
     pub fn new(kind: ArtifactKind, bytes: impl Into<Bytes>) -> Self {
-        let bytes = bytes.into();
-        let hash = ArtifactHash::of(&bytes);
-        Artifact { kind, name: "plugin".to_owned(), bytes, hash }
+        Artifact { kind, name: "plugin".to_owned(), bytes: bytes.into(), hash: Arc::default() }
     }
 
     /// A WebAssembly module in the binary format. The bytes are checked by the backend that loads them.
@@ -164,9 +163,9 @@ impl Artifact {
         &self.bytes
     }
 
-    /// The identity.
+    /// The identity. Computed by the first call, once for all clones.
     pub fn hash(&self) -> ArtifactHash {
-        self.hash
+        *self.hash.get_or_init(|| ArtifactHash::of(&self.bytes))
     }
 }
 
