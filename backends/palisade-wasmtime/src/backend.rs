@@ -19,7 +19,7 @@ use crate::engine::{self, Allocation, MEMORY_BYTES_MAX, STACK_BYTES_DEFAULT, STA
 use crate::guest::Guest;
 use crate::imports::{self, ImportName};
 use crate::meter::Meter;
-use crate::module::WasmtimeModule;
+use crate::module::{Loaded, WasmtimeModule};
 use crate::validate;
 use crate::watchdog::Watchdog;
 
@@ -31,8 +31,6 @@ const COMPILERS_MAX: usize = 8;
 const COMPILE_TIME_MAX: Duration = Duration::from_secs(120);
 /// Engines of stack sizes other than the default.
 const OTHER_STACKS_MAX: usize = 8;
-/// Artifacts from this size on are identified on a thread of their own while they are loaded.
-const HASHED_BESIDE_BYTES: usize = 1 << 20;
 /// Name under which the backend registers.
 const NAME: &str = "wasmtime";
 const ENGINE: &str = concat!("wasmtime ", "48.0.8");
@@ -191,17 +189,6 @@ impl Shared {
 
     /// Validates and compiles, or takes compiled code from the cache. Blocks.
     fn compile(self: &Arc<Self>, artifact: &Artifact) -> Result<WasmtimeModule> {
-        if artifact.bytes().len() < HASHED_BESIDE_BYTES {
-            return self.compile_one(artifact);
-        }
-        std::thread::scope(|scope| {
-            // The cache needs another, faster hash; the artifact's identity is worked out beside it.
-            scope.spawn(|| artifact.hash());
-            self.compile_one(artifact)
-        })
-    }
-
-    fn compile_one(self: &Arc<Self>, artifact: &Artifact) -> Result<WasmtimeModule> {
         let started = Instant::now();
         let mut notes = Vec::new();
         let structure = validate::scan(artifact.bytes())?;
@@ -230,12 +217,8 @@ impl Shared {
             Some(module) => module,
             None => self.compile_anew(artifact, &provided, &name, &mut notes)?,
         };
-        let mut module = WasmtimeModule::new(Arc::clone(self), provided, module, artifact, structure);
-        let info = module.info_mut();
-        info.cached = from_cache;
-        info.notes = notes;
-        info.load_time = started.elapsed();
-        Ok(module)
+        let loaded = Loaded { from_cache, notes, load_time: started.elapsed() };
+        Ok(WasmtimeModule::new(Arc::clone(self), provided, module, artifact, structure, loaded))
     }
 
     fn compile_anew(

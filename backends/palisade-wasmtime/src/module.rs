@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use palisade_core::{
-    Abi, Artifact, BoxFuture, Entry, Error, ErrorKind, ExportInfo, HostFunctions, ImportInfo, Instance, Module,
-    ModuleInfo, Policy, Prepared, Result,
+    Abi, Artifact, ArtifactHash, ArtifactKind, BoxFuture, Entry, Error, ErrorKind, ExportInfo, HostFunctions,
+    ImportInfo, Instance, Module, ModuleInfo, Policy, Prepared, Result,
 };
 use palisade_wasi::{WasiConfig, reactor};
 use wasmtime::{Engine, ExternType, InstancePre, ModuleExport};
@@ -21,9 +22,19 @@ use crate::watchdog::Watchdog;
 /// Entries or imports listed in one message.
 const LISTED_MAX: usize = 20;
 
+/// Artifacts from this size on are identified on a thread of their own: SHA-256 of CPython takes as long as loading it
+/// from the cache, and starting it needs no identity.
+const IDENTIFIED_BESIDE_BYTES: usize = 1 << 20;
+
 /// A compiled module.
 pub(crate) struct WasmtimeModule {
-    info: ModuleInfo,
+    /// Made when somebody asks, since it waits for the identity.
+    info: OnceLock<ModuleInfo>,
+    identity: Arc<OnceLock<ArtifactHash>>,
+    name: String,
+    size_bytes: u64,
+    structure: Structure,
+    loaded: Loaded,
     shared: Arc<Shared>,
     provided: Arc<Provided>,
     module: wasmtime::Module,
@@ -31,9 +42,16 @@ pub(crate) struct WasmtimeModule {
     other_stacks: Mutex<HashMap<u64, (Arc<Provided>, wasmtime::Module)>>,
 }
 
+/// How a module was loaded.
+pub(crate) struct Loaded {
+    pub(crate) from_cache: bool,
+    pub(crate) notes: Vec<String>,
+    pub(crate) load_time: Duration,
+}
+
 impl fmt::Debug for WasmtimeModule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WasmtimeModule").field("hash", &self.info.hash).finish_non_exhaustive()
+        f.debug_struct("WasmtimeModule").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -44,13 +62,20 @@ impl WasmtimeModule {
         module: wasmtime::Module,
         artifact: &Artifact,
         structure: Structure,
+        loaded: Loaded,
     ) -> Self {
-        let info = info(&module, &provided, artifact, structure);
-        WasmtimeModule { info, shared, provided, module, other_stacks: Mutex::default() }
-    }
-
-    pub(crate) fn info_mut(&mut self) -> &mut ModuleInfo {
-        &mut self.info
+        WasmtimeModule {
+            info: OnceLock::new(),
+            identity: identify(artifact),
+            name: artifact.name().to_owned(),
+            size_bytes: artifact.bytes().len() as u64,
+            structure,
+            loaded,
+            shared,
+            provided,
+            module,
+            other_stacks: Mutex::default(),
+        }
     }
 
     /// The module in the engine for a stack of `bytes`.
@@ -81,8 +106,8 @@ impl WasmtimeModule {
     }
 
     /// Refuses a module that imports what nobody provides, listing all of it.
-    fn check_imports(&self) -> Result<()> {
-        let missing: Vec<_> = self.info.imports.iter().filter(|import| import.provider.is_none()).collect();
+    fn check_imports(&self, imports: &[ImportInfo]) -> Result<()> {
+        let missing: Vec<_> = imports.iter().filter(|import| import.provider.is_none()).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -104,26 +129,24 @@ impl WasmtimeModule {
 
 impl Module for WasmtimeModule {
     fn info(&self) -> &ModuleInfo {
-        &self.info
+        self.info.get_or_init(|| info(self))
     }
 
     fn prepare(&self, policy: Policy, host: HostFunctions) -> Result<Arc<dyn Prepared>> {
         self.shared.capabilities.admit(&policy)?;
-        self.check_imports()?;
+        let imports = imports(&self.module, &self.provided);
+        self.check_imports(&imports)?;
         let functions = Arc::new(host.granted(&policy.grants)?);
-        let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy)?);
+        let wasi = Arc::new(WasiConfig::new(&self.name, &policy)?);
         let (provided, module) = self.for_stack(policy.quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT))?;
         let pre = provided.linker.instantiate_pre(&module).map_err(|error| {
             Error::new(ErrorKind::InvalidArtifact, "prepare", format!("an import has the wrong type: {error:#}"))
         })?;
         let export = |name: &str| module.get_export_index(name);
-        let entries = self
-            .info
-            .entries
-            .iter()
+        let entries = entries(&module)
             .filter_map(|entry| {
                 let point = EntryPoint { export: export(&entry.name)?, returns_code: entry.returns_code };
-                Some((entry.name.clone(), point))
+                Some((entry.name, point))
             })
             .collect::<Vec<_>>();
         let by_name = entries.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect();
@@ -133,11 +156,8 @@ impl Module for WasmtimeModule {
         };
         let initialize = entries.iter().find(|(name, point)| name == "_initialize" && !point.returns_code);
         let initialize = initialize.map(|(_, point)| point.export);
-        let reads_input_by_offset = self
-            .info
-            .imports
-            .iter()
-            .any(|import| import.module == reactor::MODULE && import.name.starts_with("input_"));
+        let reads_input_by_offset =
+            imports.iter().any(|import| import.module == reactor::MODULE && import.name.starts_with("input_"));
         Ok(Arc::new_cyclic(|this| WasmtimePrepared {
             this: this.clone(),
             shared: Arc::clone(&self.shared),
@@ -245,8 +265,25 @@ fn list(names: &[String]) -> String {
     if names.len() > LISTED_MAX { format!("{shown} and {} more", names.len() - LISTED_MAX) } else { shown }
 }
 
-fn info(module: &wasmtime::Module, provided: &Provided, artifact: &Artifact, structure: Structure) -> ModuleInfo {
-    let imports: Vec<_> = module
+/// The artifact's identity, sooner or later. The artifact itself is let go of as soon as it is known.
+fn identify(artifact: &Artifact) -> Arc<OnceLock<ArtifactHash>> {
+    let identity = Arc::new(OnceLock::new());
+    if artifact.bytes().len() >= IDENTIFIED_BESIDE_BYTES {
+        let (theirs, artifact) = (Arc::clone(&identity), artifact.clone());
+        let identifying = std::thread::Builder::new().name("palisade-identify".into()).spawn(move || {
+            theirs.get_or_init(|| artifact.hash());
+        });
+        if identifying.is_ok() {
+            return identity;
+        }
+    }
+    identity.get_or_init(|| artifact.hash());
+    identity
+}
+
+/// What a module imports, and what provides it.
+fn imports(module: &wasmtime::Module, provided: &Provided) -> Vec<ImportInfo> {
+    module
         .imports()
         .map(|import| ImportInfo {
             module: import.module().to_owned(),
@@ -254,7 +291,26 @@ fn info(module: &wasmtime::Module, provided: &Provided, artifact: &Artifact, str
             ty: describe(&import.ty()),
             provider: provided.provider(import.module(), import.name()),
         })
-        .collect();
+        .collect()
+}
+
+/// The exports of a module that can be called.
+fn entries(module: &wasmtime::Module) -> impl Iterator<Item = Entry> {
+    module.exports().filter_map(|export| {
+        let ty = export.ty();
+        let ty = ty.func().filter(|ty| ty.params().len() == 0)?;
+        let mut results = ty.results();
+        let returns_code = match (results.next(), results.next()) {
+            (None, _) => false,
+            (Some(wasmtime::ValType::I32), None) => true,
+            _ => return None,
+        };
+        Some(Entry { name: export.name().to_owned(), returns_code })
+    })
+}
+
+fn info(of: &WasmtimeModule) -> ModuleInfo {
+    let imports = imports(&of.module, &of.provided);
     let abi = if imports.iter().any(|import| import.module == "extism:host/env") {
         Abi::Extism
     } else if imports.iter().any(|import| import.module == reactor::MODULE) {
@@ -262,33 +318,24 @@ fn info(module: &wasmtime::Module, provided: &Provided, artifact: &Artifact, str
     } else {
         Abi::Command
     };
-    let mut info = ModuleInfo::new(artifact, abi);
-    let entry = |name: &str, ty: &ExternType| match ty {
-        ExternType::Func(ty) if ty.params().len() == 0 => {
-            let mut results = ty.results();
-            let returns_code = match (results.next(), results.next()) {
-                (None, _) => false,
-                (Some(wasmtime::ValType::I32), None) => true,
-                _ => return None,
-            };
-            Some(Entry { name: name.to_owned(), returns_code })
-        }
-        _ => None,
-    };
-    for export in module.exports() {
+    let mut info = ModuleInfo::new(of.name.clone(), *of.identity.wait(), ArtifactKind::Wasm, abi, of.size_bytes);
+    info.entries = entries(&of.module).collect();
+    for export in of.module.exports() {
         let ty = export.ty();
-        info.entries.extend(entry(export.name(), &ty));
         if let ExternType::Memory(memory) = &ty {
             info.memory_initial_bytes += memory.minimum() * memory.page_size();
             info.memory_maximum_bytes = memory.maximum().map(|pages| pages * memory.page_size());
         }
         info.exports.push(ExportInfo { name: export.name().to_owned(), ty: describe(&ty) });
     }
-    info.has_start = structure.has_start;
+    info.has_start = of.structure.has_start;
     info.needs = needs(&imports);
     info.imports = imports;
-    let code = module.image_range();
+    let code = of.module.image_range();
     info.compiled_bytes = Some(code.end as u64 - code.start as u64);
+    info.cached = of.loaded.from_cache;
+    info.notes.clone_from(&of.loaded.notes);
+    info.load_time = of.loaded.load_time;
     info
 }
 

@@ -210,13 +210,13 @@ pub struct ModuleInfo {
 
 impl ModuleInfo {
     /// An info of which only what identifies the artifact is filled in.
-    pub fn new(artifact: &Artifact, abi: Abi) -> Self {
+    pub fn new(name: String, hash: ArtifactHash, artifact: ArtifactKind, abi: Abi, size_bytes: u64) -> Self {
         ModuleInfo {
-            name: artifact.name().to_owned(),
-            hash: artifact.hash(),
-            artifact: artifact.kind(),
+            name,
+            hash,
+            artifact,
             abi,
-            size_bytes: artifact.bytes().len() as u64,
+            size_bytes,
             compiled_bytes: None,
             memory_initial_bytes: 0,
             memory_maximum_bytes: None,
