@@ -1,6 +1,6 @@
 //! The sandbox: opens engines, compiles, and knows what it can enforce.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,7 +53,7 @@ pub(crate) struct Shared {
     pub(crate) capabilities: Capabilities,
     pub(crate) watchdog: Arc<Watchdog>,
     main: Arc<Provided>,
-    others: Mutex<BTreeMap<(bool, u64), Arc<Provided>>>,
+    others: Mutex<HashMap<(Allocation, u64), Arc<Provided>>>,
     cache: Option<Cache>,
     instances: AtomicU64,
     compilers: AtomicUsize,
@@ -164,7 +164,7 @@ impl Shared {
         if (allocation, bytes) == (self.main.allocation, STACK_BYTES_DEFAULT) {
             return Ok(Arc::clone(&self.main));
         }
-        let key = (allocation == Allocation::OnDemand, bytes);
+        let key = (allocation, bytes);
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = others.get(&key) {
             return Ok(Arc::clone(found));
@@ -192,7 +192,10 @@ impl Shared {
         let started = Instant::now();
         let mut notes = Vec::new();
         let structure = validate::scan(artifact.bytes())?;
-        let allocation = if structure.fits_pool { self.main.allocation } else { Allocation::OnDemand };
+        let allocation = match self.main.allocation {
+            Allocation::Pooled { .. } if !structure.fits_pool => Allocation::OnDemand,
+            main => main,
+        };
         let provided = self.provided_for_stack(allocation, STACK_BYTES_DEFAULT)?;
         let name = cache_name(artifact, &provided.engine);
         let cached = self.cache.as_ref().and_then(|cache| match cache.get(&name) {
@@ -411,10 +414,11 @@ fn probe(options: &BackendOptions) -> Vec<Finding> {
             format!("{instances} slots of {} reserved", Resource::Memory.display(MEMORY_BYTES_MAX)),
             "",
         ),
-        Allocation::OnDemand => finding(
+        Allocation::OnDemand | Allocation::Frugal => finding(
             "pooled instances",
             FindingStatus::Degraded,
-            "the address space is too small; instances are mapped one by one, which is several times slower".to_owned(),
+            "the address space is too small; instances are mapped one by one and checked by code, which is slower"
+                .to_owned(),
             "lift the limit on virtual memory (`ulimit -v unlimited`), or use a smaller `instances_max`",
         ),
     });

@@ -20,6 +20,9 @@ const HOST_STACK_BYTES: u64 = 3 << 19;
 /// kernel's lock that decide how instantiation scales over cores; measured on two cores, 128 KiB give five times the
 /// rate of none.
 const KEEP_RESIDENT_BYTES: usize = 128 << 10;
+/// Address space a frugal memory gets beyond its size, so that not every growth moves it.
+const FRUGAL_GROWTH_BYTES: u64 = 1 << 20;
+const FRUGAL_GUARD_BYTES: u64 = 64 << 10;
 /// Tables of one instance in the pool; modules with more are allocated on demand.
 pub(crate) const POOL_TABLES_PER_MODULE: u32 = 4;
 /// Entries of one table in the pool; modules that need more are allocated on demand.
@@ -35,8 +38,11 @@ pub(crate) enum Allocation {
         /// Number of slots.
         instances: u32,
     },
-    /// Mapped for each instance.
+    /// Mapped for each instance, for modules that do not fit into a slot.
     OnDemand,
+    /// Mapped for each instance, with no address space reserved: memories move when they grow, and every access is checked
+    /// by code. For machines where address space is short.
+    Frugal,
 }
 
 /// Makes an engine.
@@ -48,7 +54,6 @@ pub(crate) fn engine(allocation: Allocation, stack_bytes: u64) -> wasmtime::Resu
         .epoch_interruption(true)
         .max_wasm_stack(stack_bytes as usize)
         .async_stack_size((stack_bytes + HOST_STACK_BYTES) as usize)
-        .memory_reservation(MEMORY_BYTES_MAX)
         .memory_init_cow(true)
         // Names of functions in trap messages need frames, not addresses.
         .generate_address_map(false)
@@ -60,7 +65,15 @@ pub(crate) fn engine(allocation: Allocation, stack_bytes: u64) -> wasmtime::Resu
         .wasm_tail_call(false)
         .wasm_relaxed_simd(false);
     match allocation {
-        Allocation::OnDemand => config.allocation_strategy(InstanceAllocationStrategy::OnDemand),
+        Allocation::OnDemand => {
+            config.memory_reservation(MEMORY_BYTES_MAX).allocation_strategy(InstanceAllocationStrategy::OnDemand)
+        }
+        Allocation::Frugal => config
+            .memory_reservation(0)
+            .memory_reservation_for_growth(FRUGAL_GROWTH_BYTES)
+            .memory_guard_size(FRUGAL_GUARD_BYTES)
+            .memory_may_move(true)
+            .allocation_strategy(InstanceAllocationStrategy::OnDemand),
         Allocation::Pooled { instances } => {
             let mut pool = PoolingAllocationConfig::new();
             pool.total_core_instances(instances)
@@ -77,25 +90,25 @@ pub(crate) fn engine(allocation: Allocation, stack_bytes: u64) -> wasmtime::Resu
                 // The kernel's scan for dirty pages misses pages that were swapped out, which would then be shown to
                 // the next tenant.
                 .pagemap_scan(Enabled::No);
-            config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+            config.memory_reservation(MEMORY_BYTES_MAX).allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
         }
     };
     Engine::new(&config)
 }
 
-/// The best engine this machine has room for: as many pooled slots as asked for, or allocation on demand where the
-/// address space does not hold them (an `RLIMIT_AS`, a small virtual address size).
+/// The best engine this machine has room for: as many pooled slots as asked for, or the frugal one where the address space
+/// does not hold them (an `RLIMIT_AS`, a small virtual address size).
 pub(crate) fn main_engine(instances: u32) -> Result<(Engine, Allocation)> {
     let pooled = Allocation::Pooled { instances };
     match engine(pooled, STACK_BYTES_DEFAULT) {
         Ok(engine) => Ok((engine, pooled)),
-        Err(_) => engine(Allocation::OnDemand, STACK_BYTES_DEFAULT)
-            .map(|engine| (engine, Allocation::OnDemand))
-            .map_err(|error| {
+        Err(_) => engine(Allocation::Frugal, STACK_BYTES_DEFAULT).map(|engine| (engine, Allocation::Frugal)).map_err(
+            |error| {
                 Error::new(ErrorKind::Io, "open", "this machine cannot run the Wasmtime engine")
                     .help("run `palisade doctor` to see what is missing")
                     .source(error.to_string())
-            }),
+            },
+        ),
     }
 }
 

@@ -140,7 +140,10 @@ fn dropping_a_call_releases_everything_whatever_the_guest_does() {
             std::future::pending().await
         }
     });
-    for wat in [SPIN, SLEEP, CALLS_HOST, READS] {
+    let start = r#"(module (func $f (loop (br 0))) (start $f) (func (export "_start")))"#;
+    let bulk = r#"(module (memory 512)
+      (func (export "_start") (loop (memory.fill (i32.const 0) (i32.const 1) (i32.const 0x2000000)) (br 0))))"#;
+    for wat in [SPIN, start, bulk, SLEEP, CALLS_HOST, READS] {
         block_on(async {
             let mut policy = Policy { quota: generous(), ..Policy::default() };
             policy.grants.host_functions.insert("f".into());
