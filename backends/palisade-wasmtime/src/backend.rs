@@ -19,7 +19,7 @@ use crate::engine::{self, Allocation, MEMORY_BYTES_MAX, STACK_BYTES_DEFAULT, STA
 use crate::guest::Guest;
 use crate::imports::{self, ImportName};
 use crate::meter::Meter;
-use crate::module::{Loaded, WasmtimeModule};
+use crate::module::WasmtimeModule;
 use crate::validate;
 use crate::watchdog::Watchdog;
 
@@ -220,8 +220,12 @@ impl Shared {
             Some(module) => module,
             None => self.compile_anew(artifact, &provided, &name, &mut notes)?,
         };
-        let loaded = Loaded { from_cache, notes, load_time: started.elapsed() };
-        Ok(WasmtimeModule::new(Arc::clone(self), provided, module, artifact, structure, loaded))
+        let mut module = WasmtimeModule::new(Arc::clone(self), provided, module, artifact, structure);
+        let info = module.info_mut();
+        info.cached = from_cache;
+        info.notes = notes;
+        info.load_time = started.elapsed();
+        Ok(module)
     }
 
     fn compile_anew(

@@ -7,8 +7,9 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
 
 use palisade_core::{CacheOptions, Error, ErrorKind, Result};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -18,8 +19,8 @@ const MAGIC: &[u8; 16] = b"palisade-cwasm-1";
 const MAC_BYTES: usize = blake3::OUT_LEN;
 /// Largest file that is kept or read.
 const FILE_BYTES_MAX: u64 = 1 << 30;
-/// Bytes read and hashed at once: large enough to share among cores.
-const PIECE_BYTES: usize = 2 << 20;
+/// Bytes copied and hashed at once: they stay in a core's own cache.
+const PIECE_BYTES: usize = 256 << 10;
 /// Largest sum of all files; the oldest go first.
 const CACHE_BYTES_MAX: u64 = 2 << 30;
 
@@ -89,23 +90,29 @@ impl Cache {
         }
         let memory = rustix::fs::memfd_create("palisade-cwasm", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         let mut memory = File::from(memory);
-        let mut hasher = self.hasher(name);
-        let mut buffer = vec![0; PIECE_BYTES];
-        let mut copied = head;
-        loop {
-            let len = file.read(&mut buffer)?;
-            if len == 0 {
-                break;
+        let hasher = self.hasher(name);
+        // What is hashed is the copy, on a thread of its own while the kernel copies on: a start waits for both.
+        let (copied_to, copied) = channel();
+        let hash = std::thread::scope(|scope| {
+            let copy = &memory;
+            let hashing = scope.spawn(move || hash_as_copied(copy, hasher, copied));
+            let mut end = 0;
+            loop {
+                let len = rustix::fs::sendfile(&memory, &file, None, PIECE_BYTES)?;
+                end += len as u64;
+                if head + end > FILE_BYTES_MAX {
+                    return Err(io::Error::other("it grows while it is read"));
+                }
+                // Fails when the thread gave up, which `join` tells.
+                if len == 0 || copied_to.send(end).is_err() {
+                    break;
+                }
             }
-            copied += len as u64;
-            if copied > FILE_BYTES_MAX {
-                return Err(io::Error::other("it grows while it is read"));
-            }
-            hasher.update_rayon(&buffer[..len]);
-            memory.write_all(&buffer[..len])?;
-        }
+            drop(copied_to);
+            hashing.join().unwrap_or_else(|_| Err(io::Error::other("it could not be hashed")))
+        })?;
         // `blake3::Hash` compares in constant time.
-        if hasher.finalize() != blake3::Hash::from_bytes(mac) {
+        if hash != blake3::Hash::from_bytes(mac) {
             return Err(io::Error::other("it was damaged, or not made by this host"));
         }
         rustix::fs::fcntl_add_seals(&memory, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
@@ -172,6 +179,21 @@ impl Cache {
 }
 
 const NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+
+/// Hashes `copy` from its start, as far as `copied` says that it is there.
+fn hash_as_copied(copy: &File, mut hasher: blake3::Hasher, copied: Receiver<u64>) -> io::Result<blake3::Hash> {
+    let mut buffer = vec![0; PIECE_BYTES];
+    let mut hashed = 0;
+    for end in copied {
+        while hashed < end {
+            let len = (end - hashed).min(buffer.len() as u64) as usize;
+            copy.read_exact_at(&mut buffer[..len], hashed)?;
+            hasher.update(&buffer[..len]);
+            hashed += len as u64;
+        }
+    }
+    Ok(hasher.finalize())
+}
 
 /// Makes a directory that only its owner can use, or checks that it is one.
 fn private_directory(path: &Path) -> io::Result<()> {

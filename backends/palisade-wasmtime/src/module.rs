@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use palisade_core::{
-    Abi, Artifact, ArtifactHash, ArtifactKind, BoxFuture, Entry, Error, ErrorKind, ExportInfo, HostFunctions,
-    ImportInfo, Instance, Module, ModuleInfo, Policy, Prepared, Result,
+    Abi, Artifact, BoxFuture, Entry, Error, ErrorKind, ExportInfo, HostFunctions, ImportInfo, Instance, Module,
+    ModuleInfo, Policy, Prepared, Result,
 };
 use palisade_wasi::{WasiConfig, reactor};
 use wasmtime::{Engine, ExternType, InstancePre, ModuleExport};
@@ -22,19 +21,9 @@ use crate::watchdog::Watchdog;
 /// Entries or imports listed in one message.
 const LISTED_MAX: usize = 20;
 
-/// Artifacts from this size on are identified on a thread of their own: SHA-256 of CPython takes as long as loading it
-/// from the cache, and starting it needs no identity.
-const IDENTIFIED_BESIDE_BYTES: usize = 1 << 20;
-
 /// A compiled module.
 pub(crate) struct WasmtimeModule {
-    /// Made when somebody asks, since it waits for the identity.
-    info: OnceLock<ModuleInfo>,
-    identity: Arc<OnceLock<ArtifactHash>>,
-    name: String,
-    size_bytes: u64,
-    structure: Structure,
-    loaded: Loaded,
+    info: ModuleInfo,
     shared: Arc<Shared>,
     provided: Arc<Provided>,
     module: wasmtime::Module,
@@ -42,16 +31,9 @@ pub(crate) struct WasmtimeModule {
     other_stacks: Mutex<HashMap<u64, (Arc<Provided>, wasmtime::Module)>>,
 }
 
-/// How a module was loaded.
-pub(crate) struct Loaded {
-    pub(crate) from_cache: bool,
-    pub(crate) notes: Vec<String>,
-    pub(crate) load_time: Duration,
-}
-
 impl fmt::Debug for WasmtimeModule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WasmtimeModule").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("WasmtimeModule").field("name", &self.info.name).finish_non_exhaustive()
     }
 }
 
@@ -62,20 +44,13 @@ impl WasmtimeModule {
         module: wasmtime::Module,
         artifact: &Artifact,
         structure: Structure,
-        loaded: Loaded,
     ) -> Self {
-        WasmtimeModule {
-            info: OnceLock::new(),
-            identity: identify(artifact),
-            name: artifact.name().to_owned(),
-            size_bytes: artifact.bytes().len() as u64,
-            structure,
-            loaded,
-            shared,
-            provided,
-            module,
-            other_stacks: Mutex::default(),
-        }
+        let info = info(&module, &provided, artifact, structure);
+        WasmtimeModule { info, shared, provided, module, other_stacks: Mutex::default() }
+    }
+
+    pub(crate) fn info_mut(&mut self) -> &mut ModuleInfo {
+        &mut self.info
     }
 
     /// The module in the engine for a stack of `bytes`.
@@ -106,8 +81,8 @@ impl WasmtimeModule {
     }
 
     /// Refuses a module that imports what nobody provides, listing all of it.
-    fn check_imports(&self, imports: &[ImportInfo]) -> Result<()> {
-        let missing: Vec<_> = imports.iter().filter(|import| import.provider.is_none()).collect();
+    fn check_imports(&self) -> Result<()> {
+        let missing: Vec<_> = self.info.imports.iter().filter(|import| import.provider.is_none()).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -129,15 +104,14 @@ impl WasmtimeModule {
 
 impl Module for WasmtimeModule {
     fn info(&self) -> &ModuleInfo {
-        self.info.get_or_init(|| info(self))
+        &self.info
     }
 
     fn prepare(&self, policy: Policy, host: HostFunctions) -> Result<Arc<dyn Prepared>> {
         self.shared.capabilities.admit(&policy)?;
-        let imports = imports(&self.module, &self.provided);
-        self.check_imports(&imports)?;
+        self.check_imports()?;
         let functions = Arc::new(host.granted(&policy.grants)?);
-        let wasi = Arc::new(WasiConfig::new(&self.name, &policy)?);
+        let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy)?);
         let (provided, module) = self.for_stack(policy.quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT))?;
         let pre = provided.linker.instantiate_pre(&module).map_err(|error| {
             Error::new(ErrorKind::InvalidArtifact, "prepare", format!("an import has the wrong type: {error:#}"))
@@ -156,8 +130,11 @@ impl Module for WasmtimeModule {
         };
         let initialize = entries.iter().find(|(name, point)| name == "_initialize" && !point.returns_code);
         let initialize = initialize.map(|(_, point)| point.export);
-        let reads_input_by_offset =
-            imports.iter().any(|import| import.module == reactor::MODULE && import.name.starts_with("input_"));
+        let reads_input_by_offset = self
+            .info
+            .imports
+            .iter()
+            .any(|import| import.module == reactor::MODULE && import.name.starts_with("input_"));
         Ok(Arc::new_cyclic(|this| WasmtimePrepared {
             this: this.clone(),
             shared: Arc::clone(&self.shared),
@@ -265,22 +242,6 @@ fn list(names: &[String]) -> String {
     if names.len() > LISTED_MAX { format!("{shown} and {} more", names.len() - LISTED_MAX) } else { shown }
 }
 
-/// The artifact's identity, sooner or later. The artifact itself is let go of as soon as it is known.
-fn identify(artifact: &Artifact) -> Arc<OnceLock<ArtifactHash>> {
-    let identity = Arc::new(OnceLock::new());
-    if artifact.bytes().len() >= IDENTIFIED_BESIDE_BYTES {
-        let (theirs, artifact) = (Arc::clone(&identity), artifact.clone());
-        let identifying = std::thread::Builder::new().name("palisade-identify".into()).spawn(move || {
-            theirs.get_or_init(|| artifact.hash());
-        });
-        if identifying.is_ok() {
-            return identity;
-        }
-    }
-    identity.get_or_init(|| artifact.hash());
-    identity
-}
-
 /// What a module imports, and what provides it.
 fn imports(module: &wasmtime::Module, provided: &Provided) -> Vec<ImportInfo> {
     module
@@ -309,8 +270,8 @@ fn entries(module: &wasmtime::Module) -> impl Iterator<Item = Entry> {
     })
 }
 
-fn info(of: &WasmtimeModule) -> ModuleInfo {
-    let imports = imports(&of.module, &of.provided);
+fn info(module: &wasmtime::Module, provided: &Provided, artifact: &Artifact, structure: Structure) -> ModuleInfo {
+    let imports = imports(module, provided);
     let abi = if imports.iter().any(|import| import.module == "extism:host/env") {
         Abi::Extism
     } else if imports.iter().any(|import| import.module == reactor::MODULE) {
@@ -318,9 +279,9 @@ fn info(of: &WasmtimeModule) -> ModuleInfo {
     } else {
         Abi::Command
     };
-    let mut info = ModuleInfo::new(of.name.clone(), *of.identity.wait(), ArtifactKind::Wasm, abi, of.size_bytes);
-    info.entries = entries(&of.module).collect();
-    for export in of.module.exports() {
+    let mut info = ModuleInfo::new(artifact, abi);
+    info.entries = entries(module).collect();
+    for export in module.exports() {
         let ty = export.ty();
         if let ExternType::Memory(memory) = &ty {
             info.memory_initial_bytes += memory.minimum() * memory.page_size();
@@ -328,14 +289,11 @@ fn info(of: &WasmtimeModule) -> ModuleInfo {
         }
         info.exports.push(ExportInfo { name: export.name().to_owned(), ty: describe(&ty) });
     }
-    info.has_start = of.structure.has_start;
+    info.has_start = structure.has_start;
     info.needs = needs(&imports);
     info.imports = imports;
-    let code = of.module.image_range();
+    let code = module.image_range();
     info.compiled_bytes = Some(code.end as u64 - code.start as u64);
-    info.cached = of.loaded.from_cache;
-    info.notes.clone_from(&of.loaded.notes);
-    info.load_time = of.loaded.load_time;
     info
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use palisade::{ModuleInfo, Result, units};
+use palisade::{ArtifactHash, ModuleInfo, Result, units};
 use serde_json::json;
 
 use crate::exit::Exit;
@@ -28,22 +28,26 @@ pub(crate) struct Inspect {
 
 pub(crate) async fn run(options: Inspect) -> Result<Exit> {
     let artifact = plugin::read(&options.plugin)?;
-    let module = open_backend(&options.backend, !options.no_cache)?.load(artifact).await?;
+    let module = open_backend(&options.backend, !options.no_cache)?.load(artifact.clone()).await?;
     match options.json {
-        true => output::print_json(&json!(module.info())),
-        false => output::print(&describe(module.info())),
+        true => {
+            let mut report = json!(module.info());
+            report["hash"] = json!(artifact.hash());
+            output::print_json(&report)
+        }
+        false => output::print(&describe(module.info(), artifact.hash())),
     }
     Ok(Exit::Success)
 }
 
-fn describe(info: &ModuleInfo) -> String {
+fn describe(info: &ModuleInfo, hash: ArtifactHash) -> String {
     let mut text = String::new();
     let mut fact = |name: &str, value: String| {
         // Writing to a String does not fail.
         let _ = writeln!(text, "{name:<10} {}", printable(&value));
     };
     fact("name", info.name.clone());
-    fact("sha256", info.hash.to_string());
+    fact("sha256", hash.to_string());
     fact("kind", format!("{}, {}", info.artifact, info.abi));
     let compiled = info.compiled_bytes.map(|bytes| format!(", compiled {}", units::display_bytes(bytes)));
     fact("size", format!("{}{}", units::display_bytes(info.size_bytes), compiled.unwrap_or_default()));

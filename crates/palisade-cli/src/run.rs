@@ -8,8 +8,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use clap::Args;
 use palisade::{
-    Call, CancelToken, Error, ErrorKind, Execution, HostFunctions, Input, Module, Outcome, OutputSink, OutputStream,
-    Policy, PreparedExt, Quota, Resource, Result,
+    Artifact, Call, CancelToken, Error, ErrorKind, Execution, HostFunctions, Input, Module, Outcome, OutputSink,
+    OutputStream, Policy, PreparedExt, Quota, Resource, Result,
 };
 use serde_json::{Map, Value, json};
 
@@ -58,7 +58,7 @@ pub(crate) async fn run(options: Run) -> Result<Exit> {
     let sandbox = open_backend(&options.backend, !options.no_cache)?;
     let module = {
         let _spinner = Spinner::start(&format!("loading {}", artifact.name()));
-        sandbox.load(artifact).await?
+        sandbox.load(artifact.clone()).await?
     };
     if !options.quiet {
         module.info().notes.iter().for_each(|note| output::note(note));
@@ -88,7 +88,7 @@ pub(crate) async fn run(options: Run) -> Result<Exit> {
     }?;
     let exit = Exit::of_outcome(&execution.outcome);
     if options.json {
-        let report = report(&execution, prepared.policy(), &*module, exit);
+        let report = report(&execution, prepared.policy(), &artifact, &*module, exit);
         forward.write(OutputStream::Output, format!("{report}\n").as_bytes());
     }
     let exit = match (exit, delivered(&forward, interrupted).await) {
@@ -135,7 +135,7 @@ fn input(text: &str) -> Result<Input> {
 }
 
 /// The JSON object of `--json`.
-fn report(execution: &Execution, policy: &Policy, module: &dyn Module, exit: Exit) -> Value {
+fn report(execution: &Execution, policy: &Policy, artifact: &Artifact, module: &dyn Module, exit: Exit) -> Value {
     let mut report = Map::new();
     report.insert("outcome".into(), json!(execution.outcome));
     report.insert("usage".into(), json!(execution.usage));
@@ -149,7 +149,7 @@ fn report(execution: &Execution, policy: &Policy, module: &dyn Module, exit: Exi
         "module".into(),
         json!({
             "name": info.name,
-            "hash": info.hash,
+            "hash": artifact.hash(),
             "cached": info.cached,
             "load_time_ns": info.load_time.as_nanos() as u64,
             "notes": info.notes,

@@ -169,14 +169,12 @@ impl Artifact {
     }
 }
 
-/// What a backend found in an artifact.
+/// What a backend found in an artifact. Its identity is the artifact's own ([`Artifact::hash`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ModuleInfo {
     /// The artifact's name.
     pub name: String,
-    /// The artifact's identity.
-    pub hash: ArtifactHash,
     /// What the bytes are.
     pub artifact: ArtifactKind,
     /// How it talks to its host.
@@ -209,14 +207,13 @@ pub struct ModuleInfo {
 }
 
 impl ModuleInfo {
-    /// An info of which only what identifies the artifact is filled in.
-    pub fn new(name: String, hash: ArtifactHash, artifact: ArtifactKind, abi: Abi, size_bytes: u64) -> Self {
+    /// An info of which only what `artifact` itself tells is filled in.
+    pub fn new(artifact: &Artifact, abi: Abi) -> Self {
         ModuleInfo {
-            name,
-            hash,
-            artifact,
+            name: artifact.name().to_owned(),
+            artifact: artifact.kind(),
             abi,
-            size_bytes,
+            size_bytes: artifact.bytes().len() as u64,
             compiled_bytes: None,
             memory_initial_bytes: 0,
             memory_maximum_bytes: None,
