@@ -1,5 +1,7 @@
 //! Requirements, and the checks that exercise them.
 
+use std::fmt;
+
 use palisade_core::{Abi, Capabilities, Enforcement, GrantKind, Resource};
 use serde::{Deserialize, Serialize};
 
@@ -108,4 +110,14 @@ pub struct Failure {
     pub step: Step,
     /// What was wrong, for people.
     pub message: String,
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Need::Quota(resource) => write!(f, "quota {resource}"),
+            Need::Grant(kind) => write!(f, "grant {kind}"),
+            Need::Abi(abi) => write!(f, "guest interface {abi}"),
+        }
+    }
 }

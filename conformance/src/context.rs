@@ -215,6 +215,49 @@ impl Context {
         self.block_on(prepared.run(call)).map_err(|error| self.failure(format!("probe `{verb}`: {error}")))
     }
 
+    /// Input that gives `text` only `after` the guest first waits for it; `on_wait` runs at that moment.
+    pub fn late_input(
+        &self,
+        after: Duration,
+        text: &'static [u8],
+        on_wait: impl FnOnce() + Send + 'static,
+    ) -> palisade_core::Input {
+        palisade_core::Input::Stream(Box::pin(Late { after, text: Some(text), on_wait: Some(on_wait), sleep: None }))
+    }
+
+    /// The probe for `verb`, as the backend gets it.
+    pub fn artifact(&self, verb: &str) -> palisade_core::Artifact {
+        (self.subject.probe)(verb)
+    }
+
+    /// Makes a fresh instance of the probe for `verb`, for more than one call.
+    ///
+    /// # Errors
+    ///
+    /// The backend's, as a failure of the current step.
+    pub fn instance(
+        &self,
+        verb: &str,
+        policy: &Policy,
+        functions: HostFunctions,
+    ) -> Result<Box<dyn palisade_core::Instance>, Failure> {
+        let prepared = self.prepare(verb, policy, functions)?;
+        self.block_on(prepared.instantiate()).map_err(|error| self.failure(format!("probe `{verb}`: {error}")))
+    }
+
+    /// Makes one more call of an instance.
+    ///
+    /// # Errors
+    ///
+    /// The backend's, as a failure of the current step.
+    pub fn call_again(
+        &self,
+        instance: &mut Box<dyn palisade_core::Instance>,
+        call: Call,
+    ) -> Result<Execution, Failure> {
+        self.block_on(instance.call(call)).map_err(|error| self.failure(format!("another call: {error}")))
+    }
+
     /// Writes down what was seen, and ends the check when it is not as required.
     ///
     /// # Errors
@@ -291,6 +334,36 @@ impl Context {
     /// A failure of the current step.
     pub fn failure(&self, message: impl Into<String>) -> Failure {
         Failure { step: self.step, message: message.into() }
+    }
+}
+
+/// See [`Context::late_input`].
+struct Late<F> {
+    after: Duration,
+    text: Option<&'static [u8]>,
+    on_wait: Option<F>,
+    sleep: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+}
+
+// Nothing in it is pinned in place.
+impl<F> Unpin for Late<F> {}
+
+impl<F: FnOnce() + Send + 'static> futures_core::Stream for Late<F> {
+    type Item = std::io::Result<palisade_core::Bytes>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        if let Some(on_wait) = self.on_wait.take() {
+            on_wait();
+        }
+        if self.text.is_none() {
+            return std::task::Poll::Ready(None);
+        }
+        let after = self.after;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(after)));
+        sleep.as_mut().poll(context).map(|()| self.text.take().map(|text| Ok(text.into())))
     }
 }
 

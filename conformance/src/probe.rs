@@ -5,7 +5,30 @@
 use palisade_core::Artifact;
 
 /// Verbs and their sources as WebAssembly text.
-const WASM: &[(&str, &str)] = &[("echo", include_str!("../probes/echo.wat"))];
+const WASM: &[(&str, &str)] = &[
+    ("args", include_str!("../probes/args.wat")),
+    ("clock", include_str!("../probes/clock.wat")),
+    ("count", include_str!("../probes/count.wat")),
+    ("echo", include_str!("../probes/echo.wat")),
+    ("environ", include_str!("../probes/environ.wat")),
+    ("exit", include_str!("../probes/exit.wat")),
+    ("file", include_str!("../probes/file.wat")),
+    ("grow", include_str!("../probes/grow.wat")),
+    ("host", include_str!("../probes/host.wat")),
+    ("large", include_str!("../probes/large.wat")),
+    ("open", include_str!("../probes/open.wat")),
+    ("random", include_str!("../probes/random.wat")),
+    ("recurse", include_str!("../probes/recurse.wat")),
+    ("sleep", include_str!("../probes/sleep.wat")),
+    ("socket", include_str!("../probes/socket.wat")),
+    ("start", include_str!("../probes/start.wat")),
+    ("stdin", include_str!("../probes/stdin.wat")),
+    ("table", include_str!("../probes/table.wat")),
+    ("traces", include_str!("../probes/traces.wat")),
+    ("trap", include_str!("../probes/trap.wat")),
+    ("unknown", include_str!("../probes/unknown.wat")),
+    ("write", include_str!("../probes/write.wat")),
+];
 
 /// The probe for `verb` as a Wasm module.
 ///

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod backends;
+mod certify;
 mod doctor;
 mod exit;
 mod inspect;
@@ -38,6 +39,8 @@ enum Command {
     Backends(backends::Backends),
     /// Try out what this machine can and cannot enforce.
     Doctor(doctor::Doctor),
+    /// Run the conformance suite on backends, or verify a certificate.
+    Certify(certify::Certify),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Inspect(inspect) => (inspect.json, runtime.block_on(inspect::run(inspect))),
         Command::Backends(backends) => (backends.json, backends::run(&backends)),
         Command::Doctor(doctor) => (doctor.json, doctor::run(&doctor)),
+        Command::Certify(certify) => (certify.json, certify::run(&certify)),
     };
     // A thread that still waits for standard input must not hold the end up.
     runtime.shutdown_background();

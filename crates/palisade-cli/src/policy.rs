@@ -14,7 +14,7 @@ const POLICY_BYTES_MAX: u64 = 1 << 20;
 /// Quota and grants.
 #[derive(Debug, Args)]
 pub(crate) struct PolicyOptions {
-    /// Read quota and grants from a TOML file; the options here go before it
+    /// Read quota and grants from a TOML file; the options given here win over it
     #[arg(long, value_name = "FILE", help_heading = "Policy")]
     policy: Option<PathBuf>,
 

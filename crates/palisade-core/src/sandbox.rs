@@ -62,8 +62,9 @@ pub trait Module: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// Kinds `InvalidPolicy`, `Unsupported`, `Denied` (the artifact imports what the policy does not grant, listing each
-    /// import and what would provide it), `NotFound` (a granted directory or host function does not exist), `Io`.
+    /// Kinds `InvalidPolicy`, `Unsupported` (the policy asks for, or the artifact imports, what the backend does not provide;
+    /// every missing import is listed with what would provide it), `NotFound` (a granted directory or host function does
+    /// not exist), `InvalidArtifact` (an import has the wrong type), `Io`.
     fn prepare(&self, policy: Policy, host: HostFunctions) -> Result<Arc<dyn Prepared>>;
 }
 

@@ -1,0 +1,16 @@
+;; Input: u64 n. Says that it started, then counts to n.
+(module
+  (import "palisade" "input_len" (func $input_len (result i32)))
+  (import "palisade" "input_read" (func $input_read (param i32 i32 i32) (result i32)))
+  (import "palisade" "output_write" (func $output (param i32 i32)))
+  (import "palisade" "error_write" (func $error (param i32 i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 1024) "started")
+  (func (export "_start") (local $left i64)
+    (drop (call $input_read (i32.const 0) (i32.const 0) (call $input_len)))
+    (call $error (i32.const 1024) (i32.const 7))
+    (local.set $left (i64.load (i32.const 0)))
+    (loop $again
+      (if (i64.ne (local.get $left) (i64.const 0)) (then
+        (local.set $left (i64.sub (local.get $left) (i64.const 1)))
+        (br $again))))))

@@ -1,0 +1,245 @@
+//! The program a backend's author makes of the suite: a test without libtest.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use crate::report::About;
+use crate::{
+    Catalog, Certificate, CheckReport, ProfileStatus, Report, Runner, Selection, Subject, Verdict, run_as_child,
+};
+
+const HELP: &str = "\
+Certifies a sandbox backend.
+
+Usage: [OPTIONS] [FILTER]...
+
+  FILTER               run the checks with this in their id
+  --profile PROFILE    run the checks of one profile
+  --skip FILTER        leave out the checks with this in their id
+  --exact              filters are whole ids
+  --list               show the checks, run none
+  --report-dir DIR     write report.json, junit.xml and report.html
+  --certify            also write certificate.json and badge.json, or print the certificate; only of a whole run
+
+Exit code 0: all as expected. 1: not so, or nothing certified with --certify. 2: nothing to run, or a wrong option.";
+
+/// The command line.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    selection: Selection,
+    list: bool,
+    help: bool,
+    /// What libtest calls ignored tests; there are none.
+    only_ignored: bool,
+    report_dir: Option<PathBuf>,
+    certify: bool,
+    /// Run this check in this process.
+    check: Option<String>,
+}
+
+impl Options {
+    fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Options, String> {
+        let mut options = Options::default();
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let (name, inline) = match argument.split_once('=') {
+                Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value.to_owned())),
+                _ => (argument, None),
+            };
+            let mut value = || {
+                inline
+                    .clone()
+                    .or_else(|| arguments.next())
+                    .ok_or_else(|| format!("`{name}` needs a value; see `--help`"))
+            };
+            match name.as_str() {
+                "--help" | "-h" => options.help = true,
+                "--list" => options.list = true,
+                "--certify" => options.certify = true,
+                "--exact" => options.selection.exact = true,
+                "--ignored" => options.only_ignored = true,
+                "--profile" => options.selection.profile = Some(value()?),
+                "--skip" => options.selection.skips.push(value()?),
+                "--report-dir" => options.report_dir = Some(value()?.into()),
+                "--check" => options.check = Some(value()?),
+                // Cargo hands the same options to every test of a package; these are libtest's, and change nothing here.
+                "--nocapture"
+                | "--no-capture"
+                | "--show-output"
+                | "--quiet"
+                | "-q"
+                | "--include-ignored"
+                | "--test"
+                | "--bench"
+                | "--report-time"
+                | "--force-run-in-process"
+                | "--exclude-should-panic" => {}
+                "--test-threads" | "--color" | "--format" | "--logfile" | "--shuffle-seed" | "-Z" => drop(value()?),
+                "--shuffle" | "--ensure-time" => {}
+                other if other.starts_with('-') => return Err(format!("unknown option `{other}`; see `--help`")),
+                _ => options.selection.filters.push(name),
+            }
+        }
+        if options.certify
+            && let Some(selection) = options.selection.description()
+        {
+            return Err(format!("a filtered run never certifies ({selection}); leave out the filter or `--certify`"));
+        }
+        Ok(options)
+    }
+}
+
+/// Runs the suite on `subject`, as the command line says: the whole `main` of a test with `harness = false`.
+pub fn main(subject: Subject) -> ExitCode {
+    match Options::parse(std::env::args().skip(1)).and_then(|options| run(subject, &options)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(subject: Subject, options: &Options) -> Result<u8, String> {
+    let catalog = Catalog::current();
+    let print = |text: &str| {
+        let _ = writeln!(std::io::stdout(), "{text}");
+    };
+    if options.help {
+        print(HELP);
+        return Ok(0);
+    }
+    if let Some(id) = &options.check {
+        let check = catalog.check(id).ok_or_else(|| format!("no check `{id}`"))?;
+        run_as_child(subject, check);
+        return Ok(0);
+    }
+    if options.list && options.only_ignored {
+        return Ok(0);
+    }
+    let chosen = options.selection.choose(&catalog);
+    if options.list {
+        for check in chosen {
+            print(&format!("{}: test", check.id));
+        }
+        return Ok(0);
+    }
+    if chosen.is_empty() || options.only_ignored {
+        return Err("no check was chosen, so nothing was shown".to_owned());
+    }
+    let sandbox = (subject.open)().map_err(|error| format!("the backend does not open: {error}"))?;
+    let about = About {
+        name: subject.name.to_owned(),
+        version: subject.version.to_owned(),
+        capabilities: sandbox.capabilities().clone(),
+        expectations: subject.expectations.to_owned(),
+        filter: options.selection.description(),
+        reproduce: format!("cargo test -p {} --test conformance --", subject.name),
+    };
+    drop(sandbox);
+    let program = std::env::current_exe().map_err(|error| format!("this program is not found: {error}"))?;
+    print(&format!("\nrunning {} checks on {} {}\n", chosen.len(), subject.name, subject.version));
+    let runner = Runner::new(|id: &str| {
+        let mut command = Command::new(&program);
+        command.args(["--check", id]);
+        command
+    });
+    let checks = runner.run(&chosen, |report| print(&line(report)));
+    let report = Report::new(&catalog, about, checks);
+    for check in report.checks.iter().filter(|check| check.verdict > Verdict::Blocked) {
+        print(&format!("\n{}", details(check)));
+    }
+    for error in &report.errors {
+        print(&format!("\nnot as expected: {}", printable(error)));
+    }
+    let certificate = options.certify.then(|| Certificate::derive(&report, &catalog));
+    if let Some(folder) = &options.report_dir {
+        let written = report.write(folder, certificate.as_ref());
+        let written = written.map_err(|error| format!("cannot write into {}: {error}", folder.display()))?;
+        for file in written {
+            print(&format!("wrote {}", file.display()));
+        }
+    }
+    let mut green = report.is_green();
+    if let Some(certificate) = &certificate {
+        for (profile, status) in &certificate.profiles {
+            print(&profile_line(profile, status));
+        }
+        if options.report_dir.is_none() {
+            print(&certificate.to_json());
+        }
+        green &= !certificate.certified().is_empty();
+    }
+    print(&format!("\nresult: {}. {}\n", if green { "ok" } else { "FAILED" }, report.summary()));
+    Ok(u8::from(!green))
+}
+
+/// One line about a check, for a terminal.
+fn line(report: &CheckReport) -> String {
+    let message = if report.message.is_empty() { String::new() } else { format!("  {}", printable(&report.message)) };
+    format!("{:<11}  {:>6} ms  {}{message}", report.verdict, report.duration_ms, report.id)
+}
+
+/// Everything about a check that did not pass, for a terminal.
+fn details(report: &CheckReport) -> String {
+    let mut text = format!("{}: {}: {}", report.id, report.verdict, printable(&report.message));
+    for evidence in &report.evidence {
+        let mark = if evidence.holds { "as required" } else { "NOT as required" };
+        let (subject, observed) = (printable(&evidence.subject), printable(&evidence.observed));
+        text += &format!("\n    {:?}: {subject}: {observed} ({mark})", evidence.step);
+    }
+    text
+}
+
+fn profile_line(profile: &str, status: &ProfileStatus) -> String {
+    match status {
+        ProfileStatus::Certified => format!("profile {profile}: certified"),
+        ProfileStatus::NotCertified(reasons) => {
+            let more = if reasons.len() > 1 { format!(" (and {} more)", reasons.len() - 1) } else { String::new() };
+            let first = reasons.first().map(String::as_str).unwrap_or_default();
+            format!("profile {profile}: not certified: {}{more}", printable(first))
+        }
+    }
+}
+
+/// `text` as it may be shown on a terminal: guests choose what is quoted, and control characters move cursors.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn the_command_line_is_that_of_a_test() {
+        let options =
+            parse("--nocapture --test-threads=1 --color always memory --profile quota --report-dir=out").unwrap();
+        assert_eq!(options.selection.filters, ["memory"]);
+        assert_eq!(options.selection.profile.as_deref(), Some("quota"));
+        assert_eq!(options.report_dir, Some("out".into()));
+        assert_eq!(parse("--list --format terse --ignored").unwrap().selection, Selection::default());
+        assert_eq!(parse("--check a.b.c").unwrap().check.as_deref(), Some("a.b.c"));
+        assert!(parse("--profil quota").unwrap_err().contains("--profil"));
+        assert!(parse("--profile").unwrap_err().contains("needs a value"));
+    }
+
+    #[test]
+    fn a_filtered_run_cannot_be_asked_to_certify() {
+        assert!(parse("--certify").is_ok());
+        for filter in ["memory", "--profile quota", "--skip memory"] {
+            assert!(parse(&format!("--certify {filter}")).unwrap_err().contains("never certifies"), "{filter}");
+        }
+    }
+
+    #[test]
+    fn what_guests_say_cannot_move_the_cursor() {
+        let report = crate::report::tests::check("core.output.bytes", Verdict::Fail);
+        assert!(!details(&report).contains('\u{1b}') && !line(&report).contains('\u{1b}'));
+    }
+}
