@@ -14,7 +14,7 @@ fn read(name: &str) -> String {
 /// All Rust sources below the folders of crates, and their paths.
 fn sources() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let mut folders = vec![root().join("crates"), root().join("backends"), root().join("benches")];
+    let mut folders = ["crates", "backends", "conformance", "benches"].map(|folder| root().join(folder)).to_vec();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("the folder can be listed") {
             let path = entry.expect("the entry can be read").path();
