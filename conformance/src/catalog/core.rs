@@ -135,6 +135,13 @@ pub(super) const CHECKS: &[Check] = &[
         run: cancel_while_running,
     },
     Check {
+        id: "core.cancel.in-a-start-function",
+        requires: &["core.cancel.anywhere"],
+        needs: REACTOR,
+        control: "ignores-cancel-start",
+        run: cancel_in_start_function,
+    },
+    Check {
         id: "core.cancel.in-a-host-call",
         requires: &["core.cancel.anywhere"],
         needs: HOST,
@@ -418,12 +425,22 @@ impl OutputSink for CancelOnWrite {
 
 /// A loop must be stopped although it never asks.
 fn cancel_while_running(ctx: &mut Context) -> Result<(), Failure> {
+    cancel_a_loop(ctx, "count")
+}
+
+/// Code that runs before the entry is guest code like any other.
+fn cancel_in_start_function(ctx: &mut Context) -> Result<(), Failure> {
+    cancel_a_loop(ctx, "start")
+}
+
+/// Cancels the probe `verb`, which loops, once it wrote that it started.
+fn cancel_a_loop(ctx: &mut Context, verb: &str) -> Result<(), Failure> {
     let policy = ctx.generous();
     let run = |ctx: &mut Context, armed: bool| {
         let token = CancelToken::new();
         let sink = Arc::new(CancelOnWrite { token: token.clone(), armed });
         let call = Call::new().input(LONG.to_le_bytes().to_vec()).cancel(token).sink(sink);
-        ctx.call("count", call, &policy, HostFunctions::new())
+        ctx.call(verb, call, &policy, HostFunctions::new())
     };
     ctx.baseline(|ctx| {
         let execution = run(ctx, false)?;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use palisade_core::{
-    Abi, Bytes, Call, DirectoryGrant, Execution, GrantKind, HostFunctions, Input, Phase, Policy, PreparedExt, Resource,
+    Abi, Bytes, Call, DirectoryGrant, ErrorKind, Execution, GrantKind, HostFunctions, Input, Phase, Policy,
+    PreparedExt, Resource,
 };
 
 use super::{must, number_at, numbers};
@@ -39,6 +40,11 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         "one call that starves the next",
     ),
     must(
+        "quota.instances.declared",
+        "A backend MUST hold as many instances at once as it declares, and refuse the next one with `Exhausted`.",
+        "a host that runs out of room for instances without noticing",
+    ),
+    must(
         "quota.neighbour.unaffected",
         "What one guest exhausts MUST NOT be missing for another.",
         "a tenant that harms its neighbours",
@@ -50,6 +56,13 @@ const COMMAND: Need = Need::Abi(Abi::Command);
 const HOST: Need = Need::Grant(GrantKind::HostFunctions);
 
 pub(super) const CHECKS: &[Check] = &[
+    Check {
+        id: "quota.instances.declared-number",
+        requires: &["quota.instances.declared"],
+        needs: &[REACTOR],
+        control: "ignores-instances",
+        run: instances,
+    },
     Check {
         id: "quota.wall-time.loop",
         requires: &["quota.time.wall-time"],
@@ -569,6 +582,48 @@ fn next_call(ctx: &mut Context) -> Result<(), Failure> {
     })?;
     drop(instance);
     ctx.recovery()
+}
+
+/// Most instances a check makes; a backend that declares more is tested up to here and must refuse nothing.
+const INSTANCES_MAX: u64 = 20_000;
+
+/// Many small instances are a flood as well.
+fn instances(ctx: &mut Context) -> Result<(), Failure> {
+    let policy = ctx.generous();
+    let prepared = ctx.baseline(|ctx| {
+        let prepared = ctx.prepare("echo", &policy, HostFunctions::new())?;
+        let first = ctx.block_on(prepared.instantiate());
+        ctx.expect("one instance", outcome_of(&first), first.is_ok())?;
+        Ok(prepared)
+    })?;
+    ctx.enforced(|ctx| {
+        let declared = ctx.capabilities().instances_max;
+        let mut held = Vec::new();
+        for number in 1..=declared.min(INSTANCES_MAX) {
+            match ctx.block_on(prepared.instantiate()) {
+                Ok(instance) => held.push(instance),
+                Err(error) => {
+                    return ctx.expect("an instance within the declared number", format!("{number}: {error}"), false);
+                }
+            }
+        }
+        let enough = held.len() as u64 == declared.min(INSTANCES_MAX);
+        ctx.expect("instances at once", held.len(), enough)?;
+        if declared > INSTANCES_MAX {
+            return Ok(());
+        }
+        let next = ctx.block_on(prepared.instantiate());
+        let refused = matches!(&next, Err(error) if error.kind() == ErrorKind::Exhausted);
+        ctx.expect("one more than declared", outcome_of(&next), refused)?;
+        drop(held.pop());
+        let next = ctx.block_on(prepared.instantiate());
+        ctx.expect("one more after one was dropped", outcome_of(&next), next.is_ok())
+    })?;
+    ctx.recovery()
+}
+
+fn outcome_of<T>(made: &palisade_core::Result<T>) -> String {
+    made.as_ref().map_or_else(ToString::to_string, |_| "made".to_owned())
 }
 
 /// One guest at its limits is everyday; the others must not notice.

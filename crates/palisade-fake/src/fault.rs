@@ -44,6 +44,8 @@ faults! {
     IgnoresCancelBefore = "ignores-cancel-before",
     /// A token is not looked at while guest code runs.
     IgnoresCancelRunning = "ignores-cancel-running",
+    /// A token is not looked at while the start function runs.
+    IgnoresCancelStart = "ignores-cancel-start",
     /// A token is not looked at while a host function runs.
     IgnoresCancelHostCall = "ignores-cancel-host-call",
     /// A token is not looked at while the guest waits for input.
@@ -142,6 +144,8 @@ faults! {
     PredictableRandomness = "predictable-randomness",
     /// Sockets work without a grant.
     OpensSockets = "opens-sockets",
+    /// More instances are made than declared.
+    IgnoresInstances = "ignores-instances",
     /// Grants of one module reach the next.
     MixesAgents = "mixes-agents",
 }

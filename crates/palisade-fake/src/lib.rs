@@ -17,6 +17,7 @@ mod machine;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use palisade_core::{
@@ -40,6 +41,8 @@ struct Shared {
     wrong: Wrong,
     capabilities: Capabilities,
     leaks: Mutex<Leaks>,
+    /// Alive right now.
+    instances: AtomicU64,
 }
 
 /// What faults carry from one guest to another.
@@ -114,7 +117,7 @@ impl Fake {
             fuel_deterministic: true,
             caveats: Vec::new(),
         };
-        Fake(Arc::new(Shared { wrong, capabilities, leaks: Mutex::default() }))
+        Fake(Arc::new(Shared { wrong, capabilities, leaks: Mutex::default(), instances: AtomicU64::new(0) }))
     }
 }
 
@@ -235,6 +238,7 @@ impl Prepared for FakePrepared {
 
     fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Instance>>> {
         Box::pin(async move {
+            let slot = Slot::take(&self.shared)?;
             let mut state = State::default();
             let leaks = self.shared.leaks();
             if self.shared.has(Fault::LeaksMemory) {
@@ -249,6 +253,7 @@ impl Prepared for FakePrepared {
                 policy: Arc::clone(&self.seen),
                 functions: Arc::clone(&self.functions),
                 state,
+                _slot: slot,
             }) as Box<dyn Instance>)
         })
     }
@@ -273,6 +278,28 @@ struct FakeInstance {
     policy: Arc<Policy>,
     functions: Arc<HostFunctions>,
     state: State,
+    _slot: Slot,
+}
+
+/// Counts an instance for as long as it lives.
+#[derive(Debug)]
+struct Slot(Arc<Shared>);
+
+impl Slot {
+    fn take(shared: &Arc<Shared>) -> Result<Slot> {
+        let slot = Slot(Arc::clone(shared));
+        let before = shared.instances.fetch_add(1, Ordering::SeqCst);
+        if before >= shared.capabilities.instances_max && !shared.has(Fault::IgnoresInstances) {
+            return Err(Error::new(ErrorKind::Exhausted, "instantiate", "all instances are in use"));
+        }
+        Ok(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.instances.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Instance for FakeInstance {

@@ -178,7 +178,10 @@ impl<'a> Machine<'a> {
                 self.write(verb, OutputStream::Error, b"started")?;
                 self.count(long, Doing::Running).await?;
             }
-            "start" if first => self.count(long, Doing::Starting).await?,
+            "start" if first => {
+                self.write(verb, OutputStream::Error, b"started")?;
+                self.count(long, Doing::Starting).await?;
+            }
             "sleep" => {
                 let until = Instant::now() + Duration::from_nanos(long);
                 let sleep = poll_fn(|_| if Instant::now() < until { Poll::Pending } else { Poll::Ready(()) });
@@ -246,7 +249,7 @@ impl<'a> Machine<'a> {
     /// Ends the call when it is cancelled or its time is over.
     fn check(&self, doing: Doing) -> Result<(), Outcome> {
         let (cancel_fault, deadline_fault) = match doing {
-            Doing::Starting => (None, Fault::NoDeadlineStart),
+            Doing::Starting => (Some(Fault::IgnoresCancelStart), Fault::NoDeadlineStart),
             Doing::Running => (Some(Fault::IgnoresCancelRunning), Fault::NoDeadlineRunning),
             Doing::Sleeping => (None, Fault::NoDeadlineSleep),
             Doing::HostCall => (Some(Fault::IgnoresCancelHostCall), Fault::NoDeadlineHostCall),
