@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use palisade_core::{
     Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
     Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
-    PreparedExt, Resource, Result, Sandbox, on_thread,
+    PreparedExt, Resource, Result, Sandbox, block_on, on_thread,
 };
 use palisade_wasi::{WasiConfig, reactor};
 use wasmtime::{Engine, Linker, Store};
@@ -482,26 +482,11 @@ mod probes {
 
 /// Runs a module to its end, on this thread.
 fn run_probe(sandbox: &Wasmtime, wasm: &'static [u8], policy: Policy) -> Result<Outcome> {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let run = async {
+    block_on(async {
         let module = sandbox.load(Artifact::wasm(wasm)).await?;
         let prepared = module.prepare(policy, HostFunctions::new())?;
         Ok(prepared.run(Call::new()).await?.outcome)
-    };
-    let mut run = std::pin::pin!(run);
-    let waker = Arc::new(Unpark(std::thread::current())).into();
-    let mut context = std::task::Context::from_waker(&waker);
-    loop {
-        match run.as_mut().poll(&mut context) {
-            std::task::Poll::Ready(outcome) => return outcome,
-            std::task::Poll::Pending => std::thread::park(),
-        }
-    }
+    })
 }
 
 #[cfg(test)]

@@ -32,8 +32,6 @@ mod instance;
 mod meter;
 mod module;
 mod outcome;
-#[cfg(test)]
-mod test_support;
 mod validate;
 mod watchdog;
 

@@ -205,7 +205,7 @@ impl Drop for Sleep {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::block_on;
+    use palisade_core::block_on;
 
     #[test]
     fn sleepers_wake_in_order_and_not_early() {

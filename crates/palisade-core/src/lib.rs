@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod artifact;
+mod block_on;
 mod cancel;
 mod capabilities;
 mod error;
@@ -48,6 +49,7 @@ mod usage;
 pub use bytes::Bytes;
 
 pub use artifact::{Abi, Artifact, ArtifactHash, ArtifactKind, Entry, ExportInfo, ImportInfo, ModuleInfo};
+pub use block_on::block_on;
 pub use cancel::{CancelToken, Cancelled};
 pub use capabilities::{Capabilities, Enforcement, GrantKind};
 pub use error::{Error, ErrorKind, Result};
