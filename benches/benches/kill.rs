@@ -67,6 +67,7 @@ fn rate(prepared: &dyn Prepared, threads: usize) -> f64 {
                 count.fetch_add(done, Ordering::Relaxed);
             });
         }
+        #[expect(clippy::disallowed_methods, reason = "the time over which the rate is taken")]
         std::thread::sleep(Duration::from_secs(2));
         stop.store(true, Ordering::Relaxed);
     });

@@ -109,16 +109,16 @@ impl Live {
         let cancel = call.cancel.clone();
         self.store.data_mut().begin_call(call, StreamsLimits::from(quota), started);
         self.store.set_epoch_deadline(1);
-        // Fails only for an engine that does not count fuel, which ours always does.
         let counted = self.store.set_fuel(fuel).and_then(|()| self.store.fuel_async_yield_interval(Some(FUEL_PORTION)));
-        debug_assert!(counted.is_ok(), "the engine counts fuel");
 
         let meter = Arc::clone(&self.meter);
         let begun = self.store.data_mut().charge().and_then(|()| self.store.data().check_cancelled());
         let mut wall_time = Duration::ZERO;
-        let ended = match begun {
-            Err(stop) => Err(Halt(stop).into()),
-            Ok(()) => {
+        let ended = match (counted, begun) {
+            // An engine that does not count fuel would run the guest without its limit.
+            (Err(error), _) => Err(error),
+            (_, Err(stop)) => Err(Halt(stop).into()),
+            (Ok(()), Ok(())) => {
                 let watchdog = prepared.watchdog();
                 let deadline = quota.wall_time.and_then(|limit| started.checked_add(limit));
                 let mut guest =

@@ -1,7 +1,4 @@
-//! Nothing of one instance is visible to the next, and nothing is left behind.
-//!
-//! One test per process would be cleaner for the resident size; so this file has one test for it, and the others are
-//! small.
+//! Nothing of one instance is visible to the next.
 
 mod support;
 
@@ -36,34 +33,4 @@ fn nothing_of_the_previous_instance_is_visible() {
         assert_eq!(kept.call(Call::new()).await.unwrap().outcome, Outcome::Completed);
         assert!(matches!(kept.call(Call::new()).await.unwrap().outcome, Outcome::Trapped { .. }));
     });
-}
-
-fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has /proc");
-    let pages: u64 =
-        statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("statm has a second field");
-    pages * rustix::param::page_size() as u64
-}
-
-fn count(folder: &str) -> usize {
-    std::fs::read_dir(folder).expect("Linux has /proc").count()
-}
-
-#[test]
-fn ten_thousand_fresh_runs_leave_nothing() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let prepared = runtime.block_on(prepare(LEAVES_TRACES, generous(), HostFunctions::new())).unwrap();
-    let cycle = |runs: usize| {
-        for _ in 0..runs {
-            runtime.block_on(prepared.run(Call::new())).unwrap();
-        }
-    };
-    cycle(1000);
-    let (resident, files) = (resident_bytes(), count("/proc/self/fd"));
-    cycle(10_000);
-    let grown = resident_bytes().saturating_sub(resident);
-    // The other test of this file may still be running and owns a slot and a runtime; a leak of 1 KiB per run would
-    // be 10 MiB.
-    assert!(grown < 4 << 20, "resident memory grew by {grown} bytes");
-    assert!(count("/proc/self/fd") <= files + 8, "file descriptors were left behind");
 }
