@@ -74,11 +74,13 @@ pub enum GrantKind {
     Network,
     /// Child processes.
     ChildProcesses,
+    /// An interpreter for scripts.
+    Interpreter,
 }
 
 impl GrantKind {
     /// Every kind.
-    pub const ALL: [GrantKind; 9] = [
+    pub const ALL: [GrantKind; 10] = [
         GrantKind::DirectoriesReadOnly,
         GrantKind::DirectoriesReadWrite,
         GrantKind::Environment,
@@ -88,6 +90,7 @@ impl GrantKind {
         GrantKind::HostFunctions,
         GrantKind::Network,
         GrantKind::ChildProcesses,
+        GrantKind::Interpreter,
     ];
 
     /// The name, as in JSON.
@@ -102,6 +105,7 @@ impl GrantKind {
             GrantKind::HostFunctions => "host_functions",
             GrantKind::Network => "network",
             GrantKind::ChildProcesses => "child_processes",
+            GrantKind::Interpreter => "interpreter",
         }
     }
 }
@@ -164,6 +168,7 @@ impl Capabilities {
             (GrantKind::HostFunctions, !grants.host_functions.is_empty()),
             (GrantKind::Network, grants.network),
             (GrantKind::ChildProcesses, grants.child_processes),
+            (GrantKind::Interpreter, grants.interpreter.is_some()),
         ];
         for (kind, asked) in asked {
             if asked && !self.grants.contains(&kind) {
@@ -214,6 +219,7 @@ mod tests {
         policy.grants.host_functions.insert("f".into());
         policy.grants.network = true;
         policy.grants.child_processes = true;
+        policy.grants.interpreter = Some("python3".into());
         policy
     }
 

@@ -56,7 +56,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use host_function::{HostCall, HostFunction, HostFunctionError, HostFunctions, Invocation};
 pub use metrics::{MetricDescriptor, MetricId, MetricKind, MetricsSink};
 pub use on_thread::{OnThread, on_thread};
-pub use outcome::{Execution, LogLevel, LogRecord, Outcome, Phase, TrapKind};
+pub use outcome::{Execution, Layer, LayerStatus, LogLevel, LogRecord, Outcome, Phase, TrapKind};
 pub use policy::{Access, Clocks, DirectoryGrant, Grants, Policy, Quota, Randomness, Resource, Unit};
 pub use registry::{
     BackendOptions, BackendRegistration, CacheOptions, Finding, FindingStatus, backend, backends, open,

@@ -1,6 +1,8 @@
 //! How a call ended.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,12 +24,39 @@ pub struct Execution {
     pub error: Bytes,
     /// Log records. Empty when an [`OutputSink`](crate::OutputSink) took them.
     pub log: Vec<LogRecord>,
+    /// What stood between the guest and the host, layer by layer, where the backend is made of layers.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub isolation: Arc<[Layer]>,
+}
+
+/// One layer of isolation around a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// What it is, for example `network namespace`.
+    pub name: Cow<'static, str>,
+    /// Whether it was there.
+    pub status: LayerStatus,
+    /// Detail for people.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub detail: Cow<'static, str>,
+}
+
+/// Whether a layer of isolation was there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerStatus {
+    /// In force around this guest.
+    Enforced,
+    /// This machine cannot do it; what depends on it was refused.
+    Unavailable,
+    /// The policy did not ask for it.
+    NotAskedFor,
 }
 
 impl Execution {
     /// An execution that wrote nothing.
     pub fn new(outcome: Outcome, usage: Usage) -> Self {
-        Execution { outcome, usage, output: Bytes::new(), error: Bytes::new(), log: Vec::new() }
+        Execution { outcome, usage, output: Bytes::new(), error: Bytes::new(), log: Vec::new(), isolation: Arc::default() }
     }
 }
 

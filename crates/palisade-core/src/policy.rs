@@ -274,6 +274,10 @@ pub struct Grants {
     pub network: bool,
     /// Starting child processes. Their number is bounded by [`Quota::processes`].
     pub child_processes: bool,
+    /// The interpreter that runs a [script](crate::ArtifactKind::Script), by name (`python3`) or path. The guest sees it,
+    /// its libraries and its standard library, all read-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interpreter: Option<String>,
 }
 
 /// One directory of the host shown to a guest.
@@ -411,6 +415,9 @@ impl Policy {
                 );
             }
         }
+        if grants.interpreter.as_deref().is_some_and(bad_text) {
+            return invalid("grants.interpreter", "the interpreter is empty, too long or has a NUL byte".into());
+        }
         if let Some(name) = grants.host_functions.iter().find(|name| bad_text(name)) {
             return invalid("grants.host_functions", format!("host function name {name:?} is malformed"));
         }
@@ -488,6 +495,7 @@ mod tests {
         refused(&|g| drop(g.environment.insert("A=B".into(), "1".into())));
         refused(&|g| drop(g.environment.insert("A".into(), "\0".into())));
         refused(&|g| g.host_functions = [String::new()].into());
+        refused(&|g| g.interpreter = Some(String::new()));
         refused(&|g| g.clocks = Clocks::Coarse { step: Duration::ZERO });
         refused(&|g| g.environment = (0..2000).map(|n| (n.to_string(), String::new())).collect());
     }

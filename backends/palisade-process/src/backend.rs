@@ -1,0 +1,365 @@
+//! The sandbox: knows what this machine can enforce, and attacks a jail of its own before it serves anybody.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use palisade_core::{
+    Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Capabilities, Clocks, Enforcement,
+    Entry, Error, ErrorKind, ExportInfo, Finding, FindingStatus, GrantKind, Layer, LayerStatus, Module, ModuleInfo,
+    Policy, Resource, Result, Sandbox,
+};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::elf;
+use crate::landlock;
+use crate::module::{Kind, PROGRAM_ENTRY, ProcessModule, kind_of};
+use crate::seccomp::{self, Stage};
+use crate::sys;
+use crate::sys::protocol::{FRAME_HEADER, OUTPUT, PARKED, Plan, Program};
+use crate::zygote::Zygote;
+
+/// Name under which the backend registers.
+const NAME: &str = "process";
+/// Instances alive at once, unless the options say otherwise.
+const INSTANCES_DEFAULT: u32 = 256;
+/// Largest artifact, in bytes.
+const ARTIFACT_BYTES_MAX: usize = 512 << 20;
+const MEMORY_BYTES_MAX: u64 = 1 << 40;
+const STACK_BYTES_MIN: u64 = 128 << 10;
+const STACK_BYTES_MAX: u64 = 1 << 30;
+/// The self-test is a handful of system calls.
+const SELF_TEST_TIME_MAX: Duration = Duration::from_secs(20);
+
+palisade_core::inventory::submit! {
+    BackendRegistration {
+        name: NAME,
+        summary: "native programs, scripts and shared libraries, in Linux namespaces with Landlock and seccomp",
+        open: |options| Ok(Arc::new(ProcessSandbox::open(options)?)),
+        probe,
+    }
+}
+
+/// The process backend.
+#[derive(Debug)]
+pub struct ProcessSandbox(Arc<Shared>);
+
+/// What modules, prepared modules and instances of one sandbox share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) capabilities: Capabilities,
+    pub(crate) is_root: bool,
+    pub(crate) landlock_abi: u32,
+    pub(crate) ablated: u32,
+    instances: Arc<AtomicU64>,
+}
+
+/// Counts an instance for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Slot(Arc<AtomicU64>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    /// Room for one more instance.
+    pub(crate) fn slot(&self) -> Result<Slot> {
+        let max = self.capabilities.instances_max;
+        let taken = self.instances.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
+        match taken {
+            Ok(_) => Ok(Slot(Arc::clone(&self.instances))),
+            Err(_) => {
+                Err(Error::new(ErrorKind::Exhausted, "instantiate", format!("{max} instances are alive already"))
+                    .help("drop one first, or open the backend with a larger `instances_max`"))
+            }
+        }
+    }
+
+    /// What stands between a guest under `policy` and the host.
+    pub(crate) fn isolation(&self, policy: &Policy, kind: &Kind) -> Arc<[Layer]> {
+        let layer = |name: &'static str, status, detail: Cow<'static, str>| Layer { name: name.into(), status, detail };
+        let on = |name, detail: &'static str| layer(name, LayerStatus::Enforced, detail.into());
+        let asked = |name, asked: bool, detail: &'static str| {
+            layer(name, if asked { LayerStatus::Enforced } else { LayerStatus::NotAskedFor }, detail.into())
+        };
+        let mut layers = vec![
+            on(
+                "user namespace",
+                if self.is_root { "a user of its own, which owns nothing" } else { "the host's own user" },
+            ),
+            on("mount namespace", "private read-only root; no /proc, /sys or host files"),
+            on("pid namespace", "process 1 of its own"),
+            on("network namespace", "no interface is up"),
+            on("ipc namespace", ""),
+            on("uts namespace", ""),
+            on("cgroup namespace", ""),
+            on("no_new_privs", ""),
+            on("capabilities", "none, and none to be gained"),
+            on("resource limits", "memory by address space and data"),
+            layer(
+                "landlock",
+                LayerStatus::Enforced,
+                format!("interface version {}, all it handles", self.landlock_abi).into(),
+            ),
+            on(
+                "seccomp",
+                match kind {
+                    Kind::Library => "two filters: while loading, and after",
+                    Kind::Executable(_) | Kind::Script => "one filter",
+                },
+            ),
+            on("end with the host", "the kernel kills the guest when the host dies"),
+            asked("time stamp counter trapped", matches!(policy.grants.clocks, Clocks::Coarse { .. }), ""),
+        ];
+        for (index, layer) in layers.iter_mut().enumerate() {
+            if cfg!(palisade_ablation) && self.ablated & 1 << index != 0 {
+                layer.status = LayerStatus::Unavailable;
+            }
+        }
+        layers.into()
+    }
+}
+
+impl ProcessSandbox {
+    /// Opens the backend: finds out what the machine can do, and attacks a live jail.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] when the machine lacks a mechanism the backend cannot do without, or when an attack of
+    /// the self-test worked.
+    pub fn open(options: &BackendOptions) -> Result<ProcessSandbox> {
+        let missing = |message: &str, help: &str| {
+            Error::new(ErrorKind::Unsupported, "open", message.to_owned())
+                .context("backend", NAME)
+                .help(help.to_owned())
+        };
+        if !seccomp::ARCH_SUPPORTED {
+            return Err(missing("there is no system call table for this processor", "use x86-64, or a Wasm backend"));
+        }
+        let landlock_abi = sys::landlock_abi().ok_or_else(|| {
+            missing(
+                "the kernel has no Landlock",
+                "boot with `lsm=landlock,...` (Linux 5.13 or later), or use a Wasm backend",
+            )
+        })?;
+        let is_root = rustix::process::geteuid().is_root();
+        let shared = Shared {
+            capabilities: capabilities(options),
+            is_root,
+            landlock_abi,
+            ablated: ablated(),
+            instances: Arc::default(),
+        };
+        let escapes = self_test(&shared)?;
+        if shared.ablated == 0 && !escapes.is_empty() {
+            return Err(missing(
+                &format!("the self-test got out of its jail: {}", escapes.join(", ")),
+                "please report this, with the output of `palisade doctor`",
+            ));
+        }
+        Ok(ProcessSandbox(Arc::new(shared)))
+    }
+}
+
+/// Protections to leave out. Only in builds made for it, which certify nothing.
+fn ablated() -> u32 {
+    #[cfg(palisade_ablation)]
+    return std::env::var("PALISADE_ABLATE").ok().and_then(|bit| bit.parse::<u32>().ok()).map_or(0, |bit| 1 << bit);
+    #[cfg(not(palisade_ablation))]
+    0
+}
+
+impl Sandbox for ProcessSandbox {
+    fn capabilities(&self) -> &Capabilities {
+        &self.0.capabilities
+    }
+
+    fn load(&self, artifact: Artifact) -> BoxFuture<'_, Result<Arc<dyn Module>>> {
+        Box::pin(async move {
+            if artifact.bytes().len() > ARTIFACT_BYTES_MAX {
+                return Err(Error::new(
+                    ErrorKind::InvalidArtifact,
+                    "load",
+                    format!("{} bytes are more than {ARTIFACT_BYTES_MAX}", artifact.bytes().len()),
+                ));
+            }
+            let elf = match artifact.kind() {
+                ArtifactKind::Executable | ArtifactKind::SharedLibrary => Some(elf::parse(artifact.bytes())?),
+                _ => None,
+            };
+            let found = elf.clone().unwrap_or_default();
+            let kind = kind_of(&artifact, elf)?;
+            let entries = match kind {
+                Kind::Library => found.functions.clone(),
+                Kind::Executable(_) | Kind::Script => vec![PROGRAM_ENTRY.to_owned()],
+            };
+            let abi = if matches!(kind, Kind::Library) { Abi::Reactor } else { Abi::Command };
+            let mut info = ModuleInfo::new(&artifact, abi);
+            info.memory_initial_bytes = found.memory_bytes;
+            info.has_start = found.has_start;
+            info.entries = entries.into_iter().map(|name| Entry { name, returns_code: true }).collect();
+            info.exports =
+                found.functions.iter().map(|name| ExportInfo { name: name.clone(), ty: "function".into() }).collect();
+            info.needs = found.needed.iter().map(|name| format!("library {name}")).collect();
+            if matches!(kind, Kind::Script) {
+                info.needs.push("an interpreter".to_owned());
+            }
+            Ok(Arc::new(ProcessModule { shared: Arc::clone(&self.0), artifact, info, kind }) as Arc<dyn Module>)
+        })
+    }
+}
+
+fn capabilities(options: &BackendOptions) -> Capabilities {
+    let mut quotas = BTreeMap::new();
+    for resource in Resource::ALL {
+        let enforcement = match resource {
+            Resource::Fuel => Enforcement::Unsupported,
+            Resource::Processes | Resource::Threads => Enforcement::AlwaysZero,
+            _ => Enforcement::Enforced,
+        };
+        quotas.insert(resource, enforcement);
+    }
+    Capabilities {
+        backend: NAME.to_owned(),
+        engine: format!("Linux {}", rustix::system::uname().release().to_string_lossy()),
+        artifacts: [ArtifactKind::Executable, ArtifactKind::Script, ArtifactKind::SharedLibrary].into(),
+        abis: [Abi::Command, Abi::Reactor].into(),
+        quotas,
+        grants: [
+            GrantKind::DirectoriesReadOnly,
+            GrantKind::DirectoriesReadWrite,
+            GrantKind::Environment,
+            GrantKind::ClocksCoarse,
+            GrantKind::ClocksFine,
+            GrantKind::HostFunctions,
+            GrantKind::Interpreter,
+        ]
+        .into(),
+        memory_bytes_max: MEMORY_BYTES_MAX,
+        stack_bytes_min: STACK_BYTES_MIN,
+        stack_bytes_max: STACK_BYTES_MAX,
+        instances_max: options.instances_max.unwrap_or(INSTANCES_DEFAULT).into(),
+        fuel_deterministic: false,
+        caveats: vec![
+            "memory is bounded by address space: a guest beyond its quota is refused more, and decides itself how to end"
+                .to_owned(),
+            "an executable reads the processor's own clock; it runs only where fine clocks are granted".to_owned(),
+            "bytes written into a granted directory cannot be bounded; read-write grants need `disk_bytes` lifted".to_owned(),
+            "the guest is process 1 of its namespace: signals it sends to itself without handling them are ignored".to_owned(),
+            "caches and timing of the processor are shared with neighbours".to_owned(),
+        ],
+    }
+}
+
+/// Attacks a live jail. Returns the attacks that worked.
+fn self_test(shared: &Shared) -> Result<Vec<String>> {
+    let mut policy = Policy::default();
+    policy.grants.clocks = Clocks::Fine;
+    let plan = Plan {
+        become_id: shared.is_root.then_some(64_999),
+        inner_id: 1000,
+        root_bytes: 1 << 20,
+        limits: vec![(libc::RLIMIT_CPU, 2), (libc::RLIMIT_NOFILE, 16), (libc::RLIMIT_FSIZE, 0)],
+        landlock: landlock::handled(shared.landlock_abi),
+        filter: seccomp::filter(Stage::SelfTest, &policy),
+        program: Program::SelfTest,
+        ablated: shared.ablated,
+        ..Plan::default()
+    };
+    let failed = |what: &str| {
+        Error::new(ErrorKind::Unsupported, "open", format!("the self-test of the jail failed: {what}"))
+            .context("backend", NAME)
+            .help("`palisade doctor` shows what this machine allows")
+    };
+    let zygote = Zygote::start(&plan, None)?;
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(&error.to_string()));
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null").map_err(|e| failed(&e.to_string()))?;
+    let (request_theirs, _request) = pipe()?;
+    let (reply, reply_theirs) = pipe()?;
+    let null = null.as_fd();
+    let created = zygote.create([null, null, null, request_theirs.as_fd(), reply_theirs.as_fd()])?;
+    drop(reply_theirs);
+    let mut said = Vec::new();
+    let watchdog = std::time::Instant::now();
+    let mut buffer = [0; 4096];
+    loop {
+        let mut ready = [rustix::event::PollFd::new(&reply, rustix::event::PollFlags::IN)];
+        let left = SELF_TEST_TIME_MAX.saturating_sub(watchdog.elapsed());
+        let timeout =
+            rustix::event::Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        match rustix::event::poll(&mut ready, Some(&timeout)) {
+            Ok(0) => {
+                sys::kill(&created.pidfd);
+                let _ = sys::reap(created.pidfd.as_fd(), true);
+                return Err(failed("it does not end"));
+            }
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(failed(&error.to_string())),
+            Ok(_) => {}
+        }
+        match rustix::io::read(&reply, &mut buffer) {
+            Ok(0) => break,
+            Ok(len) => said.extend(&buffer[..len]),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(failed(&error.to_string())),
+        }
+    }
+    let ended = sys::reap(created.pidfd.as_fd(), true).map_err(|error| failed(&error.to_string()))?;
+    let parked = [PARKED, 0, 0, 0, 0];
+    let Some(report) = said.strip_prefix(&parked) else {
+        let text = said.get(FRAME_HEADER + 4..).unwrap_or_default();
+        return Err(failed(&String::from_utf8_lossy(text)));
+    };
+    if report.first() != Some(&OUTPUT) {
+        return Err(failed(&format!("it ended early: {:?}", ended.map(|ended| ended.by))));
+    }
+    let text = String::from_utf8_lossy(report.get(FRAME_HEADER..).unwrap_or_default()).into_owned();
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// Finds out what this machine can do, by doing it.
+fn probe(options: &BackendOptions) -> Vec<Finding> {
+    let finding = |subject: &str, status, detail: String, advice: &str| Finding {
+        subject: subject.to_owned(),
+        status,
+        detail,
+        advice: advice.to_owned(),
+    };
+    let mut findings = Vec::new();
+    findings.push(match sys::landlock_abi() {
+        Some(abi) if abi >= landlock::ABI_WRITABLE => {
+            finding("Landlock", FindingStatus::Ok, format!("interface version {abi}"), "")
+        }
+        Some(abi) => finding(
+            "Landlock",
+            FindingStatus::Degraded,
+            format!("interface version {abi}; read-write grants are refused"),
+            "use Linux 6.2 or later",
+        ),
+        None => finding("Landlock", FindingStatus::Missing, "not there".into(), "boot with `lsm=landlock,...`"),
+    });
+    let who = if rustix::process::geteuid().is_root() {
+        "started as root; guests run as a user of their own"
+    } else {
+        "started as an ordinary user; guests run as the same user, in a namespace of their own"
+    };
+    findings.push(match ProcessSandbox::open(options) {
+        Ok(_) => finding("a jail", FindingStatus::Ok, format!("built, attacked from inside, and held; {who}"), ""),
+        Err(error) => finding(
+            "a jail",
+            FindingStatus::Missing,
+            match std::error::Error::source(&error) {
+                Some(source) => format!("{error} ({source})"),
+                None => error.to_string(),
+            },
+            "allow unprivileged user namespaces (`sysctl user.max_user_namespaces`, AppArmor), or start as root",
+        ),
+    });
+    findings
+}

@@ -1,0 +1,677 @@
+//! One call: drives the instance's pipes, clocks and host functions until it has ended.
+//!
+//! Everything the instance says is untrusted once guest code runs in it. What counts is what the kernel says: how the
+//! process ended, and what it used.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use async_io::{Async, Timer};
+use palisade_core::{
+    Bytes, Call, CancelToken, Cancelled, Error, ErrorKind, Execution, HostFunctionError, Input, Invocation, LogLevel,
+    Outcome, OutputStream, Phase, Quota, Resource, Result, TrapKind, Usage,
+};
+
+use crate::instance::Process;
+use crate::module::{Kind, ProcessPrepared};
+use crate::outcome;
+use crate::streams::{Exceeded, Streams};
+use crate::sys::{self, Ended, EndedBy, protocol as wire};
+
+/// Longest arguments of a call, in bytes; the worker's own bound is a little larger.
+pub(crate) const ARGUMENT_BYTES_MAX: usize = 1 << 20;
+/// Longest frame a guest may send, in bytes: a piece of output, or a host call.
+const FRAME_BYTES_MAX: usize = 64 << 20;
+/// Longest name of a host function, in bytes.
+const NAME_BYTES_MAX: usize = 4096;
+/// Bytes read at once.
+const CHUNK: usize = 64 << 10;
+/// Shortest time between two looks at a guest's CPU clock.
+const CPU_LOOK_MIN: Duration = Duration::from_micros(300);
+
+/// Runs `call` in `process`.
+///
+/// # Errors
+///
+/// No guest code ran: the instance could not lock itself in, or the program cannot be executed.
+pub(crate) async fn run(prepared: &ProcessPrepared, process: &mut Process, call: Call) -> Result<Execution> {
+    let mut running = Running::start(prepared, process, call)?;
+    poll_fn(|context| running.poll(context)).await
+}
+
+/// Why a call is being ended before the guest ended by itself.
+#[derive(Debug)]
+enum Stop {
+    Exceeded(Exceeded),
+    Cancelled,
+    Denied(String),
+    Crashed(String),
+    /// The library broke the protocol, or closed its pipe.
+    Forged(&'static str),
+    /// The library returned from the entry; the instance lives on.
+    Returned(i32),
+    /// The library cannot be loaded.
+    LoadFailed(String),
+    /// No guest code ran.
+    Refused(Error),
+}
+
+struct Running<'a> {
+    prepared: &'a ProcessPrepared,
+    process: &'a mut Process,
+    quota: &'a Quota,
+    started: Instant,
+    cpu_before: Duration,
+    streams: Streams,
+    stdin: Option<Async<OwnedFd>>,
+    stdout: Option<Async<OwnedFd>>,
+    stderr: Option<Async<OwnedFd>>,
+    request: Async<OwnedFd>,
+    reply: Option<Async<OwnedFd>>,
+    pidfd: Async<OwnedFd>,
+    input: Option<Input>,
+    /// Input on its way to standard input.
+    input_now: Bytes,
+    input_bytes: u64,
+    /// The whole input of a library, gathered before its call.
+    gathered: Option<Vec<u8>>,
+    to_worker: VecDeque<Bytes>,
+    from_worker: Vec<u8>,
+    invocation: Option<Invocation>,
+    host_calls: u64,
+    entry: String,
+    arguments: Vec<String>,
+    asked_to_load: bool,
+    call_sent: bool,
+    phase: Phase,
+    deadline: Option<(Timer, Instant)>,
+    cpu_look: Option<Timer>,
+    cancel: Option<(CancelToken, Cancelled)>,
+    /// The signal a library reported, and whether its stack ran over.
+    reported_signal: Option<(i32, bool)>,
+    stop: Option<Stop>,
+    killed: bool,
+    ended: Option<Ended>,
+}
+
+fn watch(fd: OwnedFd) -> Result<Async<OwnedFd>> {
+    Async::new(fd).map_err(|error| {
+        Error::new(ErrorKind::Exhausted, "call", "the system cannot watch another descriptor").source(error)
+    })
+}
+
+fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
+    fd.try_clone().map_err(|error| Error::new(ErrorKind::Exhausted, "call", "no descriptor is left").source(error))
+}
+
+impl<'a> Running<'a> {
+    fn start(prepared: &'a ProcessPrepared, process: &'a mut Process, call: Call) -> Result<Self> {
+        let started = Instant::now();
+        let quota = &prepared.policy.quota;
+        let stale = || Error::new(ErrorKind::Stale, "call", "the instance has ended").help("make a fresh instance");
+        let cpu_before = if process.loaded { sys::cpu_time(process.pid).unwrap_or_default() } else { Duration::ZERO };
+        let deadline = quota.wall_time.and_then(|limit| started.checked_add(limit));
+        let pidfd = watch(duplicate(process.pidfd.as_ref().ok_or_else(stale)?)?)?;
+        let is_library = matches!(prepared.kind, Kind::Library { .. });
+        Ok(Running {
+            quota,
+            started,
+            cpu_before,
+            streams: Streams::new(quota, call.sink),
+            stdin: process.stdin.take().map(watch).transpose()?,
+            stdout: process.stdout.take().map(watch).transpose()?,
+            stderr: Some(watch(duplicate(&process.stderr)?)?),
+            request: watch(duplicate(&process.request)?)?,
+            reply: Some(watch(duplicate(&process.reply)?)?),
+            pidfd,
+            input: Some(call.input),
+            input_now: Bytes::new(),
+            input_bytes: 0,
+            gathered: is_library.then(Vec::new),
+            to_worker: VecDeque::new(),
+            from_worker: Vec::new(),
+            invocation: None,
+            host_calls: 0,
+            entry: call.entry.into_owned(),
+            arguments: call.arguments,
+            asked_to_load: process.loaded,
+            call_sent: false,
+            phase: Phase::Starting,
+            deadline: deadline.map(|deadline| (Timer::at(deadline), deadline)),
+            cpu_look: quota.cpu_time.map(Timer::after),
+            cancel: call.cancel.map(|token| (token.clone(), token.cancelled())),
+            reported_signal: None,
+            stop: None,
+            killed: false,
+            ended: None,
+            prepared,
+            process,
+        })
+    }
+
+    fn is_library(&self) -> bool {
+        matches!(self.prepared.kind, Kind::Library { .. })
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Execution>> {
+        loop {
+            if self.ended.is_none() && self.stop.is_none() {
+                self.stop = self.advance(context).err();
+            }
+            match &self.stop {
+                // Whatever else came in with it was handled first.
+                Some(Stop::Returned(code)) => {
+                    let code = *code;
+                    return Poll::Ready(Ok(self.returned(code)));
+                }
+                Some(_) if !self.killed => {
+                    self.killed = true;
+                    if let Some(pidfd) = &self.process.pidfd {
+                        sys::kill(pidfd);
+                    }
+                }
+                _ => {}
+            }
+            if self.ended.is_none() {
+                match self.poll_end(context) {
+                    Poll::Ready(Ok(ended)) => {
+                        self.ended = Some(ended);
+                        self.process.pidfd = None;
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => {
+                        self.process.pidfd = None;
+                        return Poll::Ready(Err(Error::new(
+                            ErrorKind::Internal,
+                            "call",
+                            "the end of the instance was taken by another part of this program",
+                        )
+                        .help("do not wait for children you did not start, and do not ignore SIGCHLD")
+                        .source(error)));
+                    }
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            return Poll::Ready(self.finish(context));
+        }
+    }
+
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Ended>> {
+        loop {
+            let Some(pidfd) = &self.process.pidfd else { return Poll::Ready(Err(io::ErrorKind::NotFound.into())) };
+            match sys::reap(pidfd.as_fd(), false) {
+                Ok(Some(ended)) => return Poll::Ready(Ok(ended)),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+            match self.pidfd.poll_readable(context) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Does everything that can be done now.
+    fn advance(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+        if let Some((token, cancelled)) = &mut self.cancel
+            && (token.is_cancelled() || Pin::new(cancelled).poll(context).is_ready())
+        {
+            return Err(Stop::Cancelled);
+        }
+        self.check_times(context)?;
+        loop {
+            let before = (self.from_worker.len(), self.to_worker.len(), self.phase, self.call_sent);
+            self.read_stream(context, OutputStream::Output)?;
+            self.read_stream(context, OutputStream::Error)?;
+            self.read_worker(context)?;
+            self.poll_host_function(context)?;
+            self.feed(context)?;
+            self.write_worker(context)?;
+            if before == (self.from_worker.len(), self.to_worker.len(), self.phase, self.call_sent) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn check_times(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+        if let Some((timer, deadline)) = &mut self.deadline {
+            let now = Instant::now();
+            if now >= *deadline || Pin::new(timer).poll(context).is_ready() {
+                return Err(self.over_wall_time());
+            }
+        }
+        if let (Some(limit), Some(timer)) = (self.quota.cpu_time, &mut self.cpu_look) {
+            while Pin::new(&mut *timer).poll(context).is_ready() {
+                let used = sys::cpu_time(self.process.pid).unwrap_or_default().saturating_sub(self.cpu_before);
+                if used > limit {
+                    return Err(Stop::Exceeded(Exceeded {
+                        resource: Resource::CpuTime,
+                        limit: nanos(limit),
+                        used: nanos(used),
+                    }));
+                }
+                // Several threads use the rest up faster than the clock on the wall goes.
+                let threads = u32::try_from(self.quota.threads.unwrap_or(64).min(64)).unwrap_or(64) + 1;
+                timer.set_after(((limit - used) / threads).max(CPU_LOOK_MIN));
+            }
+        }
+        Ok(())
+    }
+
+    fn over_wall_time(&self) -> Stop {
+        let limit = self.quota.get(Resource::WallTime).unwrap_or(0);
+        let used = nanos(self.started.elapsed()).max(limit.saturating_add(1));
+        Stop::Exceeded(Exceeded { resource: Resource::WallTime, limit, used })
+    }
+
+    fn read_stream(&mut self, context: &mut Context<'_>, stream: OutputStream) -> Result<(), Stop> {
+        let pipe = match stream {
+            OutputStream::Output => &mut self.stdout,
+            _ => &mut self.stderr,
+        };
+        let Some(source) = pipe else { return Ok(()) };
+        let mut buffer = [0; CHUNK];
+        loop {
+            let room = self.streams.room(stream).min(CHUNK);
+            match rustix::io::read(source.get_ref(), &mut buffer[..room]) {
+                Ok(0) => {
+                    *pipe = None;
+                    return Ok(());
+                }
+                Ok(len) => self.streams.write(stream, &buffer[..len]).map_err(Stop::Exceeded)?,
+                Err(rustix::io::Errno::AGAIN) => match source.poll_readable(context) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Err(Stop::Crashed(format!("a pipe cannot be watched: {error}"))),
+                    Poll::Pending => return Ok(()),
+                },
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Stop::Crashed(format!("a pipe cannot be read: {error}"))),
+            }
+            if let Some((_, deadline)) = &self.deadline
+                && Instant::now() >= *deadline
+            {
+                // A guest that writes without end keeps this loop busy.
+                return Err(self.over_wall_time());
+            }
+        }
+    }
+
+    /// Reads frames and acts on them.
+    fn read_worker(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+        let mut buffer = [0; CHUNK];
+        loop {
+            while let Some((kind, message)) = self.take_frame()? {
+                self.on_frame(kind, message)?;
+            }
+            // One host call at a time: what comes behind it waits in the pipe.
+            if self.invocation.is_some() {
+                return Ok(());
+            }
+            let Some(source) = &self.reply else { return Ok(()) };
+            match rustix::io::read(source.get_ref(), &mut buffer) {
+                Ok(0) => {
+                    self.reply = None;
+                    return match (self.is_library(), self.phase) {
+                        // Closed by being executed.
+                        (false, _) => {
+                            self.phase = Phase::Running;
+                            Ok(())
+                        }
+                        // It is ending, or closed its pipe to be left alone; the kernel will tell which.
+                        (true, _) => Ok(()),
+                    };
+                }
+                Ok(len) => self.from_worker.extend(&buffer[..len]),
+                Err(rustix::io::Errno::AGAIN) => match source.poll_readable(context) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Err(Stop::Crashed(format!("a pipe cannot be watched: {error}"))),
+                    Poll::Pending => return Ok(()),
+                },
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Stop::Crashed(format!("a pipe cannot be read: {error}"))),
+            }
+        }
+    }
+
+    fn take_frame(&mut self) -> Result<Option<(u8, Vec<u8>)>, Stop> {
+        if self.invocation.is_some() {
+            return Ok(None);
+        }
+        let Some((header, rest)) = self.from_worker.split_first_chunk::<{ wire::FRAME_HEADER }>() else {
+            return Ok(None);
+        };
+        let [kind, len @ ..] = *header;
+        let len = u32::from_le_bytes(len) as usize;
+        if len > FRAME_BYTES_MAX {
+            return Err(Stop::Forged("a message of the plugin is too long"));
+        }
+        if rest.len() < len {
+            return Ok(None);
+        }
+        let message = rest[..len].to_vec();
+        self.from_worker.drain(..wire::FRAME_HEADER + len);
+        Ok(Some((kind, message)))
+    }
+
+    fn on_frame(&mut self, kind: u8, message: Vec<u8>) -> Result<(), Stop> {
+        if !self.process.parked {
+            // No guest code ran yet: this is the worker's own word.
+            return match kind {
+                wire::PARKED => {
+                    self.process.parked = true;
+                    self.go();
+                    Ok(())
+                }
+                _ => Err(Stop::Refused(setup_failed(&message))),
+            };
+        }
+        if !self.is_library() {
+            return match kind {
+                wire::SETUP_FAILED => Err(Stop::Refused(setup_failed(&message))),
+                _ => Err(Stop::Forged("the program speaks on a pipe it does not have")),
+            };
+        }
+        let forged = Stop::Forged("the plugin says what nobody asked for");
+        match kind {
+            wire::SETUP_FAILED if !self.process.loaded => Err(Stop::LoadFailed(setup_failed(&message).to_string())),
+            wire::LOADED if self.asked_to_load && !self.process.loaded => {
+                self.process.loaded = true;
+                Ok(())
+            }
+            wire::LOAD_FAILED if !self.process.loaded => Err(Stop::LoadFailed(printable(&message))),
+            wire::OUTPUT => self.streams.write(OutputStream::Output, &message).map_err(Stop::Exceeded),
+            wire::ERROR => self.streams.write(OutputStream::Error, &message).map_err(Stop::Exceeded),
+            wire::LOG => {
+                let Some((level, text)) = message.split_first_chunk::<4>() else { return Err(forged) };
+                let level = LogLevel::from_guest(u32::from_le_bytes(*level));
+                self.streams.write(OutputStream::Log(level), text).map_err(Stop::Exceeded)
+            }
+            wire::HOST_CALL if self.call_sent => self.host_call(&message),
+            wire::INPUT_READ => {
+                let Ok(read) = <[u8; 8]>::try_from(message) else { return Err(forged) };
+                let all = self.gathered.as_ref().map_or(self.input_bytes, |gathered| gathered.len() as u64);
+                self.input_bytes = u64::from_le_bytes(read).min(all.max(self.input_bytes));
+                Ok(())
+            }
+            wire::SIGNAL => {
+                let [signal, overran] = message[..] else { return Err(forged) };
+                self.reported_signal = Some((signal.into(), overran != 0));
+                Ok(())
+            }
+            wire::RETURN if self.call_sent && self.process.loaded => {
+                let Ok(code) = <[u8; 4]>::try_from(message) else { return Err(forged) };
+                Err(Stop::Returned(i32::from_le_bytes(code)))
+            }
+            _ => Err(forged),
+        }
+    }
+
+    fn host_call(&mut self, message: &[u8]) -> Result<(), Stop> {
+        let mut reader = wire::Reader(message);
+        let (Some(name), Some(input)) = (reader.bytes(), reader.bytes()) else {
+            return Err(Stop::Forged("a host call is malformed"));
+        };
+        let name = String::from_utf8_lossy(&name[..name.len().min(NAME_BYTES_MAX)]).into_owned();
+        let limit = self.quota.host_calls.unwrap_or(u64::MAX);
+        if self.host_calls >= limit {
+            let used = self.host_calls.saturating_add(1);
+            return Err(Stop::Exceeded(Exceeded { resource: Resource::HostCalls, limit, used }));
+        }
+        let invocation = self.prepared.functions.invoke(&name, Bytes::copy_from_slice(input));
+        let invocation = invocation.ok_or_else(|| Stop::Denied(format!("host_functions: {name}")))?;
+        self.host_calls += 1;
+        self.invocation = Some(invocation);
+        self.phase = Phase::HostCall;
+        Ok(())
+    }
+
+    fn poll_host_function(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+        let Some(invocation) = &mut self.invocation else { return Ok(()) };
+        let Poll::Ready(answer) = Pin::new(invocation).poll(context) else { return Ok(()) };
+        self.invocation = None;
+        self.phase = Phase::Running;
+        let (status, result) = match answer {
+            Ok(Ok(result)) => (0u8, result),
+            Ok(Err(HostFunctionError(message))) => (1, Bytes::from(message)),
+            Err(panic) => return Err(Stop::Crashed(format!("a host function panicked: {panic}"))),
+        };
+        let len = u32::try_from(result.len() + 1)
+            .map_err(|_| Stop::Crashed("a host function gave back more than 4 GiB".to_owned()))?;
+        let mut frame = wire::frame_header(wire::HOST_RESULT, len).to_vec();
+        frame.push(status);
+        self.to_worker.extend([frame.into(), result]);
+        Ok(())
+    }
+
+    /// Lets the parked worker go on.
+    fn go(&mut self) {
+        let mut message = wire::Writer::default();
+        if !self.is_library() {
+            message.texts(&std::mem::take(&mut self.arguments));
+        }
+        self.asked_to_load = true;
+        let len = u32::try_from(message.0.len()).unwrap_or(u32::MAX);
+        self.to_worker.push_back([&wire::frame_header(wire::GO, len), &message.0[..]].concat().into());
+    }
+
+    /// Moves input on: into the pipe of a program, or together for a library.
+    fn feed(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+        loop {
+            if self.input_now.is_empty() {
+                match &mut self.input {
+                    None => break,
+                    Some(Input::Bytes(bytes)) => {
+                        self.input_now = std::mem::take(bytes);
+                        self.input = None;
+                    }
+                    Some(Input::Stream(stream)) => match stream.as_mut().poll_next(context) {
+                        Poll::Ready(Some(Ok(bytes))) => self.input_now = bytes,
+                        Poll::Ready(Some(Err(_)) | None) => self.input = None,
+                        Poll::Pending => break,
+                    },
+                }
+            }
+            if let Some(gathered) = &mut self.gathered {
+                let limit = self.quota.memory_bytes.unwrap_or(u64::MAX).min(FRAME_BYTES_MAX as u64);
+                let used = (gathered.len() + self.input_now.len()) as u64;
+                if used > limit {
+                    return Err(Stop::Exceeded(Exceeded { resource: Resource::Memory, limit, used }));
+                }
+                gathered.extend(std::mem::take(&mut self.input_now));
+                continue;
+            }
+            let Some(stdin) = &self.stdin else {
+                (self.input, self.input_now) = (None, Bytes::new());
+                break;
+            };
+            while !self.input_now.is_empty() {
+                match rustix::io::write(stdin.get_ref(), &self.input_now) {
+                    Ok(len) => {
+                        self.input_bytes += len as u64;
+                        let _ = self.input_now.split_to(len);
+                    }
+                    Err(rustix::io::Errno::AGAIN) => match stdin.poll_writable(context) {
+                        Poll::Ready(_) => {}
+                        Poll::Pending => return Ok(()),
+                    },
+                    Err(rustix::io::Errno::INTR) => {}
+                    // The guest closed its end; it wants no more.
+                    Err(_) => (self.input, self.input_now) = (None, Bytes::new()),
+                }
+            }
+        }
+        if self.input.is_none() && self.input_now.is_empty() {
+            self.stdin = None;
+            if self.process.loaded
+                && !self.call_sent
+                && let Some(input) = &mut self.gathered
+            {
+                let mut message = wire::Writer::default();
+                message.text(&self.entry).number(input.len() as u64);
+                let len = u32::try_from(message.0.len() + input.len()).unwrap_or(u32::MAX);
+                self.input_bytes = input.len() as u64;
+                self.to_worker.push_back([&wire::frame_header(wire::CALL, len), &message.0[..]].concat().into());
+                self.to_worker.push_back(std::mem::take(input).into());
+                self.call_sent = true;
+                self.phase = Phase::Running;
+            }
+        } else if self.phase == Phase::Starting && self.process.loaded {
+            // Waiting for input that has not come yet.
+            self.phase = Phase::HostCall;
+        }
+        Ok(())
+    }
+
+    fn write_worker(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+        while let Some(next) = self.to_worker.front_mut() {
+            if next.is_empty() {
+                self.to_worker.pop_front();
+                continue;
+            }
+            match rustix::io::write(self.request.get_ref(), next) {
+                Ok(len) => drop(next.split_to(len)),
+                Err(rustix::io::Errno::AGAIN) => match self.request.poll_writable(context) {
+                    Poll::Ready(_) => {}
+                    Poll::Pending => return Ok(()),
+                },
+                Err(rustix::io::Errno::INTR) => {}
+                // It is ending; the kernel will tell how.
+                Err(_) => self.to_worker.clear(),
+            }
+        }
+        Ok(())
+    }
+
+    /// The execution of a library that returned and lives on.
+    fn returned(&mut self, code: i32) -> Execution {
+        let cpu_time = sys::cpu_time(self.process.pid).unwrap_or_default().saturating_sub(self.cpu_before);
+        let mut outcome = Outcome::from_exit_code(code);
+        let wall_time = self.started.elapsed();
+        for (resource, limit, used) in
+            [(Resource::WallTime, self.quota.wall_time, wall_time), (Resource::CpuTime, self.quota.cpu_time, cpu_time)]
+        {
+            if let Some(limit) = limit.filter(|limit| used > *limit) {
+                let (limit, used) = (nanos(limit), nanos(used));
+                outcome = Outcome::QuotaExceeded { resource, limit, used, phase: Phase::Running };
+            }
+        }
+        let peak = resident_peak_bytes(self.process.pid);
+        self.execution(outcome, wall_time, cpu_time, peak)
+    }
+
+    /// The execution of a process that is gone.
+    fn finish(&mut self, context: &mut Context<'_>) -> Result<Execution> {
+        let Some(ended) = self.ended else {
+            return Err(Error::new(ErrorKind::Internal, "call", "the call ended before its process"));
+        };
+        // Nobody writes any more: what is in the pipes is all there is.
+        if self.stop.is_none() {
+            let rest = self
+                .read_stream(context, OutputStream::Output)
+                .and_then(|()| self.read_stream(context, OutputStream::Error))
+                .and_then(|()| self.read_worker(context));
+            self.stop = rest.err();
+        }
+        let cpu_time = ended.cpu_time.saturating_sub(self.cpu_before);
+        let wall_time = self.started.elapsed();
+        let phase = self.phase;
+        let natural = || outcome::from_end(ended.by, self.quota, phase, nanos(cpu_time));
+        let outcome = match self.stop.take() {
+            Some(Stop::Refused(error)) => return Err(error),
+            Some(Stop::Exceeded(Exceeded { resource, limit, used })) => {
+                Outcome::QuotaExceeded { resource, limit, used, phase }
+            }
+            Some(Stop::Cancelled) => Outcome::Cancelled { phase },
+            Some(Stop::Denied(grant)) => Outcome::Denied { grant },
+            Some(Stop::Crashed(message)) => Outcome::Crashed { message },
+            Some(Stop::Forged(message)) => Outcome::Trapped { trap: TrapKind::Other, message: message.to_owned() },
+            Some(Stop::LoadFailed(message)) => {
+                Outcome::Trapped { trap: TrapKind::Other, message: format!("cannot be loaded: {message}") }
+            }
+            // It said that it returned and ended all the same.
+            Some(Stop::Returned(_)) | None if self.is_library() => match (self.reported_signal, ended.by) {
+                (Some((_, true)), EndedBy::Signal(libc::SIGSEGV)) => {
+                    let limit = self.quota.stack_bytes.unwrap_or(0);
+                    Outcome::QuotaExceeded { resource: Resource::Stack, limit, used: limit.saturating_add(1), phase }
+                }
+                (Some((libc::SIGABRT, _)), EndedBy::Exit(_)) => {
+                    outcome::from_end(EndedBy::Signal(libc::SIGABRT), self.quota, phase, nanos(cpu_time))
+                }
+                (_, EndedBy::Exit(code)) => Outcome::Trapped {
+                    trap: TrapKind::Other,
+                    message: format!("the plugin ended its process with code {code}"),
+                },
+                _ => natural(),
+            },
+            Some(Stop::Returned(_)) | None => natural(),
+        };
+        let outcome = match (self.quota.cpu_time, self.quota.wall_time) {
+            (Some(limit), _) if outcome.leaves_instance_usable() && cpu_time > limit => Outcome::QuotaExceeded {
+                resource: Resource::CpuTime,
+                limit: nanos(limit),
+                used: nanos(cpu_time),
+                phase,
+            },
+            (_, Some(limit)) if outcome.leaves_instance_usable() && wall_time > limit => Outcome::QuotaExceeded {
+                resource: Resource::WallTime,
+                limit: nanos(limit),
+                used: nanos(wall_time),
+                phase,
+            },
+            _ => outcome,
+        };
+        Ok(self.execution(outcome, wall_time, cpu_time, ended.resident_peak_bytes))
+    }
+
+    fn execution(&mut self, outcome: Outcome, wall_time: Duration, cpu_time: Duration, peak: u64) -> Execution {
+        let mut usage = Usage::default();
+        usage.wall_time = wall_time;
+        usage.cpu_time = cpu_time;
+        usage.memory_peak_bytes = peak;
+        usage.input_bytes = self.input_bytes;
+        usage.host_calls = self.host_calls;
+        let mut execution = Execution::new(outcome, usage);
+        let streams = std::mem::replace(&mut self.streams, Streams::new(self.quota, None));
+        streams.finish(&mut execution);
+        execution.isolation = self.prepared.isolation.clone();
+        execution
+    }
+}
+
+/// The error of a worker that could not lock itself in, or not execute the program.
+fn setup_failed(message: &[u8]) -> Error {
+    let (errno, text) =
+        message.split_first_chunk::<4>().map_or((-1, message), |(e, text)| (i32::from_le_bytes(*e), text));
+    let text = printable(text);
+    let (kind, help) = match errno {
+        libc::ENOEXEC | libc::ELIBBAD => (ErrorKind::InvalidArtifact, "build it for this machine"),
+        libc::ENOMEM | libc::EAGAIN => (ErrorKind::Unsupported, "the program does not fit its memory quota"),
+        libc::E2BIG => (ErrorKind::InvalidInput, "pass fewer arguments, or data as input"),
+        _ => (ErrorKind::Internal, "`palisade doctor` shows what this machine allows"),
+    };
+    Error::new(kind, "call", format!("the instance did not start: {text}")).help(help)
+}
+
+/// A guest's text as it may be shown: no control characters, not too long.
+fn printable(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&text[..text.len().min(2000)]);
+    text.chars().take(500).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Most memory a process that still lives had resident at once.
+fn resident_peak_bytes(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

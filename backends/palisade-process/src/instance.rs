@@ -1,0 +1,160 @@
+//! One instance: a process parked in its jail, and the calls made in it.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use palisade_core::{BoxFuture, Call, Error, ErrorKind, Execution, Instance, Result};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+
+use crate::backend::Slot;
+use crate::call;
+use crate::module::{Kind, ProcessPrepared};
+use crate::sys;
+use crate::zygote::{Later, reap_later};
+
+/// Size asked of data pipes: what an ordinary user may have. Fewer wake-ups for large inputs and outputs.
+const PIPE_BYTES: usize = 1 << 20;
+
+/// A process in its jail, and our ends of its pipes. Dropping it kills it.
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    /// `None` once it has been reaped.
+    pub(crate) pidfd: Option<OwnedFd>,
+    /// Standard input of a program; nothing of a library.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// Standard output of a program; nothing of a library, whose standard output goes with its standard error.
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: OwnedFd,
+    /// To the worker.
+    pub(crate) request: OwnedFd,
+    /// From the worker, and once guest code runs from the guest.
+    pub(crate) reply: OwnedFd,
+    /// A shared library is loaded in it.
+    pub(crate) loaded: bool,
+    /// It reported that it is locked in.
+    pub(crate) parked: bool,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("pid", &self.pid).finish_non_exhaustive()
+    }
+}
+
+impl Process {
+    /// Has the zygote make one.
+    pub(crate) fn create(prepared: &ProcessPrepared) -> Result<Process> {
+        let failed = |error: rustix::io::Errno| {
+            Error::new(ErrorKind::Exhausted, "instantiate", "no pipe for a new instance").source(io::Error::from(error))
+        };
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(failed);
+        let (request_theirs, request) = pipe()?;
+        let (reply, reply_theirs) = pipe()?;
+        let (stderr, stderr_theirs) = pipe()?;
+        let created;
+        let (mut stdin, mut stdout) = (None, None);
+        if let Kind::Library { .. } = prepared.kind {
+            let _ = (fcntl_setpipe_size(&request, PIPE_BYTES), fcntl_setpipe_size(&reply, PIPE_BYTES));
+            let null = prepared.null.as_fd();
+            let fds =
+                [null, stderr_theirs.as_fd(), stderr_theirs.as_fd(), request_theirs.as_fd(), reply_theirs.as_fd()];
+            created = prepared.create(fds)?;
+        } else {
+            let (stdin_theirs, ours) = pipe()?;
+            stdin = Some(ours);
+            let (ours, stdout_theirs) = pipe()?;
+            stdout = Some(ours);
+            let fds = [
+                stdin_theirs.as_fd(),
+                stdout_theirs.as_fd(),
+                stderr_theirs.as_fd(),
+                request_theirs.as_fd(),
+                reply_theirs.as_fd(),
+            ];
+            created = prepared.create(fds)?;
+        }
+        Ok(Process {
+            pid: created.pid,
+            pidfd: Some(created.pidfd),
+            stdin,
+            stdout,
+            stderr,
+            request,
+            reply,
+            loaded: false,
+            parked: false,
+        })
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(pidfd) = self.pidfd.take() {
+            sys::kill(&pidfd);
+            // Process 1 of its namespace: the kernel kills everything in it before this one is gone.
+            if !matches!(sys::reap(pidfd.as_fd(), false), Ok(Some(_)) | Err(_)) {
+                reap_later(Later::Instance(pidfd));
+            }
+        }
+    }
+}
+
+/// An instance. After an abnormal end it holds nothing any more.
+pub(crate) struct ProcessInstance {
+    prepared: Arc<ProcessPrepared>,
+    process: Option<Process>,
+    usable: bool,
+    _slot: Slot,
+}
+
+impl fmt::Debug for ProcessInstance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessInstance").field("usable", &self.usable).field("process", &self.process).finish()
+    }
+}
+
+impl ProcessInstance {
+    pub(crate) fn new(prepared: Arc<ProcessPrepared>, process: Process, slot: Slot) -> Self {
+        ProcessInstance { prepared, process: Some(process), usable: true, _slot: slot }
+    }
+}
+
+impl Instance for ProcessInstance {
+    fn call(&mut self, call: Call) -> BoxFuture<'_, Result<Execution>> {
+        Box::pin(async move {
+            self.prepared.check_entry(&call.entry)?;
+            if let Some(argument) = call.arguments.iter().find(|argument| argument.contains('\0')) {
+                let message = format!("argument {argument:?} has a NUL byte");
+                return Err(Error::new(ErrorKind::InvalidInput, "call", message));
+            }
+            let length: usize = call.arguments.iter().map(|argument| argument.len() + 8).sum();
+            if length > call::ARGUMENT_BYTES_MAX {
+                let message = format!("{length} bytes of arguments are more than {}", call::ARGUMENT_BYTES_MAX);
+                return Err(Error::new(ErrorKind::InvalidInput, "call", message).help("pass data as input"));
+            }
+            if !self.usable {
+                return Err(Error::new(
+                    ErrorKind::Stale,
+                    "call",
+                    "this instance ended abnormally, or its call was dropped, and serves no more calls",
+                )
+                .help("make a fresh instance"));
+            }
+            // Until the call has ended well: when it is dropped, the instance has nothing to go on with.
+            self.usable = false;
+            let mut process = match self.process.take() {
+                Some(process) => process,
+                // A program ends with its call; the next call starts it anew.
+                None => Process::create(&self.prepared)?,
+            };
+            let execution = call::run(&self.prepared, &mut process, call).await?;
+            self.usable = execution.outcome.leaves_instance_usable();
+            if self.usable && matches!(self.prepared.kind, Kind::Library { .. }) {
+                self.process = Some(process);
+            }
+            Ok(execution)
+        })
+    }
+}

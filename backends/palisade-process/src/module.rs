@@ -1,0 +1,462 @@
+//! A loaded artifact, and one prepared for a policy: the plan of its jail, and the zygote that follows it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use palisade_core::{
+    Access, Artifact, ArtifactKind, BoxFuture, Call, Clocks, Error, ErrorKind, HostFunctions, Instance, Layer, Module,
+    ModuleInfo, Policy, Prepared, Quota, Result,
+};
+
+use crate::backend::Shared;
+use crate::elf::Elf;
+use crate::instance::{Process, ProcessInstance};
+use crate::interpreter::{self, Interpreter};
+use crate::landlock;
+use crate::libraries::{self, Files, Trust};
+use crate::seccomp::{self, Stage};
+use crate::sys::protocol::{INSTANCE_FDS, Mount, Plan, Program};
+use crate::zygote::{Created, Zygote, sealed};
+
+/// User and group a guest sees itself as.
+const INNER_ID: u32 = 1000;
+/// User a jail runs as when the host runs as root. Unlike `nobody` it owns nothing anywhere.
+const OUTER_ID: u32 = 64_999;
+/// Where the program lies in its jail.
+const PROGRAM_DIRECTORY: &str = "/plugin";
+/// Devices every program may use; they hold nothing and reach nobody.
+const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+/// Libraries a shared library may need: those the worker has loaded before it enters the jail.
+pub(crate) const PRELOADED: [&str; 8] = [
+    "libc.so.6",
+    "libm.so.6",
+    "libgcc_s.so.1",
+    "libdl.so.2",
+    "libpthread.so.0",
+    "librt.so.1",
+    "libstdc++.so.6",
+    "ld-linux-x86-64.so.2",
+];
+
+/// What a module is, and what making instances of it takes.
+#[derive(Debug, Clone)]
+pub(crate) enum Kind {
+    Executable(Elf),
+    Script,
+    Library,
+}
+
+#[derive(Debug)]
+pub(crate) struct ProcessModule {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) artifact: Artifact,
+    pub(crate) info: ModuleInfo,
+    pub(crate) kind: Kind,
+}
+
+impl Module for ProcessModule {
+    fn info(&self) -> &ModuleInfo {
+        &self.info
+    }
+
+    fn prepare(&self, policy: Policy, host: HostFunctions) -> Result<Arc<dyn Prepared>> {
+        self.shared.capabilities.admit(&policy)?;
+        self.admit(&policy)?;
+        let functions = host.granted(&policy.grants)?;
+        let io =
+            |error: std::io::Error| Error::new(ErrorKind::Io, "prepare", "no memory for the program").source(error);
+        let program = sealed("palisade-program", self.artifact.bytes()).map_err(io)?;
+        let null = File::options().read(true).write(true).open("/dev/null").map_err(io)?;
+        let plan = self.plan(&policy)?;
+        let zygote = Arc::new(Zygote::start(&plan, Some(&program))?);
+        Ok(Arc::new_cyclic(|this| ProcessPrepared {
+            this: this.clone(),
+            isolation: self.shared.isolation(&policy, &self.kind),
+            shared: Arc::clone(&self.shared),
+            kind: self.kind.clone(),
+            entries: self.info.entries.iter().map(|entry| entry.name.clone()).collect(),
+            policy,
+            functions,
+            plan,
+            program,
+            null: null.into(),
+            zygote: Mutex::new(zygote),
+        }))
+    }
+}
+
+impl ProcessModule {
+    /// Refuses what this backend can do for some kinds of artifact, but not for this one.
+    fn admit(&self, policy: &Policy) -> Result<()> {
+        let unsupported = |message: &str, help: &str| {
+            Err(Error::new(ErrorKind::Unsupported, "prepare", message.to_owned()).help(help.to_owned()))
+        };
+        let grants = &policy.grants;
+        match (&self.kind, grants.interpreter.is_some()) {
+            (Kind::Script, false) => {
+                return unsupported("a script needs an interpreter", "grant one: `--interpreter python3`");
+            }
+            (Kind::Executable(_) | Kind::Library, true) => {
+                return unsupported("an interpreter is granted to what is not a script", "remove this grant");
+            }
+            _ => {}
+        }
+        if !matches!(self.kind, Kind::Library) {
+            if let Clocks::Coarse { .. } = grants.clocks {
+                return unsupported(
+                    "an executable reads the processor's own clock, which cannot be made coarse",
+                    "grant fine clocks (`--clock fine`), or build a shared library",
+                );
+            }
+            if !grants.host_functions.is_empty() {
+                return unsupported(
+                    "an executable cannot call host functions",
+                    "build a shared library, or remove this grant",
+                );
+            }
+        }
+        if let Clocks::Coarse { step } = grants.clocks
+            && step > KERNEL_TICK_MIN
+            && step < KERNEL_TICK_MAX
+        {
+            // The kernel's coarse clock steps with its tick, whatever its rate.
+        } else if let Clocks::Coarse { step } = grants.clocks
+            && step > KERNEL_TICK_MAX
+        {
+            return unsupported("the clock's step cannot be made coarser than the kernel's tick", "ask for 1ms");
+        }
+        let writable = grants.directories.iter().any(|directory| directory.access == Access::ReadWrite);
+        if writable && policy.quota.disk_bytes.is_some() {
+            return unsupported(
+                "how much a process writes into a directory of the host cannot be bounded on this machine",
+                "lift the bound (`--disk unlimited`), grant the directory read-only, or choose a Wasm backend",
+            );
+        }
+        if writable && self.shared.landlock_abi < landlock::ABI_WRITABLE {
+            return unsupported(
+                "this kernel's Landlock does not cover truncating files, which a read-write grant needs",
+                "grant the directory read-only, or use Linux 6.2 or later",
+            );
+        }
+        Ok(())
+    }
+
+    fn plan(&self, policy: &Policy) -> Result<Plan> {
+        let shared = &self.shared;
+        let mut files = Files::new();
+        let mut mounts = Vec::new();
+        let mut rules: Vec<(String, u64)> = Vec::new();
+        let mut directories: Vec<(PathBuf, PathBuf)> = Vec::new();
+        let name = program_name(self.artifact.name());
+        let path = format!("{PROGRAM_DIRECTORY}/{name}");
+        let program = match &self.kind {
+            Kind::Executable(elf) => {
+                libraries::add(&mut files, elf, Path::new(&path), Trust::Guest)?;
+                Program::Execute { path: path.clone(), before: vec![self.artifact.name().to_owned()] }
+            }
+            Kind::Script => {
+                let Interpreter { path: interpreter, files: needed, directories: library } =
+                    interpreter::find(policy.grants.interpreter.as_deref().unwrap_or_default())?;
+                files = needed;
+                directories.extend(library.into_iter().map(|path| (path.clone(), path)));
+                let interpreter = text(&interpreter)?;
+                Program::Execute { path: interpreter.clone(), before: vec![interpreter, path.clone()] }
+            }
+            Kind::Library => Program::Library { path: path.clone() },
+        };
+        for (shown, real) in &files {
+            mounts.push(Mount::File { source: text(real)?, target: text(shown)?, device: false });
+            rules.push((text(shown)?, landlock::FILE));
+        }
+        if !matches!(self.kind, Kind::Library) {
+            for device in DEVICES {
+                mounts.push(Mount::File { source: device.into(), target: device.into(), device: true });
+                rules.push((device.into(), landlock::DEVICE));
+            }
+        }
+        mounts.push(Mount::Program { target: path.clone() });
+        rules.push((path, landlock::FILE));
+        for (host, guest) in &directories {
+            mounts.push(directory(host, text(guest)?, false, true, false)?);
+            rules.push((text(guest)?, landlock::directory(false, true, shared.landlock_abi)));
+        }
+        for grant in &policy.grants.directories {
+            let guest = guest_path(&grant.guest)?;
+            let writable = grant.access == Access::ReadWrite;
+            mounts.push(directory(&grant.host, guest.clone(), writable, false, shared.is_root)?);
+            rules.push((guest, landlock::directory(writable, false, shared.landlock_abi)));
+        }
+        refuse_overlaps(&mounts)?;
+        let is_library = matches!(self.kind, Kind::Library);
+        Ok(Plan {
+            become_id: shared.is_root.then_some(OUTER_ID),
+            inner_id: INNER_ID,
+            root_bytes: (self.artifact.bytes().len() as u64).next_multiple_of(4096) + (1 << 20),
+            mounts,
+            preload: if is_library { PRELOADED.map(str::to_owned).to_vec() } else { Vec::new() },
+            program,
+            environment: policy.grants.environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            limits: limits(&policy.quota, policy),
+            landlock: landlock::handled(shared.landlock_abi),
+            landlock_rules: rules,
+            filter: seccomp::filter(if is_library { Stage::LibraryLoading } else { Stage::Executable }, policy),
+            filter_locked: if is_library { seccomp::filter(Stage::LibraryLocked, policy) } else { Vec::new() },
+            trap_tsc: matches!(policy.grants.clocks, Clocks::Coarse { .. }),
+            own_user_namespace: false,
+            ablated: shared.ablated,
+        })
+    }
+}
+
+/// Ticks of kernels: 1000 to 100 in a second.
+const KERNEL_TICK_MIN: Duration = Duration::from_micros(999);
+const KERNEL_TICK_MAX: Duration = Duration::from_millis(10);
+
+/// The last part of an artifact's name, as a file name.
+fn program_name(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or_default();
+    let safe: String = last.chars().filter(|c| c.is_ascii_alphanumeric() || "._-+".contains(*c)).take(200).collect();
+    if safe.trim_matches('.').is_empty() { "plugin".to_owned() } else { safe }
+}
+
+fn text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::new(ErrorKind::InvalidPolicy, "prepare", format!("the path {} is not UTF-8", path.display()))
+    })
+}
+
+/// The path a guest sees a directory at.
+fn guest_path(guest: &str) -> Result<String> {
+    let invalid = |why: &str| {
+        Err(Error::new(ErrorKind::InvalidPolicy, "prepare", format!("the guest path `{guest}` {why}"))
+            .context("field", "grants.directories")
+            .help("choose an absolute path such as `/data`"))
+    };
+    let path = Path::new("/").join(guest);
+    let mut parts = path.components();
+    if parts.next() != Some(Component::RootDir) || parts.any(|part| !matches!(part, Component::Normal(_))) {
+        return invalid("leads upwards");
+    }
+    let path: PathBuf = path.components().collect();
+    if path == Path::new("/") {
+        return invalid("is the root, which holds the program itself");
+    }
+    text(&path)
+}
+
+/// A directory to show. It is opened and looked at now; the zygote checks that it still is the same.
+fn directory(host: &Path, guest: String, writable: bool, executable: bool, owner_mapped: bool) -> Result<Mount> {
+    let failed = |error: std::io::Error| {
+        let kind = match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ErrorKind::NotFound,
+            _ => ErrorKind::Io,
+        };
+        Error::new(kind, "prepare", format!("the granted directory {} cannot be opened", host.display())).source(error)
+    };
+    let real = host.canonicalize().map_err(failed)?;
+    let found = real.metadata().map_err(failed)?;
+    if !found.is_dir() {
+        return Err(failed(std::io::ErrorKind::NotADirectory.into()));
+    }
+    Ok(Mount::Directory {
+        source: text(&real)?,
+        target: guest,
+        writable,
+        executable,
+        device: found.dev(),
+        inode: found.ino(),
+        owner_mapped,
+    })
+}
+
+/// Nothing may be shown inside a directory of the host: the place to show it at would have to be made there.
+fn refuse_overlaps(mounts: &[Mount]) -> Result<()> {
+    let target = |mount: &Mount| match mount {
+        Mount::File { target, .. } | Mount::Directory { target, .. } | Mount::Program { target } => target.clone(),
+        Mount::Link { path, .. } => path.clone(),
+    };
+    for outer in mounts.iter().filter(|mount| matches!(mount, Mount::Directory { .. })) {
+        let outer_target = target(outer);
+        for inner in mounts.iter().filter(|inner| *inner != outer) {
+            let inner_target = target(inner);
+            if Path::new(&inner_target).starts_with(&outer_target) {
+                return Err(Error::new(
+                    ErrorKind::InvalidPolicy,
+                    "prepare",
+                    format!("the directory shown at `{outer_target}` would hide or hold `{inner_target}`"),
+                )
+                .context("field", "grants.directories")
+                .help("show it under another name"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Resource limits of an instance.
+fn limits(quota: &Quota, policy: &Policy) -> Vec<(u32, u64)> {
+    let seconds = |time: Duration| time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
+    // A backstop for when the host cannot look: the host is stopped or dead.
+    let cpu = match (quota.cpu_time, quota.wall_time) {
+        (Some(cpu), _) => seconds(cpu).saturating_add(1),
+        (None, Some(wall)) if quota.threads == Some(0) => seconds(wall).saturating_add(2),
+        _ => u64::MAX,
+    };
+    let writable = policy.grants.directories.iter().any(|directory| directory.access == Access::ReadWrite);
+    let mut limits = vec![
+        (libc::RLIMIT_CPU, cpu),
+        (libc::RLIMIT_AS, quota.memory_bytes.unwrap_or(u64::MAX)),
+        (libc::RLIMIT_DATA, quota.memory_bytes.unwrap_or(u64::MAX)),
+        (libc::RLIMIT_STACK, quota.stack_bytes.unwrap_or(8 << 20)),
+        (libc::RLIMIT_FSIZE, if writable { quota.disk_bytes.unwrap_or(u64::MAX) } else { 0 }),
+        // One byte: with zero, a kernel set up to pipe core dumps to a program would still do so.
+        (libc::RLIMIT_CORE, 1),
+        (libc::RLIMIT_MEMLOCK, 0),
+        (libc::RLIMIT_MSGQUEUE, 0),
+        (libc::RLIMIT_SIGPENDING, 64),
+        (libc::RLIMIT_RTPRIO, 0),
+        (libc::RLIMIT_NICE, 0),
+    ];
+    if let Some(files) = quota.open_files {
+        limits.push((libc::RLIMIT_NOFILE, files.saturating_add(3)));
+    }
+    limits
+}
+
+/// A module with its policy, and the zygote that makes its instances.
+pub(crate) struct ProcessPrepared {
+    this: std::sync::Weak<ProcessPrepared>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) kind: Kind,
+    pub(crate) policy: Policy,
+    pub(crate) functions: HostFunctions,
+    pub(crate) isolation: Arc<[Layer]>,
+    pub(crate) null: OwnedFd,
+    entries: BTreeSet<String>,
+    plan: Plan,
+    program: OwnedFd,
+    zygote: Mutex<Arc<Zygote>>,
+}
+
+impl fmt::Debug for ProcessPrepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessPrepared").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+impl ProcessPrepared {
+    /// Has the zygote make an instance; a zygote that died is replaced, once.
+    pub(crate) fn create(&self, fds: [BorrowedFd<'_>; INSTANCE_FDS]) -> Result<Created> {
+        let current = || Arc::clone(&self.zygote.lock().unwrap_or_else(PoisonError::into_inner));
+        let zygote = current();
+        match zygote.create(fds) {
+            Err(error) if error.kind() == ErrorKind::Io => {
+                let mut slot = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
+                if Arc::ptr_eq(&slot, &zygote) {
+                    *slot = Arc::new(Zygote::start(&self.plan, Some(&self.program))?);
+                }
+                let fresh = Arc::clone(&slot);
+                drop(slot);
+                fresh.create(fds)
+            }
+            result => result,
+        }
+    }
+
+    /// Whether `entry` can be called.
+    pub(crate) fn check_entry(&self, entry: &str) -> Result<()> {
+        if self.entries.contains(entry) {
+            return Ok(());
+        }
+        let known = self.entries.iter().take(20).map(String::as_str).collect::<Vec<_>>().join(", ");
+        Err(Error::new(ErrorKind::NotFound, "call", format!("there is no entry `{entry}`"))
+            .context("entry", entry)
+            .help(match (&self.kind, known.is_empty()) {
+                (Kind::Library, true) => "the library exports no function".to_owned(),
+                _ => format!("entries: {known}"),
+            }))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn zygote_pid(&self) -> u32 {
+        self.zygote.lock().unwrap_or_else(PoisonError::into_inner).pid()
+    }
+}
+
+impl Prepared for ProcessPrepared {
+    fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Instance>>> {
+        Box::pin(async move {
+            let slot = self.shared.slot()?;
+            let Some(this) = self.this.upgrade() else {
+                return Err(Error::new(ErrorKind::Internal, "instantiate", "the prepared module is being dropped"));
+            };
+            let process = Process::create(self)?;
+            Ok(Box::new(ProcessInstance::new(this, process, slot)) as Box<dyn Instance>)
+        })
+    }
+}
+
+/// The entry of a program.
+pub(crate) const PROGRAM_ENTRY: &str = Call::DEFAULT_ENTRY;
+
+/// What kind of artifact this backend makes of `artifact`.
+pub(crate) fn kind_of(artifact: &Artifact, elf: Option<Elf>) -> Result<Kind> {
+    let invalid = |message: &str, help: &str| {
+        Err(Error::new(ErrorKind::InvalidArtifact, "load", message.to_owned()).help(help.to_owned()))
+    };
+    match (artifact.kind(), elf) {
+        (ArtifactKind::Script, _) => Ok(Kind::Script),
+        (ArtifactKind::Executable, Some(elf)) if elf.is_library => {
+            invalid("a shared library is not an executable", "load it as a shared library")
+        }
+        (ArtifactKind::Executable, Some(elf)) => Ok(Kind::Executable(elf)),
+        (ArtifactKind::SharedLibrary, Some(elf)) if !elf.is_library => {
+            invalid("an executable is not a shared library", "build it with `crate-type = [\"cdylib\"]` or `-shared`")
+        }
+        (ArtifactKind::SharedLibrary, Some(elf)) => {
+            if elf.text_relocations {
+                return invalid("the library has relocations in its code", "build it position-independent (`-fPIC`)");
+            }
+            if elf.executable_stack {
+                return invalid("the library asks for an executable stack", "link with `-z noexecstack`");
+            }
+            if !elf.run_path.is_empty() {
+                return invalid("the library has a run path", "link without `-rpath`");
+            }
+            if let Some(needed) = elf.needed.iter().find(|needed| !PRELOADED.contains(&needed.as_str())) {
+                return invalid(
+                    &format!("the library needs `{needed}`, which is not in the jail"),
+                    "link it statically into the plugin",
+                );
+            }
+            match elf.variables.iter().find(|(name, _)| name == HOST_VARIABLE) {
+                Some((_, 8)) => Ok(Kind::Library),
+                Some((_, size)) => invalid(
+                    &format!("`{HOST_VARIABLE}` has {size} bytes; a pointer has 8"),
+                    "include `palisade.h`, which declares it",
+                ),
+                None => invalid(
+                    &format!("the library does not export the variable `{HOST_VARIABLE}`"),
+                    "include `palisade.h` and put `PALISADE_PLUGIN` in one source file",
+                ),
+            }
+        }
+        (kind, _) => {
+            Err(Error::new(ErrorKind::Unsupported, "load", format!("backend `process` does not load {kind} artifacts"))
+                .help("choose another backend (`palisade backends`)"))
+        }
+    }
+}
+
+/// The variable of a plugin that receives the table of host functions; its name carries the version.
+pub(crate) const HOST_VARIABLE: &str = "palisade_host_v1";

@@ -1,0 +1,274 @@
+//! Which system calls guests may make: data, one screen per group.
+//!
+//! A profile is a list of groups; a later group overrides an earlier one. What no group names fails with `ENOSYS`, so
+//! that C libraries fall back to older calls, and calls newer than this table fail closed.
+
+use libc::{
+    EACCES, EAGAIN, ENOLCK, ENOSYS, ENOTTY, EPERM, SYS_access, SYS_acct, SYS_add_key, SYS_alarm, SYS_arch_prctl,
+    SYS_bpf, SYS_brk, SYS_chdir, SYS_chmod, SYS_chown, SYS_chroot, SYS_clock_getres, SYS_clock_gettime,
+    SYS_clock_nanosleep, SYS_clock_settime, SYS_clone, SYS_clone3, SYS_close, SYS_close_range, SYS_copy_file_range,
+    SYS_creat, SYS_delete_module, SYS_dup, SYS_dup2, SYS_dup3, SYS_execve, SYS_execveat, SYS_exit, SYS_exit_group,
+    SYS_faccessat, SYS_faccessat2, SYS_fadvise64, SYS_fallocate, SYS_fchdir, SYS_fchmod, SYS_fchmodat, SYS_fchown,
+    SYS_fchownat, SYS_fcntl, SYS_fdatasync, SYS_finit_module, SYS_flock, SYS_fork, SYS_fsconfig, SYS_fsmount,
+    SYS_fsopen, SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_get_robust_list, SYS_getcpu,
+    SYS_getcwd, SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getgroups, SYS_getitimer, SYS_getpgid,
+    SYS_getpgrp, SYS_getpid, SYS_getppid, SYS_getpriority, SYS_getrandom, SYS_getresgid, SYS_getresuid, SYS_getrlimit,
+    SYS_getrusage, SYS_getsid, SYS_gettid, SYS_gettimeofday, SYS_getuid, SYS_init_module, SYS_io_uring_enter,
+    SYS_io_uring_register, SYS_io_uring_setup, SYS_ioctl, SYS_ioperm, SYS_iopl, SYS_kcmp, SYS_kexec_load, SYS_keyctl,
+    SYS_kill, SYS_landlock_add_rule, SYS_landlock_create_ruleset, SYS_landlock_restrict_self, SYS_lchown, SYS_link,
+    SYS_linkat, SYS_lseek, SYS_lstat, SYS_madvise, SYS_membarrier, SYS_memfd_create, SYS_memfd_secret, SYS_mkdir,
+    SYS_mkdirat, SYS_mknod, SYS_mknodat, SYS_mlock, SYS_mlockall, SYS_mmap, SYS_modify_ldt, SYS_mount,
+    SYS_mount_setattr, SYS_move_mount, SYS_mprotect, SYS_mremap, SYS_msgget, SYS_munlock, SYS_munmap,
+    SYS_name_to_handle_at, SYS_nanosleep, SYS_newfstatat, SYS_open, SYS_open_by_handle_at, SYS_open_tree, SYS_openat,
+    SYS_openat2, SYS_pause, SYS_perf_event_open, SYS_personality, SYS_pidfd_getfd, SYS_pipe, SYS_pipe2, SYS_pivot_root,
+    SYS_poll, SYS_ppoll, SYS_prctl, SYS_pread64, SYS_preadv, SYS_prlimit64, SYS_process_madvise, SYS_process_vm_readv,
+    SYS_process_vm_writev, SYS_pselect6, SYS_ptrace, SYS_pwrite64, SYS_pwritev, SYS_quotactl, SYS_read, SYS_readlink,
+    SYS_readlinkat, SYS_readv, SYS_reboot, SYS_rename, SYS_renameat, SYS_renameat2, SYS_request_key,
+    SYS_restart_syscall, SYS_rmdir, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigpending, SYS_rt_sigprocmask,
+    SYS_rt_sigreturn, SYS_rt_sigsuspend, SYS_rt_sigtimedwait, SYS_sched_get_priority_max, SYS_sched_get_priority_min,
+    SYS_sched_getaffinity, SYS_sched_getparam, SYS_sched_getscheduler, SYS_sched_yield, SYS_seccomp, SYS_select,
+    SYS_semget, SYS_sendfile, SYS_set_mempolicy, SYS_set_robust_list, SYS_set_tid_address, SYS_setgid, SYS_setgroups,
+    SYS_sethostname, SYS_setitimer, SYS_setns, SYS_setpgid, SYS_setregid, SYS_setresgid, SYS_setresuid, SYS_setreuid,
+    SYS_setrlimit, SYS_setsid, SYS_settimeofday, SYS_setuid, SYS_shmat, SYS_shmget, SYS_sigaltstack, SYS_socket,
+    SYS_socketpair, SYS_stat, SYS_statfs, SYS_statx, SYS_swapoff, SYS_swapon, SYS_symlink, SYS_symlinkat, SYS_sync,
+    SYS_sync_file_range, SYS_sysinfo, SYS_syslog, SYS_tgkill, SYS_time, SYS_times, SYS_truncate, SYS_umask,
+    SYS_umount2, SYS_uname, SYS_unlink, SYS_unlinkat, SYS_unshare, SYS_userfaultfd, SYS_utimensat, SYS_vfork,
+    SYS_vmsplice, SYS_wait4, SYS_waitid, SYS_write, SYS_writev, c_long,
+};
+
+use super::program::Action::{Allow, Errno, Kill};
+use super::program::{Case, Condition, Decision};
+use crate::sys::protocol::FD_PROGRAM;
+
+/// System calls that share a decision.
+pub(crate) struct Group(pub(crate) &'static [(&'static [c_long], Decision)]);
+
+const fn always(action: super::program::Action) -> Decision {
+    Decision::always(action)
+}
+
+/// The bits of `mask` in 32-bit argument `argument` are `value`.
+const fn bits(argument: u8, mask: u32, value: u32) -> Condition {
+    Condition { argument, mask, value, wide: false }
+}
+
+/// 32-bit argument `argument` is `value`.
+const fn is(argument: u8, value: i32) -> Condition {
+    bits(argument, u32::MAX, value as u32)
+}
+
+/// Pointer `argument` is null.
+const fn null(argument: u8) -> Condition {
+    Condition { argument, mask: u32::MAX, value: 0, wide: true }
+}
+
+const fn only(cases: &'static [Case], otherwise: super::program::Action) -> Decision {
+    Decision { cases, otherwise }
+}
+
+const EXEC: u32 = libc::PROT_EXEC as u32;
+const WRITE: u32 = libc::PROT_WRITE as u32;
+const GROWS: u32 = (libc::PROT_GROWSDOWN | libc::PROT_GROWSUP) as u32;
+/// `FUTEX_PRIVATE_FLAG` and `FUTEX_CLOCK_REALTIME` are left out.
+const FUTEX_OPERATION: u32 = 127;
+/// What `pthread_create` passes: memory, files, signal handlers, thread group, semaphores, TLS, thread ids.
+const CLONE_THREAD_FLAGS: i32 = 0x003d_0f00;
+/// What `fork`, `vfork` and `posix_spawn` may pass: the exit signal, `VM`, `VFORK`, and the thread id in the child.
+const CLONE_PROCESS_FLAGS: u32 = 0x0120_41ff;
+const AT_EMPTY_PATH: i32 = 0x1000;
+
+/// Computing, own memory (never executable), own open files, signals, waiting.
+pub(crate) const COMPUTE: Group = Group(&[
+    (&[SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_pread64, SYS_pwrite64, SYS_preadv, SYS_pwritev], always(Allow)),
+    (&[SYS_close, SYS_close_range, SYS_lseek, SYS_fstat, SYS_dup, SYS_dup2, SYS_dup3], always(Allow)),
+    (&[SYS_brk, SYS_munmap, SYS_mremap], always(Allow)),
+    (&[SYS_mmap], only(&[(&[bits(2, EXEC, 0), is(4, -1)], Allow)], Errno(EACCES))),
+    (&[SYS_mprotect], only(&[(&[bits(2, EXEC | GROWS, 0)], Allow)], Errno(EACCES))),
+    (
+        &[SYS_madvise],
+        only(
+            &[
+                (&[is(2, libc::MADV_NORMAL)], Allow),
+                (&[is(2, libc::MADV_RANDOM)], Allow),
+                (&[is(2, libc::MADV_SEQUENTIAL)], Allow),
+                (&[is(2, libc::MADV_WILLNEED)], Allow),
+                (&[is(2, libc::MADV_DONTNEED)], Allow),
+                (&[is(2, libc::MADV_FREE)], Allow),
+                (&[is(2, libc::MADV_DONTDUMP)], Allow),
+            ],
+            Errno(EPERM),
+        ),
+    ),
+    (
+        &[SYS_futex],
+        only(
+            &[
+                (&[bits(1, FUTEX_OPERATION, libc::FUTEX_WAIT as u32)], Allow),
+                (&[bits(1, FUTEX_OPERATION, libc::FUTEX_WAKE as u32)], Allow),
+                (&[bits(1, FUTEX_OPERATION, libc::FUTEX_REQUEUE as u32)], Allow),
+                (&[bits(1, FUTEX_OPERATION, libc::FUTEX_CMP_REQUEUE as u32)], Allow),
+                (&[bits(1, FUTEX_OPERATION, libc::FUTEX_WAKE_OP as u32)], Allow),
+                (&[bits(1, FUTEX_OPERATION, libc::FUTEX_WAIT_BITSET as u32)], Allow),
+                (&[bits(1, FUTEX_OPERATION, libc::FUTEX_WAKE_BITSET as u32)], Allow),
+            ],
+            Errno(ENOSYS),
+        ),
+    ),
+    (&[SYS_exit, SYS_exit_group, SYS_restart_syscall], always(Allow)),
+    (&[SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigpending, SYS_sigaltstack], always(Allow)),
+    (&[SYS_rt_sigsuspend, SYS_rt_sigtimedwait, SYS_pause, SYS_kill, SYS_tgkill], always(Allow)),
+    (&[SYS_poll, SYS_ppoll, SYS_select, SYS_pselect6], always(Allow)),
+    (&[SYS_sched_yield, SYS_sched_getaffinity, SYS_getcpu], always(Allow)),
+    (
+        &[SYS_sched_getparam, SYS_sched_getscheduler, SYS_sched_get_priority_max, SYS_sched_get_priority_min],
+        always(Allow),
+    ),
+    (&[SYS_getpid, SYS_getppid, SYS_gettid, SYS_getpgrp, SYS_getpgid, SYS_getsid, SYS_getpriority], always(Allow)),
+    (&[SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid, SYS_getresuid, SYS_getresgid, SYS_getgroups], always(Allow)),
+    (&[SYS_set_tid_address, SYS_set_robust_list, SYS_get_robust_list, SYS_rseq, SYS_membarrier], always(Allow)),
+    (&[SYS_getrandom, SYS_uname, SYS_getrlimit, SYS_getrusage, SYS_times], always(Allow)),
+    (&[SYS_prlimit64], only(&[(&[null(2)], Allow)], Errno(EPERM))),
+    (&[SYS_prctl], only(&[(&[is(0, libc::PR_SET_NAME)], Allow), (&[is(0, libc::PR_GET_NAME)], Allow)], Errno(EPERM))),
+    (
+        &[SYS_fcntl],
+        only(
+            &[
+                (&[is(1, libc::F_DUPFD)], Allow),
+                (&[is(1, libc::F_DUPFD_CLOEXEC)], Allow),
+                (&[is(1, libc::F_GETFD)], Allow),
+                (&[is(1, libc::F_SETFD)], Allow),
+                (&[is(1, libc::F_GETFL)], Allow),
+                (&[is(1, libc::F_SETFL)], Allow),
+            ],
+            // Locks and leases on shared files are a channel between guests.
+            Errno(ENOLCK),
+        ),
+    ),
+    (&[SYS_flock], always(Errno(ENOLCK))),
+    (&[SYS_ioctl], always(Errno(ENOTTY))),
+    (&[SYS_clone, SYS_fork, SYS_vfork], always(Errno(EAGAIN))),
+    (&[SYS_execve, SYS_execveat], always(Errno(EPERM))),
+    (&[SYS_socket, SYS_socketpair], always(Errno(EACCES))),
+    (
+        &[SYS_open, SYS_openat, SYS_creat, SYS_stat, SYS_lstat, SYS_newfstatat, SYS_access, SYS_faccessat],
+        always(Errno(EACCES)),
+    ),
+    (&[SYS_readlink, SYS_readlinkat, SYS_getcwd, SYS_chdir], always(Errno(EACCES))),
+    // C libraries fall back to calls whose arguments a filter can see.
+    (&[SYS_clone3, SYS_openat2, SYS_statx], always(Errno(ENOSYS))),
+    // Says more about the machine and its other users than a guest needs.
+    (&[SYS_sysinfo], always(Errno(ENOSYS))),
+]);
+
+/// Clocks of full resolution, and timers.
+pub(crate) const CLOCKS_FINE: Group = Group(&[
+    (
+        &[SYS_clock_gettime, SYS_clock_getres],
+        only(
+            &[
+                (&[is(0, libc::CLOCK_REALTIME)], Allow),
+                (&[is(0, libc::CLOCK_MONOTONIC)], Allow),
+                (&[is(0, libc::CLOCK_PROCESS_CPUTIME_ID)], Allow),
+                (&[is(0, libc::CLOCK_THREAD_CPUTIME_ID)], Allow),
+                (&[is(0, libc::CLOCK_MONOTONIC_RAW)], Allow),
+                (&[is(0, libc::CLOCK_REALTIME_COARSE)], Allow),
+                (&[is(0, libc::CLOCK_MONOTONIC_COARSE)], Allow),
+                (&[is(0, libc::CLOCK_BOOTTIME)], Allow),
+            ],
+            Errno(libc::EINVAL),
+        ),
+    ),
+    (&[SYS_gettimeofday, SYS_time, SYS_nanosleep, SYS_clock_nanosleep], always(Allow)),
+    (&[SYS_setitimer, SYS_getitimer, SYS_alarm], always(Allow)),
+]);
+
+/// Clocks that advance with the kernel's tick only; no timers. With the time stamp counter trapped, nothing finer is left.
+pub(crate) const CLOCKS_COARSE: Group = Group(&[
+    (
+        &[SYS_clock_gettime, SYS_clock_getres],
+        only(
+            &[(&[is(0, libc::CLOCK_REALTIME_COARSE)], Allow), (&[is(0, libc::CLOCK_MONOTONIC_COARSE)], Allow)],
+            Errno(libc::EINVAL),
+        ),
+    ),
+    (&[SYS_time], always(Allow)),
+    // These give or measure time of full resolution.
+    (&[SYS_gettimeofday, SYS_nanosleep, SYS_clock_nanosleep, SYS_getrusage, SYS_times], always(Errno(EPERM))),
+    (&[SYS_poll, SYS_ppoll, SYS_select, SYS_pselect6, SYS_rt_sigtimedwait], always(Errno(EPERM))),
+    (&[SYS_setitimer, SYS_getitimer, SYS_alarm], always(Errno(EPERM))),
+]);
+
+/// Files by path. What exists is decided by the private root, what may be done with it by its mounts and Landlock.
+pub(crate) const FILES: Group = Group(&[
+    (&[SYS_open, SYS_openat, SYS_creat, SYS_stat, SYS_lstat, SYS_newfstatat, SYS_access, SYS_faccessat], always(Allow)),
+    (&[SYS_faccessat2, SYS_readlink, SYS_readlinkat, SYS_getcwd, SYS_chdir, SYS_fchdir, SYS_getdents64], always(Allow)),
+    (&[SYS_statfs, SYS_fstatfs, SYS_umask, SYS_fadvise64, SYS_sendfile, SYS_copy_file_range], always(Allow)),
+    (
+        &[SYS_mkdir, SYS_mkdirat, SYS_rmdir, SYS_unlink, SYS_unlinkat, SYS_rename, SYS_renameat, SYS_renameat2],
+        always(Allow),
+    ),
+    (
+        &[SYS_link, SYS_linkat, SYS_symlink, SYS_symlinkat, SYS_chmod, SYS_fchmod, SYS_fchmodat, SYS_utimensat],
+        always(Allow),
+    ),
+    (&[SYS_truncate, SYS_ftruncate, SYS_fallocate, SYS_fsync, SYS_fdatasync, SYS_sync_file_range], always(Allow)),
+    (&[SYS_chown, SYS_fchown, SYS_lchown, SYS_fchownat, SYS_mknod, SYS_mknodat, SYS_sync], always(Errno(EPERM))),
+    // Mappings of files, but none that can be executed.
+    (&[SYS_mmap], only(&[(&[bits(2, EXEC, 0)], Allow)], Errno(EACCES))),
+]);
+
+/// Loading code: files mapped executable, but never memory that was or can be written.
+pub(crate) const LOAD_CODE: Group = Group(&[(
+    &[SYS_mmap],
+    only(
+        &[(&[bits(2, EXEC, 0)], Allow), (&[is(4, -1)], Errno(EACCES)), (&[bits(2, WRITE, WRITE)], Errno(EACCES))],
+        Allow,
+    ),
+)]);
+
+/// What a C library does when a program starts.
+pub(crate) const START: Group = Group(&[
+    // The program itself, by its descriptor.
+    (&[SYS_execveat], only(&[(&[is(0, FD_PROGRAM), is(4, AT_EMPTY_PATH)], Allow)], Errno(EPERM))),
+    #[cfg(target_arch = "x86_64")]
+    // ARCH_SET_FS, ARCH_GET_FS, and the shadow stack's ARCH_CET_STATUS, which fails harmlessly.
+    (&[SYS_arch_prctl], only(&[(&[is(0, 0x1002)], Allow), (&[is(0, 0x1003)], Allow)], Errno(libc::EINVAL))),
+]);
+
+/// Threads, as `pthread_create` makes them.
+pub(crate) const THREADS: Group =
+    Group(&[(&[SYS_clone], only(&[(&[is(0, CLONE_THREAD_FLAGS)], Allow)], Errno(EAGAIN)))]);
+
+/// Child processes and pipes between them.
+pub(crate) const PROCESSES: Group = Group(&[
+    (&[SYS_clone], only(&[(&[bits(0, !CLONE_PROCESS_FLAGS, 0)], Allow)], Errno(EPERM))),
+    (&[SYS_fork, SYS_vfork, SYS_execve, SYS_execveat, SYS_wait4, SYS_waitid], always(Allow)),
+    (&[SYS_pipe, SYS_pipe2, SYS_setpgid, SYS_setsid], always(Allow)),
+]);
+
+/// What no guest ever needs: whoever calls it attacks, and is killed.
+pub(crate) const FORBIDDEN: Group = Group(&[
+    (
+        &[SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_process_madvise, SYS_kcmp, SYS_pidfd_getfd],
+        always(Kill),
+    ),
+    (
+        &[SYS_bpf, SYS_perf_event_open, SYS_userfaultfd, SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register],
+        always(Kill),
+    ),
+    (&[SYS_keyctl, SYS_add_key, SYS_request_key], always(Kill)),
+    (&[SYS_mount, SYS_umount2, SYS_fsopen, SYS_fsmount, SYS_fsconfig, SYS_open_tree, SYS_move_mount], always(Kill)),
+    (&[SYS_mount_setattr, SYS_pivot_root, SYS_chroot, SYS_setns, SYS_unshare], always(Kill)),
+    (&[SYS_kexec_load, SYS_init_module, SYS_finit_module, SYS_delete_module, SYS_reboot, SYS_acct], always(Kill)),
+    (
+        &[SYS_swapon, SYS_swapoff, SYS_quotactl, SYS_syslog, SYS_sethostname, SYS_settimeofday, SYS_clock_settime],
+        always(Kill),
+    ),
+    (&[SYS_name_to_handle_at, SYS_open_by_handle_at, SYS_personality, SYS_seccomp], always(Kill)),
+    (&[SYS_landlock_create_ruleset, SYS_landlock_add_rule, SYS_landlock_restrict_self], always(Kill)),
+    (&[SYS_memfd_create, SYS_memfd_secret, SYS_vmsplice, SYS_shmget, SYS_shmat, SYS_semget, SYS_msgget], always(Kill)),
+    (&[SYS_setuid, SYS_setgid, SYS_setreuid, SYS_setregid, SYS_setresuid, SYS_setresgid, SYS_setgroups], always(Kill)),
+    (&[SYS_setrlimit, SYS_mlock, SYS_mlockall, SYS_munlock, SYS_set_mempolicy], always(Errno(EPERM))),
+    #[cfg(target_arch = "x86_64")]
+    (&[SYS_modify_ldt, SYS_iopl, SYS_ioperm], always(Kill)),
+]);

@@ -1,0 +1,106 @@
+//! What the host needs of the kernel and no library gives safely, and the worker's program.
+
+pub(crate) mod protocol;
+// A program of its own, compiled by the build script; the tests compile it too, so that it is formatted and linted.
+#[cfg(test)]
+#[allow(dead_code, unused_imports, reason = "the worker's entry point has no caller here")]
+#[path = "worker/main.rs"]
+mod worker;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// The worker's program, compiled by the build script.
+pub(crate) static WORKER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/worker"));
+
+/// How a process ended, and what it used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) by: EndedBy,
+    /// User and system time, of the process and of those of its children it waited for.
+    pub(crate) cpu_time: Duration,
+    /// Most memory resident at once.
+    pub(crate) resident_peak_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndedBy {
+    Exit(i32),
+    Signal(i32),
+}
+
+/// Takes a process that has ended from the kernel's list. `Ok(None)`: it has not ended, and `wait` is false.
+///
+/// # Errors
+///
+/// The system's; `ECHILD` when something else in this process took it first.
+pub(crate) fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Ended>> {
+    // SAFETY: both are plain data, for which zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | if wait { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: the C library's `waitid` has no room for the usage, the system call has. Both structures outlive the call.
+        let result = unsafe {
+            libc::syscall(libc::SYS_waitid, libc::P_PIDFD, pidfd.as_raw_fd(), &raw mut info, options, &raw mut usage)
+        };
+        match result {
+            0 => break,
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+    // SAFETY: the kernel has filled in the fields of a child's end, or left zeroes.
+    let pid = unsafe { info.si_pid() };
+    if pid == 0 {
+        return Ok(None);
+    }
+    // SAFETY: as above.
+    let status = unsafe { info.si_status() };
+    let by = if info.si_code == libc::CLD_EXITED { EndedBy::Exit(status) } else { EndedBy::Signal(status) };
+    let time = |t: libc::timeval| Duration::new(t.tv_sec.unsigned_abs(), t.tv_usec.unsigned_abs() as u32 * 1000);
+    Ok(Some(Ended {
+        by,
+        cpu_time: time(usage.ru_utime) + time(usage.ru_stime),
+        // In KiB on Linux.
+        resident_peak_bytes: usage.ru_maxrss.unsigned_abs() << 10,
+    }))
+}
+
+/// CPU time of all threads of the process `pid` so far. The caller has not reaped it, so the number is nobody else's.
+pub(crate) fn cpu_time(pid: i32) -> io::Result<Duration> {
+    // The clock of a process, as `clock_getcpuclockid` computes it: the inverted number, and 2 for scheduler time.
+    let clock = (!pid << 3) | 2;
+    // SAFETY: plain data, for which zero is a value.
+    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: `time` outlives the call.
+    match unsafe { libc::clock_gettime(clock, &mut time) } {
+        0 => Ok(Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The version of Landlock's interface, or `None` where there is none.
+pub(crate) fn landlock_abi() -> Option<u32> {
+    const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
+    // SAFETY: with this flag the call takes no structure.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0usize,
+            LANDLOCK_CREATE_RULESET_VERSION,
+        )
+    };
+    u32::try_from(version).ok().filter(|version| *version > 0)
+}
+
+/// Kills the process.
+pub(crate) fn kill(pidfd: &impl AsFd) {
+    // The only error is that it has ended, which is as good.
+    let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+}

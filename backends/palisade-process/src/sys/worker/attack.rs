@@ -1,0 +1,101 @@
+//! The self-test: attacks the jail from inside, the way a guest would, and names what worked.
+
+use super::ffi;
+use super::protocol::{FD_REPLY, OUTPUT, frame_header};
+
+/// Numbers of the calls that are tried.
+#[cfg(target_arch = "x86_64")]
+mod number {
+    pub(super) const OPEN: i64 = 257;
+    pub(super) const SOCKET: i64 = 41;
+    pub(super) const KILL: i64 = 62;
+    pub(super) const PTRACE: i64 = 101;
+    pub(super) const MOUNT: i64 = 165;
+    pub(super) const UNSHARE: i64 = 272;
+    pub(super) const CLONE: i64 = 56;
+    pub(super) const MMAP: i64 = 9;
+    pub(super) const MEMFD_CREATE: i64 = 319;
+    pub(super) const SETUID: i64 = 105;
+    pub(super) const IO_URING_SETUP: i64 = 425;
+    pub(super) const PRLIMIT: i64 = 302;
+    pub(super) const EXECVE: i64 = 59;
+    pub(super) const FCNTL: i64 = 72;
+}
+#[cfg(not(target_arch = "x86_64"))]
+mod number {
+    pub(super) const OPEN: i64 = 56;
+    pub(super) const SOCKET: i64 = 198;
+    pub(super) const KILL: i64 = 129;
+    pub(super) const PTRACE: i64 = 117;
+    pub(super) const MOUNT: i64 = 40;
+    pub(super) const UNSHARE: i64 = 97;
+    pub(super) const CLONE: i64 = 220;
+    pub(super) const MMAP: i64 = 222;
+    pub(super) const MEMFD_CREATE: i64 = 279;
+    pub(super) const SETUID: i64 = 146;
+    pub(super) const IO_URING_SETUP: i64 = 425;
+    pub(super) const PRLIMIT: i64 = 261;
+    pub(super) const EXECVE: i64 = 221;
+    pub(super) const FCNTL: i64 = 25;
+}
+
+const EBADF: i32 = 9;
+const AT_FDCWD: u64 = -100i64 as u64;
+
+/// Tries everything; sends the names of what worked, separated by newlines, and ends.
+///
+/// The filter used for this test answers every forbidden call with an error instead of ending the process, so that all of
+/// them can be tried.
+pub(crate) fn run() -> ! {
+    let mut worked: Vec<String> = Vec::new();
+    let mut attempt = |name: &str, number: i64, arguments: [u64; 6]| {
+        if ffi::raw(number, arguments).is_ok() {
+            worked.push(name.to_owned());
+        }
+    };
+    for path in [c"/etc/passwd", c"/proc/self/environ", c"/sys", c"/", c"/tmp", c"/dev/mem"] {
+        // Read-only, then to make a new file in it.
+        attempt(
+            &format!("open {}", path.to_string_lossy()),
+            number::OPEN,
+            [AT_FDCWD, path.as_ptr() as u64, 0, 0, 0, 0],
+        );
+    }
+    let created = c"/palisade-self-test".as_ptr() as u64;
+    attempt("create a file in the root", number::OPEN, [AT_FDCWD, created, 0o102, 0o600, 0, 0]);
+    for (name, family) in [("unix", 1), ("inet", 2), ("inet6", 10), ("netlink", 16), ("packet", 17), ("vsock", 40)] {
+        attempt(&format!("{name} socket"), number::SOCKET, [family, 1, 0, 0, 0, 0]);
+    }
+    // The host's process ids begin at 1 as well, but in this namespace there is nobody else.
+    attempt("signal another process", number::KILL, [2, 0, 0, 0, 0, 0]);
+    attempt("ptrace", number::PTRACE, [0, 0, 0, 0, 0, 0]);
+    let nowhere = c"none".as_ptr() as u64;
+    attempt("mount", number::MOUNT, [nowhere, c"/".as_ptr() as u64, c"tmpfs".as_ptr() as u64, 0, 0, 0]);
+    attempt("unshare a user namespace", number::UNSHARE, [0x1000_0000, 0, 0, 0, 0, 0]);
+    attempt("memory that is writable and executable", number::MMAP, [0, 4096, 7, 0x22, u64::MAX, 0]);
+    attempt("memfd_create", number::MEMFD_CREATE, [nowhere, 0, 0, 0, 0, 0]);
+    attempt("become root", number::SETUID, [0, 0, 0, 0, 0, 0]);
+    attempt("io_uring", number::IO_URING_SETUP, [1, 0, 0, 0, 0, 0]);
+    let limit = [u64::MAX, u64::MAX];
+    attempt("raise a resource limit", number::PRLIMIT, [0, 9, limit.as_ptr() as u64, 0, 0, 0]);
+    attempt("execute a program", number::EXECVE, [c"/bin/sh".as_ptr() as u64, 0, 0, 0, 0, 0]);
+    // `fork` as the C library makes it: no flags but the exit signal. A child must not go on with this list.
+    match ffi::raw(number::CLONE, [17, 0, 0, 0, 0, 0]) {
+        Ok(0) => ffi::exit(0),
+        Ok(_) => worked.push("fork".to_owned()),
+        Err(_) => {}
+    }
+    for fd in 7..4096u64 {
+        const F_GETFD: u64 = 1;
+        match ffi::raw(number::FCNTL, [fd, F_GETFD, 0, 0, 0, 0]) {
+            Err(error) if error.raw_os_error() == Some(EBADF) => {}
+            // Refused by the filter, which says nothing about the descriptor: the host checks what the filter says.
+            Err(_) => {}
+            Ok(_) => worked.push(format!("inherited descriptor {fd}")),
+        }
+    }
+    let report = worked.join("\n");
+    let _ = ffi::write_all(FD_REPLY, &frame_header(OUTPUT, report.len() as u32));
+    let _ = ffi::write_all(FD_REPLY, report.as_bytes());
+    ffi::exit(0)
+}

@@ -1,0 +1,216 @@
+//! The host's side of the zygote: starting it, and asking it for instances.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use palisade_core::{Error, ErrorKind, Result};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
+};
+
+use crate::sys::WORKER;
+use crate::sys::protocol::{CREATE, INSTANCE_FDS, Plan};
+
+/// Longest plan, in bytes; the zygote's own bound.
+const PLAN_BYTES_MAX: usize = 160 << 10;
+/// A zygote that says nothing for so long is broken.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// A jail, ready to make instances.
+#[derive(Debug)]
+pub(crate) struct Zygote {
+    socket: Mutex<OwnedFd>,
+    child: Option<Child>,
+}
+
+/// A new instance, before anything ran in it.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+impl Zygote {
+    /// Starts a zygote that builds the jail of `plan`. `program` is the program of the plan's mounts.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] naming the step that failed.
+    pub(crate) fn start(plan: &Plan, program: Option<&OwnedFd>) -> Result<Zygote> {
+        let failed = |error: io::Error| {
+            Error::new(ErrorKind::Io, "prepare", "the process that builds the jail cannot be started").source(error)
+        };
+        let message = plan.encode();
+        if message.len() > PLAN_BYTES_MAX {
+            return Err(Error::new(ErrorKind::InvalidPolicy, "prepare", "the policy has too many or too long grants"));
+        }
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|error| failed(error.into()))?;
+        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(ANSWER_TIME_MAX))
+            .and_then(|()| sockopt::set_socket_send_buffer_size(&ours, 2 * PLAN_BYTES_MAX))
+            .map_err(|error| failed(error.into()))?;
+        let child = spawn(theirs).map_err(failed)?;
+        let zygote = Zygote { socket: Mutex::new(ours), child: Some(child) };
+        let program = program.map(AsFd::as_fd);
+        let (number, text, _) = zygote.ask(&message, program.as_slice()).map_err(failed)?;
+        match number {
+            0 => Ok(zygote),
+            errno => Err(Error::new(ErrorKind::Io, "prepare", format!("the jail cannot be built: {text}"))
+                .help("`palisade doctor` shows what this machine allows")
+                .source(io::Error::from_raw_os_error(errno.max(0)))),
+        }
+    }
+
+    /// Makes an instance with these descriptors.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Exhausted`] when the system has no room for another process, else [`ErrorKind::Io`].
+    pub(crate) fn create(&self, fds: [BorrowedFd<'_>; INSTANCE_FDS]) -> Result<Created> {
+        let failed = |error: io::Error| {
+            Error::new(ErrorKind::Io, "instantiate", "the jail's zygote does not answer")
+                .help("prepare the module anew")
+                .source(error)
+        };
+        match self.ask(&[CREATE], &fds).map_err(failed)? {
+            (pid, _, Some(pidfd)) if pid > 0 => Ok(Created { pid, pidfd }),
+            (number, text, _) => {
+                let error = io::Error::from_raw_os_error(number.saturating_neg());
+                let kind = match error.raw_os_error() {
+                    Some(libc::EAGAIN | libc::ENOMEM | libc::ENOSPC) => ErrorKind::Exhausted,
+                    _ => ErrorKind::Io,
+                };
+                Err(Error::new(kind, "instantiate", format!("no new process: {text}")).source(error))
+            }
+        }
+    }
+
+    /// Process id of the zygote.
+    #[cfg(test)]
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// One question, one answer: its number, its text, its descriptor.
+    fn ask(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<(i32, String, Option<OwnedFd>)> {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(INSTANCE_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(fds));
+        }
+        retry(|| sendmsg(&*socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL))?;
+        let mut answer = [0; 1024];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received =
+            retry(|| recvmsg(&*socket, &mut [IoSliceMut::new(&mut answer)], &mut control, RecvFlags::CMSG_CLOEXEC))?;
+        let descriptor = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        let (number, text) = answer[..received.bytes].split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok((i32::from_le_bytes(*number), String::from_utf8_lossy(text).into_owned(), descriptor))
+    }
+}
+
+fn retry<T>(mut operation: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    loop {
+        match operation() {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+impl Drop for Zygote {
+    fn drop(&mut self) {
+        // It ends when the socket closes, which is now but for this: do not wait for it here.
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            reap_later(Later::Zygote(child));
+        }
+    }
+}
+
+/// Starts a worker with `socket` as its standard input.
+///
+/// A worker asks the kernel to end it together with the *thread* that started it, so one thread that never ends starts
+/// all of them.
+fn spawn(socket: OwnedFd) -> io::Result<Child> {
+    type Job = (OwnedFd, Sender<io::Result<Child>>);
+    static SPAWNER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
+    let gone = || io::Error::other("the thread that starts workers is gone");
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, jobs) = channel::<Job>();
+        let run = move || {
+            for (socket, answer) in jobs {
+                let _ = answer.send(spawn_here(socket));
+            }
+        };
+        // Without a thread the channel is closed, which every caller notices.
+        let _ = std::thread::Builder::new().name("palisade-spawner".to_owned()).spawn(run);
+        Mutex::new(sender)
+    });
+    let (sender, answer) = channel();
+    spawner.lock().unwrap_or_else(PoisonError::into_inner).send((socket, sender)).map_err(|_| gone())?;
+    answer.recv().map_err(|_| gone())?
+}
+
+fn spawn_here(socket: OwnedFd) -> io::Result<Child> {
+    static PROGRAM: OnceLock<io::Result<OwnedFd>> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| sealed("palisade-worker", WORKER));
+    let program = program.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+    Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .arg(std::process::id().to_string())
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+/// A file in memory that cannot change any more.
+pub(crate) fn sealed(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(contents)?;
+    fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    // Readers begin where the file's position is.
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    Ok(file.into())
+}
+
+/// Something that was killed and must be waited for, but not by the thread that killed it.
+pub(crate) enum Later {
+    Zygote(Child),
+    Instance(OwnedFd),
+}
+
+/// Waits for what was killed, on a thread made for it.
+pub(crate) fn reap_later(later: Later) {
+    static REAPER: OnceLock<Mutex<Sender<Later>>> = OnceLock::new();
+    let reap = |later: Later| match later {
+        Later::Zygote(mut child) => drop(child.wait()),
+        Later::Instance(pidfd) => drop(crate::sys::reap(pidfd.as_fd(), true)),
+    };
+    let reaper = REAPER.get_or_init(|| {
+        let (sender, all) = channel::<Later>();
+        let _ = std::thread::Builder::new()
+            .name("palisade-reaper".to_owned())
+            .spawn(move || all.into_iter().for_each(reap));
+        Mutex::new(sender)
+    });
+    let sent = reaper.lock().unwrap_or_else(PoisonError::into_inner).send(later);
+    if let Err(unsent) = sent {
+        reap(unsent.0);
+    }
+}
