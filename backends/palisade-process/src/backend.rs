@@ -167,6 +167,13 @@ impl ProcessSandbox {
     }
 }
 
+#[cfg(test)]
+impl ProcessSandbox {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+}
+
 /// Protections to leave out. Only in builds made for it, which certify nothing.
 fn ablated() -> u32 {
     #[cfg(palisade_ablation)]

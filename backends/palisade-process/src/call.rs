@@ -117,7 +117,7 @@ impl<'a> Running<'a> {
         let cpu_before = if process.loaded { sys::cpu_time(process.pid).unwrap_or_default() } else { Duration::ZERO };
         let deadline = quota.wall_time.and_then(|limit| started.checked_add(limit));
         let pidfd = watch(duplicate(process.pidfd.as_ref().ok_or_else(stale)?)?)?;
-        let is_library = matches!(prepared.kind, Kind::Library { .. });
+        let is_library = matches!(prepared.kind, Kind::Library);
         Ok(Running {
             quota,
             started,
@@ -155,7 +155,7 @@ impl<'a> Running<'a> {
     }
 
     fn is_library(&self) -> bool {
-        matches!(self.prepared.kind, Kind::Library { .. })
+        matches!(self.prepared.kind, Kind::Library)
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Execution>> {
@@ -226,17 +226,26 @@ impl<'a> Running<'a> {
         }
         self.check_times(context)?;
         loop {
-            let before = (self.from_worker.len(), self.to_worker.len(), self.phase, self.call_sent);
+            let before = self.progress();
             self.read_stream(context, OutputStream::Output)?;
             self.read_stream(context, OutputStream::Error)?;
             self.read_worker(context)?;
-            self.poll_host_function(context)?;
+            if self.poll_host_function(context)? {
+                // What came behind the call has waited in the pipe.
+                continue;
+            }
             self.feed(context)?;
             self.write_worker(context)?;
-            if before == (self.from_worker.len(), self.to_worker.len(), self.phase, self.call_sent) {
+            if before == self.progress() {
                 return Ok(());
             }
         }
+    }
+
+    /// Changes whenever one source may have made work for another.
+    fn progress(&self) -> (bool, bool, bool, u64, bool) {
+        let answered = self.invocation.is_none();
+        (self.process.parked, self.process.loaded, self.call_sent, self.host_calls, answered)
     }
 
     fn check_times(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
@@ -431,9 +440,10 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    fn poll_host_function(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
-        let Some(invocation) = &mut self.invocation else { return Ok(()) };
-        let Poll::Ready(answer) = Pin::new(invocation).poll(context) else { return Ok(()) };
+    /// Whether the guest got its answer.
+    fn poll_host_function(&mut self, context: &mut Context<'_>) -> Result<bool, Stop> {
+        let Some(invocation) = &mut self.invocation else { return Ok(false) };
+        let Poll::Ready(answer) = Pin::new(invocation).poll(context) else { return Ok(false) };
         self.invocation = None;
         self.phase = Phase::Running;
         let (status, result) = match answer {
@@ -446,7 +456,7 @@ impl<'a> Running<'a> {
         let mut frame = wire::frame_header(wire::HOST_RESULT, len).to_vec();
         frame.push(status);
         self.to_worker.extend([frame.into(), result]);
-        Ok(())
+        Ok(true)
     }
 
     /// Lets the parked worker go on.

@@ -55,7 +55,7 @@ impl Process {
         let (stderr, stderr_theirs) = pipe()?;
         let created;
         let (mut stdin, mut stdout) = (None, None);
-        if let Kind::Library { .. } = prepared.kind {
+        if matches!(prepared.kind, Kind::Library) {
             let _ = (fcntl_setpipe_size(&request, PIPE_BYTES), fcntl_setpipe_size(&reply, PIPE_BYTES));
             let null = prepared.null.as_fd();
             let fds =
@@ -151,7 +151,7 @@ impl Instance for ProcessInstance {
             };
             let execution = call::run(&self.prepared, &mut process, call).await?;
             self.usable = execution.outcome.leaves_instance_usable();
-            if self.usable && matches!(self.prepared.kind, Kind::Library { .. }) {
+            if self.usable && matches!(self.prepared.kind, Kind::Library) {
                 self.process = Some(process);
             }
             Ok(execution)

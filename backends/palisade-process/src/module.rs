@@ -460,3 +460,93 @@ pub(crate) fn kind_of(artifact: &Artifact, elf: Option<Elf>) -> Result<Kind> {
 
 /// The variable of a plugin that receives the table of host functions; its name carries the version.
 pub(crate) const HOST_VARIABLE: &str = "palisade_host_v1";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ProcessSandbox;
+    use palisade_core::{BackendOptions, ErrorKind, Outcome, PreparedExt, Sandbox, block_on};
+
+    fn prepared(policy: Policy) -> Result<Arc<dyn Prepared>> {
+        let sandbox = ProcessSandbox::open(&BackendOptions::new())?;
+        let own = std::fs::read("/bin/true").unwrap();
+        block_on(sandbox.load(Artifact::new(ArtifactKind::Executable, own)))?.prepare(policy, HostFunctions::new())
+    }
+
+    fn fine() -> Policy {
+        let mut policy = Policy::default();
+        policy.grants.clocks = Clocks::Fine;
+        policy
+    }
+
+    #[test]
+    fn a_zygote_that_was_killed_is_replaced() {
+        let sandbox = ProcessSandbox::open(&BackendOptions::new()).unwrap();
+        let own = Artifact::new(ArtifactKind::Executable, std::fs::read("/bin/true").unwrap());
+        let elf = crate::elf::parse(own.bytes()).unwrap();
+        let info = ModuleInfo::new(&own, palisade_core::Abi::Command);
+        let shared = Arc::clone(sandbox.shared());
+        let module = ProcessModule { shared, artifact: own, info, kind: Kind::Executable(elf) };
+        let plan = module.plan(&fine()).unwrap();
+        let program = sealed("test", module.artifact.bytes()).unwrap();
+        let zygote = Zygote::start(&plan, Some(&program)).unwrap();
+        let prepared = Arc::new_cyclic(|this| ProcessPrepared {
+            this: this.clone(),
+            shared: Arc::clone(&module.shared),
+            kind: module.kind.clone(),
+            policy: fine(),
+            functions: HostFunctions::new(),
+            isolation: Arc::default(),
+            null: File::open("/dev/null").unwrap().into(),
+            entries: [PROGRAM_ENTRY.to_owned()].into(),
+            plan: plan.clone(),
+            program,
+            zygote: Mutex::new(Arc::new(zygote)),
+        });
+        let before = prepared.zygote_pid();
+        assert_eq!(block_on(prepared.run(Call::new())).unwrap().outcome, Outcome::Completed);
+        let pid = rustix::process::Pid::from_raw(before.cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        assert_eq!(block_on(prepared.run(Call::new())).unwrap().outcome, Outcome::Completed);
+        assert_ne!(prepared.zygote_pid(), before);
+    }
+
+    #[test]
+    fn guest_paths_stay_inside_and_hide_nothing() {
+        for (guest, shown) in [("/data", "/data"), ("data", "/data"), ("/a/b/", "/a/b"), ("./x", "/x")] {
+            assert_eq!(guest_path(guest).unwrap(), shown);
+        }
+        let here = std::env::temp_dir();
+        let refused = |guests: &[&str]| {
+            let mut policy = fine();
+            policy.grants.directories =
+                guests.iter().map(|guest| palisade_core::DirectoryGrant::read_only(&here, *guest)).collect();
+            let error = prepared(policy).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidPolicy, "{guests:?}: {error}");
+        };
+        refused(&["/"]);
+        refused(&["."]);
+        refused(&["/.."]);
+        refused(&["/a/../../b"]);
+        refused(&["/plugin"]);
+        refused(&["/lib"]);
+        refused(&["/a", "/a/b"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let mut policy = fine();
+        policy.grants.directories = vec![palisade_core::DirectoryGrant::read_only("/no/such/directory", "/x")];
+        let error = prepared(policy).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("/no/such/directory"), "{error}");
+    }
+
+    #[test]
+    fn names_of_artifacts_make_harmless_file_names() {
+        assert_eq!(program_name("a/b/tool.py"), "tool.py");
+        assert_eq!(program_name("../.."), "plugin");
+        assert_eq!(program_name("a b\n/"), "plugin");
+        assert_eq!(program_name("x y"), "xy");
+    }
+}

@@ -1,13 +1,281 @@
-//! Programs in their jails.
+//! Programs in their jails: what works, every quota, and bad input.
 
 mod common;
+
+use std::time::Duration;
 
 use common::*;
 use palisade_core::*;
 
+#[track_caller]
+fn assert_exceeded(execution: &Execution, resource: Resource) {
+    let holds = matches!(&execution.outcome,
+        Outcome::QuotaExceeded { resource: found, limit, used, .. } if *found == resource && used > limit);
+    assert!(holds, "{:?}", execution.outcome);
+}
+
 #[test]
-fn a_program_reads_its_input_and_writes_its_output() {
+fn a_program_of_this_machine_reads_its_input_and_writes_its_output() {
     let execution = run(&program("cat"), &fine(), Call::new().input("hello"));
-    assert_eq!(execution.outcome, Outcome::Completed, "{execution:?}");
-    assert_eq!(&execution.output[..], b"hello");
+    assert_eq!((&execution.outcome, &execution.output[..]), (&Outcome::Completed, &b"hello"[..]));
+    assert_eq!(execution.usage.input_bytes, 5);
+}
+
+#[test]
+fn a_megabyte_goes_in_and_out() {
+    let input: Vec<u8> = (0..1 << 20).map(|n| (n % 251) as u8).collect();
+    let execution = run(&guest(), &fine(), Call::new().arguments(["echo"]).input(input.clone()));
+    assert_eq!(execution.outcome, Outcome::Completed);
+    assert!(execution.output == input);
+}
+
+#[test]
+fn arguments_and_environment_are_those_given_and_no_others() {
+    let mut policy = fine();
+    policy.grants.environment.insert("NAME".into(), "value = x".into());
+    assert_eq!(output(&act(&["arguments", "a", "b c"], &policy)), "guest|arguments|a|b c");
+    assert_eq!(output(&act(&["environment"], &policy)), "NAME=value = x\n");
+    assert_eq!(output(&act(&["environment"], &fine())), "");
+}
+
+#[test]
+fn exit_codes_and_error_text_come_back() {
+    assert_eq!(act(&["exit", "0"], &fine()).outcome, Outcome::Completed);
+    assert_eq!(act(&["exit", "7"], &fine()).outcome, Outcome::from_exit_code(7));
+    assert_eq!(act(&["exit", "75"], &fine()).outcome, Outcome::from_exit_code(75));
+    assert_eq!(&act(&["stderr", "oh"], &fine()).error[..], b"oh");
+}
+
+#[test]
+fn faults_are_signals() {
+    for (action, signal) in [("segv", 11), ("divide", 8), ("abort", 11)] {
+        let outcome = act(&[action], &fine()).outcome;
+        let holds = matches!(outcome, Outcome::Trapped { trap: TrapKind::Signal { number }, .. } if number == signal);
+        assert!(holds, "{action}: {outcome:?}");
+    }
+}
+
+#[test]
+fn process_one_survives_the_signals_it_sends_itself() {
+    for signal in ["1", "2", "6", "9", "15", "19", "24"] {
+        assert_eq!(output(&act(&["signal", signal], &fine())), "survived", "signal {signal}");
+    }
+    assert_eq!(output(&act(&["stop"], &fine())), "went on");
+}
+
+#[test]
+fn wall_time_ends_whatever_it_does() {
+    let mut policy = fine();
+    policy.quota.wall_time = Some(Duration::from_millis(60));
+    for action in ["spin", "sleep", "close"] {
+        let execution = act(&[action], &policy);
+        assert_exceeded(&execution, Resource::WallTime);
+        assert!(execution.usage.wall_time >= Duration::from_millis(60), "{action}");
+    }
+    let prepared = prepare(&guest(), &policy).unwrap();
+    let input = Input::Stream(Box::pin(Never));
+    let execution = block_on(prepared.run(Call::new().arguments(["read"]).input(input))).unwrap();
+    assert_exceeded(&execution, Resource::WallTime);
+}
+
+/// Input that never comes.
+struct Never;
+
+impl futures_core::Stream for Never {
+    type Item = std::io::Result<Bytes>;
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        std::task::Poll::Pending
+    }
+}
+
+#[test]
+fn cpu_time_ends_a_spinning_program_and_not_a_sleeping_one() {
+    let mut policy = fine();
+    policy.quota.cpu_time = Some(Duration::from_millis(50));
+    let execution = act(&["spin"], &policy);
+    assert_exceeded(&execution, Resource::CpuTime);
+    assert!(execution.usage.cpu_time >= Duration::from_millis(50), "{:?}", execution.usage);
+    policy.quota.wall_time = Some(Duration::from_millis(200));
+    assert_exceeded(&act(&["sleep"], &policy), Resource::WallTime);
+}
+
+#[test]
+fn memory_is_refused_beyond_its_quota() {
+    let mut policy = fine();
+    policy.quota.memory_bytes = Some(64 << 20);
+    let within = act(&["touch", &(32 << 20).to_string()], &policy);
+    assert_eq!(within.outcome, Outcome::Completed);
+    assert!(within.usage.memory_peak_bytes >= 32 << 20, "{:?}", within.usage);
+    assert_eq!(act(&["touch", &(64 << 20).to_string()], &policy).outcome, Outcome::from_exit_code(9));
+    policy.quota.memory_bytes = Some(1 << 20);
+    let too_small = prepare(&guest(), &policy).and_then(|prepared| block_on(prepared.run(Call::new())));
+    assert!(!matches!(&too_small, Ok(execution) if execution.outcome.is_success()), "{too_small:?}");
+}
+
+#[test]
+fn the_stack_ends() {
+    let mut policy = fine();
+    policy.quota.stack_bytes = Some(256 << 10);
+    let outcome = act(&["recurse"], &policy).outcome;
+    assert!(!outcome.leaves_instance_usable(), "{outcome}");
+}
+
+#[test]
+fn output_and_error_text_end_at_their_quotas() {
+    let mut policy = fine();
+    (policy.quota.output_bytes, policy.quota.log_bytes) = (Some(100_000), Some(50_000));
+    assert_eq!(act(&["write", "100000"], &policy).outcome, Outcome::Completed);
+    let execution = act(&["write", "100001"], &policy);
+    assert_exceeded(&execution, Resource::Output);
+    assert_eq!(execution.output.len(), 100_000);
+    assert_exceeded(&act(&["flood"], &policy), Resource::Output);
+    assert_exceeded(&act(&["flood-error"], &policy), Resource::Log);
+}
+
+#[test]
+fn open_files_end_at_their_quota() {
+    let mut policy = fine();
+    policy.quota.open_files = Some(9);
+    assert_eq!(output(&act(&["files", "/dev/null"], &policy)), "9");
+}
+
+#[test]
+fn no_process_and_no_thread_appears() {
+    assert_eq!(output(&act(&["fork"], &fine())), "-1");
+    assert_eq!(output(&act(&["thread"], &fine())), "refused");
+    assert_eq!(output(&act(&["id"], &fine())), "1");
+}
+
+#[test]
+fn granted_directories_are_seen_and_read_only_ones_do_not_change() {
+    let host = tempfile::tempdir().unwrap();
+    std::fs::write(host.path().join("file"), "contents").unwrap();
+    let mut policy = fine();
+    policy.grants.directories.push(DirectoryGrant::read_only(host.path(), "/data"));
+    assert_eq!(output(&act(&["cat", "/data/file"], &policy)), "contents");
+    assert!(output(&act(&["put", "/data/new", "x"], &policy)).starts_with("refused"));
+    assert!(output(&act(&["put", "/data/file", "x"], &policy)).starts_with("refused"));
+    assert_eq!(std::fs::read(host.path().join("file")).unwrap(), b"contents");
+    policy.grants.directories[0].access = Access::ReadWrite;
+    let error = prepare(&guest(), &policy).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    policy.quota.disk_bytes = None;
+    assert_eq!(output(&act(&["put", "/data/new", "fresh"], &policy)), "written");
+    assert_eq!(std::fs::read(host.path().join("new")).unwrap(), b"fresh");
+}
+
+#[test]
+fn nothing_of_the_host_is_there() {
+    for path in ["/etc/passwd", "/proc/self/environ", "/sys/kernel", "/root", "/home", "/tmp/x", "/../etc/passwd"] {
+        assert!(output(&act(&["cat", path], &fine())).starts_with("refused"), "{path}");
+    }
+    assert_eq!(output(&act(&["list", "/"], &fine())), "");
+}
+
+#[test]
+fn system_calls_beyond_the_policy_end_the_program_or_fail() {
+    // ptrace, mount, bpf, unshare, keyctl
+    for number in ["101", "165", "321", "272", "250"] {
+        let outcome = act(&["syscall", number], &fine()).outcome;
+        assert!(matches!(outcome, Outcome::Denied { .. }), "{number}: {outcome:?}");
+    }
+    // socket, fork, a number that does not exist
+    for number in ["41", "57", "999"] {
+        assert_eq!(output(&act(&["syscall", number], &fine())), "-1", "{number}");
+    }
+}
+
+#[test]
+fn a_program_cannot_speak_as_its_worker() {
+    let execution = act(&["forge"], &fine());
+    assert_eq!((&execution.outcome, output(&execution).as_str()), (&Outcome::Completed, "-1"));
+}
+
+#[test]
+fn cancelling_and_dropping_end_it() {
+    let prepared = prepare(&guest(), &fine()).unwrap();
+    let token = CancelToken::new();
+    let theirs = token.clone();
+    let call = Call::new().arguments(["sleep"]).cancel(token);
+    let mut instance = block_on(prepared.instantiate()).unwrap();
+    let cancelling = std::thread::spawn(move || theirs.cancel());
+    assert!(matches!(block_on(instance.call(call)).unwrap().outcome, Outcome::Cancelled { .. }));
+    cancelling.join().unwrap();
+    assert_eq!(block_on(instance.call(Call::new())).unwrap_err().kind(), ErrorKind::Stale);
+}
+
+#[test]
+fn a_kept_instance_of_a_program_starts_it_anew_for_each_call() {
+    let prepared = prepare(&guest(), &fine()).unwrap();
+    let mut instance = block_on(prepared.instantiate()).unwrap();
+    for text in ["one", "two"] {
+        let execution = block_on(instance.call(Call::new().arguments(["echo"]).input(text))).unwrap();
+        assert_eq!(output(&execution), text);
+    }
+    let error = block_on(instance.call(Call::new().entry("other"))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn bad_artifacts_are_refused_before_anything_runs() {
+    let load = |kind, bytes: Vec<u8>| block_on(sandbox().load(Artifact::new(kind, bytes))).unwrap_err();
+    let good = guest().bytes().to_vec();
+    let mut bits = good.clone();
+    bits[4] = 1;
+    for bytes in [Vec::new(), b"#!/bin/sh\n".to_vec(), good[..good.len() / 2].to_vec(), bits] {
+        assert_eq!(load(ArtifactKind::Executable, bytes).kind(), ErrorKind::InvalidArtifact);
+    }
+    assert_eq!(load(ArtifactKind::SharedLibrary, good).kind(), ErrorKind::InvalidArtifact);
+    assert_eq!(load(ArtifactKind::Executable, plugin().bytes().to_vec()).kind(), ErrorKind::InvalidArtifact);
+    assert_eq!(load(ArtifactKind::Wasm, b"\0asm\x01\0\0\0".to_vec()).kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn what_cannot_be_enforced_is_refused() {
+    let refused = |policy: &Policy| prepare(&guest(), policy).unwrap_err();
+    let error = refused(&Policy::default());
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("fine"), "{error}");
+    for change in [
+        |policy: &mut Policy| policy.quota.fuel = Some(1),
+        |policy: &mut Policy| policy.grants.network = true,
+        |policy: &mut Policy| policy.grants.child_processes = true,
+        |policy: &mut Policy| policy.grants.randomness = Randomness::Seeded(1),
+        |policy: &mut Policy| policy.grants.interpreter = Some("python3".into()),
+    ] {
+        let mut policy = fine();
+        change(&mut policy);
+        assert_eq!(refused(&policy).kind(), ErrorKind::Unsupported);
+    }
+}
+
+#[test]
+fn scripts_run_with_a_granted_interpreter() {
+    let script = |text: &str| Artifact::new(ArtifactKind::Script, text.to_owned()).named("script.py");
+    let mut policy = fine();
+    let print = script("import sys, json, hashlib\nprint(json.dumps(sys.argv[1:]), sys.stdin.read(), end='')");
+    assert_eq!(prepare(&print, &policy).unwrap_err().kind(), ErrorKind::Unsupported);
+    policy.grants.interpreter = Some("python3".into());
+    let execution = run(&print, &policy, Call::new().arguments(["a"]).input("in"));
+    assert_eq!(output(&execution), "[\"a\"] in", "{execution:?}");
+    let fails = script("import sys\nsys.exit(3)");
+    assert_eq!(run(&fails, &policy, Call::new()).outcome, Outcome::from_exit_code(3));
+    let peeks = script("import os\nprint(sorted(os.listdir('/etc')))");
+    assert_eq!(run(&peeks, &policy, Call::new()).outcome, Outcome::from_exit_code(1));
+    policy.grants.interpreter = Some("no-such-interpreter".into());
+    assert_eq!(prepare(&print, &policy).unwrap_err().kind(), ErrorKind::NotFound);
+    policy.grants.interpreter = Some("sh".into());
+    let shell = Artifact::new(ArtifactKind::Script, "read line; echo \"$line $1\"").named("script.sh");
+    assert_eq!(output(&run(&shell, &policy, Call::new().arguments(["x"]).input("line\n"))), "line x\n");
+}
+
+#[test]
+fn every_result_says_what_stood_around_the_guest() {
+    let execution = act(&["exit"], &fine());
+    let enforced: Vec<_> = execution.isolation.iter().filter(|layer| layer.status == LayerStatus::Enforced).collect();
+    assert!(enforced.len() >= 12, "{:?}", execution.isolation);
+    assert!(enforced.iter().any(|layer| layer.name == "seccomp"));
 }

@@ -50,6 +50,9 @@ fn groups(stage: Stage, policy: &Policy) -> Vec<&'static Group> {
         groups.push(&policy::PROCESSES);
     }
     groups.push(&policy::FORBIDDEN);
+    if stage == Stage::LibraryLoading {
+        groups.push(&policy::LOCK);
+    }
     groups
 }
 

@@ -235,6 +235,11 @@ pub(crate) const START: Group = Group(&[
     (&[SYS_arch_prctl], only(&[(&[is(0, 0x1002)], Allow), (&[is(0, 0x1003)], Allow)], Errno(libc::EINVAL))),
 ]);
 
+/// Adding a filter, which can only take rights away. Comes after [`FORBIDDEN`].
+///
+/// A hostile constructor can keep the worker's second filter away, and stays with the rights it had: those of loading.
+pub(crate) const LOCK: Group = Group(&[(&[SYS_seccomp], only(&[(&[is(0, 1), is(1, 1)], Allow)], Kill))]);
+
 /// Threads, as `pthread_create` makes them.
 pub(crate) const THREADS: Group =
     Group(&[(&[SYS_clone], only(&[(&[is(0, CLONE_THREAD_FLAGS)], Allow)], Errno(EAGAIN)))]);

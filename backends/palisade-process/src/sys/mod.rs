@@ -3,7 +3,11 @@
 pub(crate) mod protocol;
 // A program of its own, compiled by the build script; the tests compile it too, so that it is formatted and linted.
 #[cfg(test)]
-#[allow(dead_code, unused_imports, reason = "the worker's entry point has no caller here")]
+#[allow(
+    dead_code,
+    clippy::duplicate_mod,
+    reason = "the worker's entry point has no caller here; both sides share the protocol"
+)]
 #[path = "worker/main.rs"]
 mod worker;
 

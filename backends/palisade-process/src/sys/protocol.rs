@@ -76,16 +76,16 @@ pub(crate) const CREATE: u8 = b'C';
 
 /// Descriptors of an instance, in the order in which they come with a request.
 pub(crate) const INSTANCE_FDS: usize = 5;
-#[cfg_attr(not(any(test, palisade_worker)), expect(dead_code, reason = "the host passes descriptors in order"))]
 /// Descriptor on which an instance hears the host.
+#[cfg_attr(not(palisade_worker), allow(dead_code, reason = "used by the worker"))]
 pub(crate) const FD_REQUEST: i32 = 3;
-#[cfg_attr(not(any(test, palisade_worker)), expect(dead_code, reason = "the host passes descriptors in order"))]
 /// Descriptor on which an instance talks to the host.
+#[cfg_attr(not(palisade_worker), allow(dead_code, reason = "used by the worker"))]
 pub(crate) const FD_REPLY: i32 = 4;
 /// Descriptor of the program while it is being executed.
 pub(crate) const FD_PROGRAM: i32 = 5;
-#[cfg_attr(not(any(test, palisade_worker)), expect(dead_code, reason = "the host passes descriptors in order"))]
 /// Descriptor of the Landlock rules while they are being applied.
+#[cfg_attr(not(palisade_worker), allow(dead_code, reason = "used by the worker"))]
 pub(crate) const FD_RULES: i32 = 6;
 
 /// Frames from an instance: one byte for the kind, four for the length.
@@ -233,7 +233,7 @@ impl Plan {
     }
 
     /// The plan in `message`, or `None` when it is malformed.
-    #[cfg_attr(not(any(test, palisade_worker)), expect(dead_code, reason = "the worker decodes, the host encodes"))]
+    #[cfg_attr(not(palisade_worker), allow(dead_code, reason = "the worker decodes, the host encodes"))]
     pub(crate) fn decode(message: &[u8]) -> Option<Plan> {
         let mut r = Reader(message);
         let mut plan = Plan {

@@ -7,13 +7,13 @@ use palisade_core::*;
 use palisade_process::ProcessSandbox;
 
 /// The backend, opened once for all tests of a file.
-pub fn sandbox() -> &'static ProcessSandbox {
+pub(crate) fn sandbox() -> &'static ProcessSandbox {
     static SANDBOX: OnceLock<ProcessSandbox> = OnceLock::new();
     SANDBOX.get_or_init(|| ProcessSandbox::open(&BackendOptions::new()).unwrap_or_else(|error| panic!("{error:?}")))
 }
 
 /// A program of this machine.
-pub fn program(name: &str) -> Artifact {
+pub(crate) fn program(name: &str) -> Artifact {
     let path = ["/usr/bin", "/bin"]
         .iter()
         .map(|directory| format!("{directory}/{name}"))
@@ -22,17 +22,64 @@ pub fn program(name: &str) -> Artifact {
 }
 
 /// The default policy with fine clocks, which every executable needs.
-pub fn fine() -> Policy {
+pub(crate) fn fine() -> Policy {
     let mut policy = Policy::default();
     policy.grants.clocks = Clocks::Fine;
     policy
 }
 
-pub fn prepare(artifact: &Artifact, policy: &Policy) -> Result<Arc<dyn Prepared>> {
+pub(crate) fn prepare(artifact: &Artifact, policy: &Policy) -> Result<Arc<dyn Prepared>> {
     block_on(sandbox().load(artifact.clone()))?.prepare(policy.clone(), HostFunctions::new())
 }
 
-pub fn run(artifact: &Artifact, policy: &Policy, call: Call) -> Execution {
+pub(crate) fn run(artifact: &Artifact, policy: &Policy, call: Call) -> Execution {
     let prepared = prepare(artifact, policy).unwrap_or_else(|error| panic!("{error:?}"));
     block_on(prepared.run(call)).unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+/// Compiles a guest of `tests/guests`, once per process.
+fn compile(source: &'static str, kind: &str, cfg: &str) -> Vec<u8> {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let output = directory.path().join("guest");
+    let rustc = option_env!("RUSTC").unwrap_or("rustc");
+    let mut command = std::process::Command::new(rustc);
+    command.args(["--edition", "2024", "--crate-name", "guest", "--crate-type", kind, "-A", "warnings"]);
+    command.args(["-C", "opt-level=1", "-C", "panic=abort", "-C", "strip=symbols"]);
+    if !cfg.is_empty() {
+        command.args(["--cfg", cfg]);
+    }
+    let source = format!("{}/tests/guests/{source}", env!("CARGO_MANIFEST_DIR"));
+    let status = command.arg("-o").arg(&output).arg(source).status().unwrap();
+    assert!(status.success());
+    std::fs::read(output).unwrap()
+}
+
+/// The program that misbehaves as its arguments say.
+pub(crate) fn guest() -> Artifact {
+    static BYTES: OnceLock<Artifact> = OnceLock::new();
+    BYTES.get_or_init(|| Artifact::new(ArtifactKind::Executable, compile("guest.rs", "bin", "")).named("guest")).clone()
+}
+
+/// The shared library with an entry for each behaviour.
+pub(crate) fn plugin() -> Artifact {
+    static BYTES: OnceLock<Artifact> = OnceLock::new();
+    BYTES
+        .get_or_init(|| {
+            Artifact::new(ArtifactKind::SharedLibrary, compile("plugin.rs", "cdylib", "")).named("plugin.so")
+        })
+        .clone()
+}
+
+/// A shared library whose constructor does `what`.
+pub(crate) fn constructor(what: &str) -> Artifact {
+    Artifact::new(ArtifactKind::SharedLibrary, compile("constructor.rs", "cdylib", what)).named("constructor.so")
+}
+
+/// Runs the guest with these arguments.
+pub(crate) fn act(arguments: &[&str], policy: &Policy) -> Execution {
+    run(&guest(), policy, Call::new().arguments(arguments.iter().copied()))
+}
+
+pub(crate) fn output(execution: &Execution) -> String {
+    String::from_utf8_lossy(&execution.output).into_owned()
 }

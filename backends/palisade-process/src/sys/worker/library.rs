@@ -3,7 +3,8 @@
 
 use std::ffi::{CString, c_int, c_void};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::ffi;
 use super::instance::{hear, say};
@@ -51,18 +52,12 @@ struct State {
     result: Vec<u8>,
 }
 
-static mut STATE: State = State { input: Vec::new(), read: 0, result: Vec::new() };
-static BUSY: AtomicBool = AtomicBool::new(false);
+static STATE: Mutex<State> = Mutex::new(State { input: Vec::new(), read: 0, result: Vec::new() });
 
 /// Runs `action` on the state, one thread at a time: a plugin may have been granted threads.
 fn with_state<T>(action: impl FnOnce(&mut State) -> T) -> T {
-    while BUSY.swap(true, Ordering::Acquire) {
-        std::hint::spin_loop();
-    }
-    // SAFETY: the flag lets one caller in at a time, and `action` does not call back into the plugin.
-    let result = action(unsafe { &mut *(&raw mut STATE) });
-    BUSY.store(false, Ordering::Release);
-    result
+    // Nothing panics in here: this program aborts instead.
+    action(&mut STATE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Says something to the host. When the host does not listen any more, this instance is over.
@@ -136,8 +131,10 @@ extern "C" fn log(level: u32, from: *const u8, len: u64) {
 }
 
 extern "C" fn host_call(name: *const u8, name_len: u64, from: *const u8, len: u64) -> u64 {
-    // SAFETY: the plugin's promise, twice.
-    let (name, input) = unsafe { (range(name, name_len), range(from, len)) };
+    // SAFETY: the plugin's promise.
+    let name = unsafe { range(name, name_len) };
+    // SAFETY: the plugin's promise.
+    let input = unsafe { range(from, len) };
     with_state(|state| {
         let mut message = Writer::default();
         message.bytes(name).bytes(input);
@@ -165,27 +162,34 @@ fn receive(len: u32) -> Vec<u8> {
     message
 }
 
-/// Reports the signal that is about to end this instance. Async-signal-safe.
-extern "C" fn on_signal(signal: c_int, info: *mut ffi::SignalInfo, _context: *mut c_void) {
+/// Handles a signal the guest caused. Async-signal-safe.
+///
+/// Where the time stamp counter is trapped, reading it arrives here and is answered with the kernel's coarse clock. That is
+/// far behind what the C library's clock expects of the counter, which then also gives the time of the kernel's last tick.
+/// Anything else is reported, and ends this instance.
+extern "C" fn on_signal(signal: c_int, info: *mut super::ffi::SignalInfo, context: *mut c_void) {
+    const SIGABRT: c_int = 6;
     const SIGSEGV: c_int = 11;
+    if signal == SIGSEGV && TRAP_TSC.load(Ordering::Relaxed) && super::ffi::answer_counter(context) {
+        return;
+    }
     // SAFETY: the kernel passes valid information about the signal.
     let address = unsafe { (*info).address };
-    let here = &raw const signal as usize;
-    // This handler has a stack of its own, so the faulting address is compared with the main stack's known place.
-    let overran =
-        signal == SIGSEGV && address.abs_diff(STACK.load(Ordering::Relaxed) as usize) < STACK_SPAN && here != 0;
+    let overran = signal == SIGSEGV && address.abs_diff(STACK.load(Ordering::Relaxed)) < STACK_SPAN;
     let frame = [SIGNAL, 2, 0, 0, 0, signal as u8, overran.into()];
-    let _ = ffi::write_all(super::protocol::FD_REPLY, &frame);
-    ffi::default_signal(signal);
-    if signal == 6 {
-        // An abort: process 1 of a namespace survives its own signals, so leave as a shell would report it.
-        ffi::exit(128 + signal);
+    let _ = super::ffi::write_all(super::protocol::FD_REPLY, &frame);
+    super::ffi::default_signal(signal);
+    if signal == SIGABRT {
+        // Process 1 of a namespace survives its own signals, so it leaves as a shell would report it.
+        super::ffi::exit(128 + signal);
     }
     // Returning runs the faulting instruction once more, now without a handler.
 }
 
+static TRAP_TSC: AtomicBool = AtomicBool::new(false);
+
 /// Lowest address the main stack may reach, and how far around it a fault counts as running over.
-static STACK: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+static STACK: AtomicUsize = AtomicUsize::new(0);
 const STACK_SPAN: usize = 256 << 10;
 
 /// Loads the library when told to, and serves calls until the host hangs up. Returns only when it never came so far.
@@ -204,10 +208,11 @@ pub(crate) fn serve(plan: &Plan, environment: &[CString], path: &str) -> Failed 
 fn prepare(plan: &Plan, environment: &[CString], path: &str) -> Result<ffi::Library, Failed> {
     const SIGNALS: [i32; 5] = [4, 6, 7, 8, 11];
     const RLIMIT_STACK: u32 = 3;
-    let here = &raw const path as u64;
+    let here = &raw const path as usize;
     let stack_bytes =
         plan.limits.iter().find(|(resource, _)| *resource == RLIMIT_STACK).map_or(8 << 20, |limit| limit.1);
-    STACK.store(here.saturating_sub(stack_bytes), Ordering::Relaxed);
+    STACK.store(here.saturating_sub(usize::try_from(stack_bytes).unwrap_or(0)), Ordering::Relaxed);
+    TRAP_TSC.store(plan.trap_tsc, Ordering::Relaxed);
     ffi::set_environment(environment);
     ffi::alternate_stack().step("stack for signals")?;
     for signal in SIGNALS {

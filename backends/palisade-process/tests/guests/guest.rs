@@ -1,0 +1,106 @@
+//! A program that misbehaves as its arguments say. Compiled by the tests.
+use std::io::{Read, Write};
+
+unsafe extern "C" {
+    fn raise(signal: i32) -> i32;
+    fn abort() -> !;
+    fn fork() -> i32;
+    fn getpid() -> i32;
+    fn kill(pid: i32, signal: i32) -> i32;
+    fn syscall(number: i64, ...) -> i64;
+}
+
+fn recurse(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 128]);
+    if depth == u64::MAX { 0 } else { recurse(depth + 1) + frame[7] }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let text = |index: usize| arguments.get(index).map_or("", String::as_str);
+    let number = |index: usize| text(index).parse::<u64>().unwrap_or(0);
+    let mut out = std::io::stdout();
+    match text(1) {
+        "echo" => drop(std::io::copy(&mut std::io::stdin(), &mut out)),
+        "exit" => std::process::exit(number(2) as i32),
+        "arguments" => print!("{}", arguments.join("|")),
+        "environment" => std::env::vars().for_each(|(name, value)| println!("{name}={value}")),
+        "spin" => loop {
+            std::hint::black_box(0);
+        },
+        "sleep" => std::thread::sleep(std::time::Duration::from_secs(3600)),
+        "read" => drop(std::io::stdin().read_to_end(&mut Vec::new())),
+        "flood" => while out.write_all(&[b'x'; 65536]).is_ok() {},
+        "flood-error" => while std::io::stderr().write_all(&[b'x'; 65536]).is_ok() {},
+        "write" => drop(out.write_all(&vec![b'x'; number(2) as usize])),
+        "touch" => {
+            let mut memory: Vec<u8> = Vec::new();
+            match memory.try_reserve_exact(number(2) as usize) {
+                Ok(()) => {
+                    memory.resize(number(2) as usize, 1);
+                    print!("{}", std::hint::black_box(&memory).len());
+                }
+                Err(_) => std::process::exit(9),
+            }
+        }
+        "recurse" => print!("{}", recurse(0)),
+        "files" => {
+            let mut open = Vec::new();
+            while let Ok(file) = std::fs::File::open(text(2)) {
+                open.push(file);
+            }
+            print!("{}", open.len());
+        }
+        "cat" => match std::fs::read(text(2)) {
+            Ok(bytes) => drop(out.write_all(&bytes)),
+            Err(error) => print!("refused: {error}"),
+        },
+        "list" => {
+            let mut names: Vec<_> = std::fs::read_dir(text(2)).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+            names.sort();
+            names.iter().for_each(|name| println!("{}", name.to_string_lossy()));
+        }
+        "put" => match std::fs::write(text(2), text(3)) {
+            Ok(()) => print!("written"),
+            Err(error) => print!("refused: {error}"),
+        },
+        "signal" => {
+            unsafe { raise(number(2) as i32) };
+            print!("survived");
+        }
+        "abort" => unsafe { abort() },
+        "segv" => unsafe { *(8 as *mut u8) = 1 },
+        "divide" => unsafe { std::arch::asm!("xor edx, edx", "mov eax, 1", "xor ecx, ecx", "div ecx", out("eax") _, out("edx") _, out("ecx") _) },
+        "stop" => unsafe {
+            kill(getpid(), 19);
+            print!("went on");
+        },
+        "fork" => print!("{}", unsafe { fork() }),
+        "thread" => print!("{}", if std::thread::Builder::new().spawn(|| {}).is_ok() { "made" } else { "refused" }),
+        "close" => {
+            for fd in 0..16 {
+                unsafe { syscall(3, fd as i64) };
+            }
+            loop {
+                std::hint::black_box(0);
+            }
+        }
+        "forge" => {
+            // The pipe of the worker is gone once a program runs; this writes where it was.
+            let frame = [b'R', 4, 0, 0, 0, 0, 0, 0, 0];
+            let written = unsafe { syscall(1, 4i64, frame.as_ptr(), frame.len()) };
+            print!("{written}");
+        }
+        "syscall" => print!("{}", unsafe { syscall(number(2) as i64, 0i64, 0i64, 0i64, 0i64, 0i64, 0i64) }),
+        "id" => print!("{}", unsafe { getpid() }),
+        "stderr" => eprint!("{}", text(2)),
+        "clock" => {
+            let start = std::time::Instant::now();
+            print!("{}", start.elapsed() < std::time::Duration::from_secs(1));
+        }
+        other => {
+            eprintln!("unknown action {other}");
+            std::process::exit(64);
+        }
+    }
+}
