@@ -49,6 +49,8 @@ pub struct Certificate {
 pub enum ProfileStatus {
     /// Every counted check passed, or the backend properly refuses what it needs.
     Certified,
+    /// The backend loads no artifact of the kind this profile is about, and refuses them properly.
+    NotApplicable,
     /// Why not.
     NotCertified(Vec<String>),
 }
@@ -85,11 +87,21 @@ impl Certificate {
             .into_iter()
             .map(|profile| {
                 let mut reasons = general.clone();
-                reasons.extend(reasons_against_profile(report, catalog, profile));
-                (profile.to_owned(), ProfileStatus::of(reasons))
+                let (of_profile, passed) = reasons_against_profile(report, catalog, profile);
+                reasons.extend(of_profile);
+                let applies = applies(report, catalog, profile);
+                if applies && !passed {
+                    reasons.push("no check passed".to_owned());
+                }
+                let status = match reasons.is_empty() {
+                    true if applies => ProfileStatus::Certified,
+                    true => ProfileStatus::NotApplicable,
+                    false => ProfileStatus::NotCertified(reasons),
+                };
+                (profile.to_owned(), status)
             })
             .collect();
-        if profiles.get(CORE) != Some(&ProfileStatus::Certified) {
+        if !matches!(profiles.get(CORE), Some(ProfileStatus::Certified | ProfileStatus::NotApplicable)) {
             for (profile, status) in &mut profiles {
                 if profile != CORE {
                     status.add("profile `core` is not certified".to_owned());
@@ -149,13 +161,11 @@ impl Certificate {
 }
 
 impl ProfileStatus {
-    fn of(reasons: Vec<String>) -> ProfileStatus {
-        if reasons.is_empty() { ProfileStatus::Certified } else { ProfileStatus::NotCertified(reasons) }
-    }
-
     fn add(&mut self, reason: String) {
         match self {
-            ProfileStatus::Certified => *self = ProfileStatus::NotCertified(vec![reason]),
+            ProfileStatus::Certified | ProfileStatus::NotApplicable => {
+                *self = ProfileStatus::NotCertified(vec![reason]);
+            }
             ProfileStatus::NotCertified(reasons) => reasons.push(reason),
         }
     }
@@ -200,7 +210,14 @@ fn mismatches(report: &Report, catalog: &Catalog) -> Vec<String> {
     found
 }
 
-fn reasons_against_profile(report: &Report, catalog: &Catalog, profile: &str) -> Vec<String> {
+/// Whether the backend loads what the checks of `profile` probe with.
+fn applies(report: &Report, catalog: &Catalog, profile: &str) -> bool {
+    let mut checks = catalog.checks.iter().filter(|check| check.profile() == profile);
+    checks.any(|check| check.artifact().is_none_or(|kind| report.capabilities.artifacts.contains(&kind)))
+}
+
+/// Reasons, and whether any check passed.
+fn reasons_against_profile(report: &Report, catalog: &Catalog, profile: &str) -> (Vec<String>, bool) {
     let mut reasons = Vec::new();
     let counted = |check: &&CheckReport| {
         let known = catalog.check(&check.id);
@@ -216,16 +233,13 @@ fn reasons_against_profile(report: &Report, catalog: &Catalog, profile: &str) ->
             verdict => reasons.push(format!("{}: {verdict}: {}", check.id, check.message)),
         }
     }
-    if !passed {
-        reasons.push("no check passed".to_owned());
-    }
-    reasons
+    (reasons, passed)
 }
 
 /// Why a verdict does not follow from what stands beside it in the report.
 fn unsound(check: &CheckReport, report: &Report, catalog: &Catalog) -> Option<String> {
     let known = catalog.check(&check.id)?;
-    let declared = known.needs.iter().all(|need| need.is_declared(&report.capabilities));
+    let declared = known.all_needs().all(|need| need.is_declared(&report.capabilities));
     let why = match check.verdict {
         Verdict::Pass if !declared => "passed without what it needs",
         Verdict::Pass if !check.evidence_suffices() => "passed without evidence",
@@ -273,6 +287,7 @@ fn verify_with(certificate_json: &str, report_json: &str, catalog: &Catalog) -> 
         if certificate.profiles.get(profile) != Some(status) {
             let found = match status {
                 ProfileStatus::Certified => "certified".to_owned(),
+                ProfileStatus::NotApplicable => "not applicable".to_owned(),
                 ProfileStatus::NotCertified(reasons) => format!("not certified ({})", reasons.join("; ")),
             };
             errors.push(format!("profile `{profile}`: the report says {found}, the certificate says otherwise"));

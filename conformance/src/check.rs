@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use palisade_core::{Abi, Capabilities, Enforcement, GrantKind, Resource};
+use palisade_core::{Abi, ArtifactKind, Capabilities, Enforcement, GrantKind, Resource};
 use serde::{Deserialize, Serialize};
 
 use crate::Context;
@@ -48,6 +48,20 @@ pub struct Check {
 }
 
 impl Check {
+    /// The kind of artifact its probes are.
+    pub fn artifact(&self) -> Option<ArtifactKind> {
+        match self.profile() {
+            "core" | "isolation" | "quota" => Some(ArtifactKind::Wasm),
+            "process" => Some(ArtifactKind::Executable),
+            _ => None,
+        }
+    }
+
+    /// Everything the backend must declare: what the check names, and that its probes can be loaded.
+    pub fn all_needs(&self) -> impl Iterator<Item = Need> {
+        self.artifact().map(Need::Artifact).into_iter().chain(self.needs.iter().copied())
+    }
+
     /// The profile: the first part of the id.
     pub fn profile(&self) -> &'static str {
         self.id.split('.').next().unwrap_or(self.id)
@@ -63,6 +77,8 @@ pub enum Need {
     Grant(GrantKind),
     /// A guest interface.
     Abi(Abi),
+    /// A kind of artifact it loads.
+    Artifact(ArtifactKind),
 }
 
 impl Need {
@@ -72,6 +88,7 @@ impl Need {
             Need::Quota(resource) => capabilities.enforcement(resource) == Enforcement::Enforced,
             Need::Grant(kind) => capabilities.grants.contains(&kind),
             Need::Abi(abi) => capabilities.abis.contains(&abi),
+            Need::Artifact(kind) => capabilities.artifacts.contains(&kind),
         }
     }
 }
@@ -88,6 +105,8 @@ pub enum Step {
     Recovery,
     /// What the backend does not declare is refused.
     Refusal,
+    /// A fact of this machine, found without the backend, stands in the way.
+    Machine,
 }
 
 /// One thing a check saw.
@@ -118,6 +137,7 @@ impl fmt::Display for Need {
             Need::Quota(resource) => write!(f, "quota {resource}"),
             Need::Grant(kind) => write!(f, "grant {kind}"),
             Need::Abi(abi) => write!(f, "guest interface {abi}"),
+            Need::Artifact(kind) => write!(f, "{kind} artifacts"),
         }
     }
 }

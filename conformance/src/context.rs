@@ -4,17 +4,19 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use palisade_core::{
-    Call, Capabilities, ErrorKind, Execution, HostFunctions, Input, Outcome, Phase, Policy, Prepared, PreparedExt,
-    Quota, Resource, Sandbox,
+    ArtifactKind, Call, Capabilities, Clocks, ErrorKind, Execution, HostFunctions, Input, Outcome, Phase, Policy,
+    Prepared, PreparedExt, Quota, Resource, Sandbox,
 };
 
 use crate::{Evidence, Failure, Step, Subject};
 
 /// Wall time of a probe that is not about wall time, so that a broken backend ends.
 const WALL_TIME: Duration = Duration::from_secs(10);
+/// How long what was dropped may take to be gone.
+const PROMPTLY: Duration = Duration::from_secs(1);
 
 /// What a check works with: the sandbox, fresh for this check, and a place to write down what it saw.
 #[derive(Debug)]
@@ -61,7 +63,7 @@ impl Context {
             before: Held { files: BTreeSet::new(), children: BTreeSet::new() },
         };
         // The first use may open what stays open (a cache, a helper process); that is no leak.
-        let _ = context.run("echo", "", &Policy::default());
+        let _ = context.run("echo", "", &context.base_policy());
         context.before = held();
         Ok(context)
     }
@@ -124,13 +126,30 @@ impl Context {
     pub fn recovery(&mut self) -> Result<(), Failure> {
         self.step = Step::Recovery;
         let nonce = self.nonce();
-        let execution = self.run("echo", nonce.clone(), &Policy::default())?;
+        let execution = self.run("echo", nonce.clone(), &self.base_policy())?;
         self.expect_completed("a fresh instance after the attack", &execution)?;
         self.expect("its output", String::from_utf8_lossy(&execution.output), execution.output == nonce.as_bytes())?;
-        let after = held();
-        let files: Vec<_> = after.files.difference(&self.before.files).cloned().collect();
+        self.expect_nothing_left()
+    }
+
+    /// Requires that this process holds no file and no child that it did not hold before the check. What was dropped may
+    /// take a moment to go.
+    ///
+    /// # Errors
+    ///
+    /// When something stays.
+    pub fn expect_nothing_left(&mut self) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let (files, children) = loop {
+            let after = held();
+            let files: Vec<_> = after.files.difference(&self.before.files).cloned().collect();
+            let children: Vec<_> = after.children.difference(&self.before.children).map(|pid| describe(pid)).collect();
+            if (files.is_empty() && children.is_empty()) || begun.elapsed() > PROMPTLY {
+                break (files, children);
+            }
+            std::thread::yield_now();
+        };
         self.expect("files left open", files.join(", "), files.is_empty())?;
-        let children: Vec<_> = after.children.difference(&self.before.children).cloned().collect();
         self.expect("processes left behind", children.join(", "), children.is_empty())
     }
 
@@ -326,9 +345,83 @@ impl Context {
         }
     }
 
+    /// The default policy, as this subject's own probes can run under it: no backend keeps a native executable from reading
+    /// the processor's clock, so that one gets fine clocks.
+    pub fn base_policy(&self) -> Policy {
+        let mut policy = Policy::default();
+        if self.artifact("echo").kind() == ArtifactKind::Executable {
+            policy.grants.clocks = Clocks::Fine;
+        }
+        policy
+    }
+
+    /// The default policy, as the native probe can run under it.
+    pub fn native_policy(&self) -> Policy {
+        let mut policy = Policy::default();
+        policy.grants.clocks = Clocks::Fine;
+        policy
+    }
+
+    /// Runs the native probe with these arguments in a fresh instance.
+    ///
+    /// # Errors
+    ///
+    /// The backend's, as a failure of the current step.
+    pub fn native(&mut self, arguments: &[&str], policy: &Policy) -> Result<Execution, Failure> {
+        self.native_call(Call::new().arguments(arguments.iter().copied()), policy)
+    }
+
+    /// Makes one call of the native probe in a fresh instance.
+    ///
+    /// # Errors
+    ///
+    /// The backend's, as a failure of the current step.
+    pub fn native_call(&mut self, call: Call, policy: &Policy) -> Result<Execution, Failure> {
+        let prepared = self.prepare_native(policy)?;
+        self.block_on(prepared.run(call)).map_err(|error| self.failure(format!("native probe: {error}")))
+    }
+
+    /// Loads the native probe and prepares it.
+    ///
+    /// # Errors
+    ///
+    /// The backend's, as a failure of the current step.
+    pub fn prepare_native(&self, policy: &Policy) -> Result<Arc<dyn Prepared>, Failure> {
+        let module = self.block_on(self.sandbox.load(crate::probe::native("probe")));
+        let prepared = module.and_then(|module| module.prepare(policy.clone(), HostFunctions::new()));
+        prepared.map_err(|error| self.failure(format!("native probe: {error}")))
+    }
+
+    /// Runs the native probe with these arguments as an ordinary process of this machine, outside any sandbox: what it
+    /// wrote.
+    ///
+    /// # Errors
+    ///
+    /// The system's, as a failure of the current step.
+    pub fn outside(&mut self, arguments: &[&str]) -> Result<String, Failure> {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.scratch().join("native-probe");
+        let failed = |error: std::io::Error| self.failure(format!("the native probe does not run by itself: {error}"));
+        if !path.exists() {
+            std::fs::write(&path, crate::probe::native("probe").bytes()).map_err(failed)?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
+        }
+        let output = std::process::Command::new(path)
+            .args(arguments)
+            .stdin(std::process::Stdio::null())
+            .output()
+            .map_err(failed)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// A policy that bounds nothing but wall time, generously, as far as the backend declares it.
     pub fn generous(&self) -> Policy {
         Policy { quota: Quota { wall_time: Some(WALL_TIME), ..Quota::unlimited() }, ..Policy::default() }
+    }
+
+    /// Ends the check because this machine cannot show what it is about.
+    pub fn blocked(&self, message: impl Into<String>) -> Failure {
+        Failure { step: Step::Machine, message: message.into() }
     }
 
     /// A failure of the current step.
@@ -365,6 +458,14 @@ impl<F: FnOnce() + Send + 'static> futures_core::Stream for Late<F> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(after)));
         sleep.as_mut().poll(context).map(|()| self.text.take().map(|text| Ok(text.into())))
     }
+}
+
+/// A process and what it is doing, for people.
+fn describe(pid: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("gone").trim().to_owned();
+    format!("{pid} ({}, {})", field("Name:"), field("State:"))
 }
 
 /// What this process holds, from the kernel's own list.

@@ -195,6 +195,7 @@ fn details(report: &CheckReport) -> String {
 fn profile_line(profile: &str, status: &ProfileStatus) -> String {
     match status {
         ProfileStatus::Certified => format!("profile {profile}: certified"),
+        ProfileStatus::NotApplicable => format!("profile {profile}: not applicable"),
         ProfileStatus::NotCertified(reasons) => {
             let more = if reasons.len() > 1 { format!(" (and {} more)", reasons.len() - 1) } else { String::new() };
             let first = reasons.first().map(String::as_str).unwrap_or_default();

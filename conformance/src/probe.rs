@@ -2,7 +2,7 @@
 //!
 //! A verb reads its parameter from its input and writes what it saw to its output, so that every backend can carry it.
 
-use palisade_core::Artifact;
+use palisade_core::{Artifact, ArtifactKind};
 
 /// Verbs and their sources as WebAssembly text.
 const WASM: &[(&str, &str)] = &[
@@ -29,6 +29,14 @@ const WASM: &[(&str, &str)] = &[
     ("unknown", include_str!("../probes/unknown.wat")),
     ("write", include_str!("../probes/write.wat")),
 ];
+
+/// The native probe.
+static NATIVE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/native-probe"));
+
+/// The native probe, whose verb is its name unless it is called with arguments.
+pub fn native(verb: &str) -> Artifact {
+    Artifact::new(ArtifactKind::Executable, NATIVE).named(verb)
+}
 
 /// The probe for `verb` as a Wasm module.
 ///

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use palisade_core::{
-    Capabilities, Clocks, DirectoryGrant, Enforcement, ErrorKind, GrantKind, Policy, Quota, Randomness, Resource,
+    ArtifactKind, Clocks, DirectoryGrant, Enforcement, ErrorKind, GrantKind, Policy, Quota, Randomness, Resource,
 };
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::{Deserialize, Serialize};
@@ -81,8 +81,7 @@ pub fn run_check(subject: Subject, check: &Check) -> CheckReport {
         Ok(Err(failure)) => return CheckReport { step: Some(failure.step), ..broken(failure.message) },
         Err(panic) => return broken(format!("panicked while it opened the backend: {}", panic_text(&*panic))),
     };
-    let missing: Vec<_> =
-        check.needs.iter().copied().filter(|need| !need.is_declared(context.capabilities())).collect();
+    let missing: Vec<_> = check.all_needs().filter(|need| !need.is_declared(context.capabilities())).collect();
     let result = catch_unwind(AssertUnwindSafe(|| {
         if missing.is_empty() { (check.run)(&mut context) } else { refusal(&mut context, &missing) }
     }));
@@ -92,7 +91,11 @@ pub fn run_check(subject: Subject, check: &Check) -> CheckReport {
             CheckReport { step: Some(step), ..broken(format!("panicked in {step:?}: {}", panic_text(&*panic))) }
         }
         Ok(Err(failure)) => {
-            let verdict = if failure.step == Step::Baseline { Verdict::Broken } else { Verdict::Fail };
+            let verdict = match failure.step {
+                Step::Baseline => Verdict::Broken,
+                Step::Machine => Verdict::Blocked,
+                Step::Enforced | Step::Recovery | Step::Refusal => Verdict::Fail,
+            };
             CheckReport { step: Some(failure.step), ..CheckReport::new(check, verdict, failure.message, started) }
         }
         Ok(Ok(())) if !missing.is_empty() => {
@@ -131,7 +134,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 /// Asks for what the backend does not declare; it must say that it has no such thing.
 fn refusal(context: &mut Context, missing: &[Need]) -> Result<(), Failure> {
     // A backend that refuses everything proves nothing by refusing this: what it declares, it must accept.
-    let modest = modest(context.capabilities());
+    let modest = modest(context);
     let answer = answer(context, &modest);
     if let Err((_, message)) = answer {
         return Err(Failure {
@@ -142,6 +145,9 @@ fn refusal(context: &mut Context, missing: &[Need]) -> Result<(), Failure> {
     context.begin_refusal();
     context.expect("a policy of what is declared", "accepted", true)?;
     for need in missing {
+        if let Need::Artifact(kind) = need {
+            return refuses_artifact(context, *kind);
+        }
         let Some((policy, wanted)) = demand(context, *need, &modest) else { continue };
         let subject = format!("asking for {need}, which is not declared");
         match (self::answer(context, &policy), wanted) {
@@ -155,6 +161,20 @@ fn refusal(context: &mut Context, missing: &[Need]) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Loads the probe of a kind the backend does not declare. What else the check needs does not matter then.
+fn refuses_artifact(context: &mut Context, kind: ArtifactKind) -> Result<(), Failure> {
+    let artifact = match kind {
+        ArtifactKind::Wasm => crate::probe::wasm("echo"),
+        _ => crate::probe::native("echo"),
+    };
+    let loaded = context.block_on(context.sandbox().load(artifact));
+    let subject = format!("loading {kind} artifacts, which are not declared");
+    match loaded {
+        Ok(_) => context.expect(&subject, "accepted", false),
+        Err(error) => context.expect(&subject, &error, error.kind() == ErrorKind::Unsupported),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -171,9 +191,9 @@ fn answer(context: &Context, policy: &Policy) -> Result<(), (ErrorKind, String)>
 }
 
 /// A policy that asks for nothing the backend does not declare.
-fn modest(capabilities: &Capabilities) -> Policy {
-    let mut policy = Policy { quota: Quota::unlimited(), ..Policy::default() };
-    if !capabilities.grants.contains(&GrantKind::ClocksCoarse) {
+fn modest(context: &Context) -> Policy {
+    let mut policy = Policy { quota: Quota::unlimited(), ..context.base_policy() };
+    if !context.capabilities().grants.contains(&GrantKind::ClocksCoarse) {
         policy.grants.clocks = Clocks::Fine;
     }
     policy
@@ -183,7 +203,7 @@ fn modest(capabilities: &Capabilities) -> Policy {
 fn demand(context: &Context, need: Need, modest: &Policy) -> Option<(Policy, Wanted)> {
     let mut policy = modest.clone();
     match need {
-        Need::Abi(_) => return None,
+        Need::Abi(_) | Need::Artifact(_) => return None,
         Need::Quota(resource) => {
             set_quota(&mut policy.quota, resource);
             let always_zero = context.capabilities().enforcement(resource) == Enforcement::AlwaysZero;

@@ -2,18 +2,19 @@
 
 mod core;
 mod isolation;
+mod process;
 mod quota;
 
 use crate::{Check, Requirement};
 
 /// Every check, profile by profile.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
-    [core::CHECKS, isolation::CHECKS, quota::CHECKS].into_iter().flatten()
+    [core::CHECKS, isolation::CHECKS, quota::CHECKS, process::CHECKS].into_iter().flatten()
 }
 
 /// Every requirement, profile by profile.
 pub fn requirements() -> impl Iterator<Item = &'static Requirement> {
-    [core::REQUIREMENTS, isolation::REQUIREMENTS, quota::REQUIREMENTS].into_iter().flatten()
+    [core::REQUIREMENTS, isolation::REQUIREMENTS, quota::REQUIREMENTS, process::REQUIREMENTS].into_iter().flatten()
 }
 
 /// A requirement that is certified and was there from the suite's first version on.
@@ -109,6 +110,8 @@ mod tests {
             "cpu-quota",
             "memory-quota",
             "resource-cleanup-on-termination",
+            "syscall-restriction",
+            "fork-bomb-protection",
         ];
         for name in names {
             assert!(requirements().any(|requirement| requirement.id.ends_with(&format!(".{name}"))), "{name}");

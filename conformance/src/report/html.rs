@@ -149,6 +149,7 @@ fn check(page: &mut String, report: &Report, check: &CheckReport) {
                 Step::Enforced => "enforced",
                 Step::Recovery => "recovery",
                 Step::Refusal => "refusal",
+                Step::Machine => "machine",
             };
             let holds = if evidence.holds { Verdict::Pass } else { Verdict::Fail };
             let _ = writeln!(

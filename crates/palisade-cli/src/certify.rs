@@ -18,8 +18,10 @@ use crate::table::{printable, table};
 use crate::{backend_options, output};
 
 /// Backends of this repository: name on the certificate, and what they are known to fail.
-const SHIPPED: &[(&str, &str, &str)] =
-    &[("wasmtime", "palisade-wasmtime", include_str!("../../../backends/palisade-wasmtime/CONFORMANCE.toml"))];
+const SHIPPED: &[(&str, &str, &str)] = &[
+    ("process", "palisade-process", include_str!("../../../backends/palisade-process/CONFORMANCE.toml")),
+    ("wasmtime", "palisade-wasmtime", include_str!("../../../backends/palisade-wasmtime/CONFORMANCE.toml")),
+];
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("what").required(true).args(["backend", "all", "verify"]))]
@@ -120,7 +122,7 @@ fn unwritable(folder: &Path, error: std::io::Error) -> Error {
 /// Runs the suite on one backend, each check in a process of its own.
 fn certify(registration: &BackendRegistration, catalog: &Catalog, selection: &Selection) -> Result<Report> {
     let capabilities = open(registration)?.capabilities().clone();
-    if !capabilities.artifacts.contains(&ArtifactKind::Wasm) {
+    if ![ArtifactKind::Wasm, ArtifactKind::Executable].iter().any(|kind| capabilities.artifacts.contains(kind)) {
         let message = format!("backend `{}` loads no kind of artifact the suite has probes for", registration.name);
         return Err(Error::new(ErrorKind::Unsupported, "certify", message));
     }
@@ -168,6 +170,12 @@ fn open(registration: &BackendRegistration) -> Result<Arc<dyn Sandbox>> {
 /// The backend of a check's process, which has but one.
 static BACKEND: OnceLock<&'static BackendRegistration> = OnceLock::new();
 
+/// The suite's own probes in a form the backend loads.
+fn own_probe(registration: &BackendRegistration) -> Result<fn(&str) -> Artifact> {
+    let wasm = open(registration)?.capabilities().artifacts.contains(&ArtifactKind::Wasm);
+    Ok(if wasm { probe::wasm } else { probe::native })
+}
+
 /// The process of one check.
 fn child(registration: &'static BackendRegistration, id: &str) -> Result<Exit> {
     let registration = *BACKEND.get_or_init(|| registration);
@@ -182,7 +190,7 @@ fn child(registration: &'static BackendRegistration, id: &str) -> Result<Exit> {
             Some(registration) => open(registration),
             None => Err(Error::new(ErrorKind::NotFound, "certify", "no backend was chosen")),
         },
-        probe: |verb: &str| -> Artifact { probe::wasm(verb) },
+        probe: own_probe(registration)?,
         expectations,
     };
     run_as_child(subject, check);
@@ -203,6 +211,7 @@ fn show(report: &Report, certificate: &Certificate, folder: Option<&Path>) {
             };
             let status = match status {
                 ProfileStatus::Certified => "certified".to_owned(),
+                ProfileStatus::NotApplicable => "not applicable: loads no such artifacts".to_owned(),
                 ProfileStatus::NotCertified(reasons) => {
                     let more = reasons.len().saturating_sub(1);
                     let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };

@@ -9,15 +9,15 @@ use serde_json::json;
 
 use crate::exit::Exit;
 use crate::table::{printable, table};
-use crate::{open_backend, output, plugin};
+use crate::{backend_for, open_backend, output, plugin};
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// The plugin: a `.wasm` module, or its text form in a `.wat` file
+    /// The plugin: a `.wasm` module or its text form in a `.wat` file, a native executable, a `.so` library, or a script
     plugin: PathBuf,
-    /// Backend to load it with
-    #[arg(long, value_name = "NAME", default_value = "wasmtime")]
-    backend: String,
+    /// Backend to load it with [default: wasmtime for Wasm, process for native code and scripts]
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -27,8 +27,9 @@ pub(crate) struct Inspect {
 }
 
 pub(crate) async fn run(options: Inspect) -> Result<Exit> {
-    let artifact = plugin::read(&options.plugin)?;
-    let module = open_backend(&options.backend, !options.no_cache)?.load(artifact.clone()).await?;
+    let artifact = plugin::read(&options.plugin, false)?;
+    let backend = options.backend.as_deref().unwrap_or(backend_for(&artifact));
+    let module = open_backend(backend, !options.no_cache)?.load(artifact.clone()).await?;
     match options.json {
         true => {
             let mut report = json!(module.info());

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 use clap::{CommandFactory, Parser, Subcommand};
-use palisade::{BackendOptions, Error};
+use palisade::{Artifact, ArtifactKind, BackendOptions, Error};
 
 use crate::exit::Exit;
 
@@ -116,6 +116,11 @@ fn backend_options(cache: bool) -> BackendOptions {
         (true, Some(cache), Some(data)) => options.cache(cache.join("palisade"), data.join("palisade/cache.key")),
         _ => options,
     }
+}
+
+/// The backend for an artifact when the person names none.
+fn backend_for(artifact: &Artifact) -> &'static str {
+    if artifact.kind() == ArtifactKind::Wasm { "wasmtime" } else { "process" }
 }
 
 /// Opens a backend; a cache that cannot be used costs time, not the run.

@@ -5,15 +5,33 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use palisade::{Artifact, Error, ErrorKind, Result};
+use palisade::{Artifact, ArtifactKind, Error, ErrorKind, Result};
 
 /// Largest file that is read. Backends have bounds of their own below this; a text form is larger than what it says.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
-/// Reads a plugin: a Wasm module in the binary or the text format.
-pub(crate) fn read(path: &Path) -> Result<Artifact> {
+/// Names of files that are scripts, whatever they begin with.
+const SCRIPTS: [&str; 5] = ["py", "sh", "pl", "rb", "lua"];
+
+/// Reads a plugin: a Wasm module in the binary or the text format, a native executable or shared library, or a script,
+/// told apart by what is in the file.
+pub(crate) fn read(path: &Path, is_script: bool) -> Result<Artifact> {
     let bytes = read_file(path, "load", FILE_BYTES_MAX)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let is_library = name.ends_with(".so") || name.contains(".so.");
+    let native = match &bytes[..] {
+        _ if is_script => Some(ArtifactKind::Script),
+        [0x7f, b'E', b'L', b'F', ..] if is_library => Some(ArtifactKind::SharedLibrary),
+        [0x7f, b'E', b'L', b'F', ..] => Some(ArtifactKind::Executable),
+        [b'#', b'!', ..] => Some(ArtifactKind::Script),
+        _ if path.extension().is_some_and(|extension| SCRIPTS.iter().any(|known| extension == *known)) => {
+            Some(ArtifactKind::Script)
+        }
+        _ => None,
+    };
+    if let Some(kind) = native {
+        return Ok(Artifact::new(kind, bytes).named(name));
+    }
     let is_text = path.extension() == Some(OsStr::new("wat"));
     let wasm = if is_text && !bytes.starts_with(b"\0asm") { parse_text(&bytes, path)? } else { bytes };
     Ok(Artifact::wasm(wasm).named(name))

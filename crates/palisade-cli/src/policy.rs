@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use palisade::{Access, Clocks, DirectoryGrant, Error, ErrorKind, Policy, Randomness, Result, units};
+use palisade::{Access, ArtifactKind, Clocks, DirectoryGrant, Error, ErrorKind, Policy, Randomness, Result, units};
 
 use crate::plugin;
 
@@ -52,9 +52,12 @@ pub(crate) struct PolicyOptions {
     /// Set an environment variable
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Grants")]
     env: Vec<String>,
-    /// Let the guest see clocks of full resolution
+    /// Let the guest see clocks of full resolution; native programs and scripts always do
     #[arg(long, help_heading = "Grants")]
     fine_clocks: bool,
+    /// Run a script with this interpreter, which the guest sees with its libraries: a name such as python3, or a path
+    #[arg(long, value_name = "NAME", help_heading = "Grants")]
+    interpreter: Option<String>,
     /// Take randomness from this seed, the same on every run
     #[arg(long, value_name = "NUMBER", help_heading = "Grants")]
     seed: Option<u64>,
@@ -71,8 +74,16 @@ fn limit<T: Clone + Send + Sync + 'static>(
 }
 
 impl PolicyOptions {
+    /// Whether an interpreter is asked for, which makes the plugin a script.
+    pub(crate) fn names_interpreter(&self) -> bool {
+        self.interpreter.is_some()
+    }
+
     /// The policy: the file's, or the default one, with the options on top.
-    pub(crate) fn policy(&self) -> Result<Policy> {
+    ///
+    /// No backend can keep a native program from reading the processor's own clock, so that the default for one is fine
+    /// clocks; a policy file is taken at its word.
+    pub(crate) fn policy(&self, artifact: ArtifactKind) -> Result<Policy> {
         let mut policy = self.policy.as_deref().map_or_else(|| Ok(Policy::default()), read_policy)?;
         let quota = &mut policy.quota;
         let set = |target: &mut Option<u64>, option: Option<Limit<u64>>| {
@@ -104,8 +115,12 @@ impl PolicyOptions {
             };
             grants.environment.insert(name.to_owned(), value.to_owned());
         }
-        if self.fine_clocks {
+        let native = matches!(artifact, ArtifactKind::Executable | ArtifactKind::Script);
+        if self.fine_clocks || native && self.policy.is_none() {
             grants.clocks = Clocks::Fine;
+        }
+        if let Some(interpreter) = &self.interpreter {
+            grants.interpreter = Some(interpreter.clone());
         }
         if let Some(seed) = self.seed {
             grants.randomness = Randomness::Seeded(seed);

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::exit::Exit;
 use crate::policy::PolicyOptions;
-use crate::{open_backend, output, plugin, stdin};
+use crate::{backend_for, open_backend, output, plugin, stdin};
 
 /// Largest input given as a file.
 const INPUT_BYTES_MAX: u64 = 1 << 30;
@@ -24,7 +24,7 @@ const GRACE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// The plugin: a `.wasm` module, or its text form in a `.wat` file
+    /// The plugin: a `.wasm` module or its text form in a `.wat` file, a native executable, a `.so` library, or a script
     plugin: PathBuf,
     /// Arguments for the plugin, after `--`
     #[arg(last = true, value_name = "ARGS")]
@@ -35,9 +35,9 @@ pub(crate) struct Run {
     /// Entry point to call
     #[arg(long, value_name = "NAME", default_value = Call::DEFAULT_ENTRY)]
     entry: String,
-    /// Backend to run it with
-    #[arg(long, value_name = "NAME", default_value = "wasmtime")]
-    backend: String,
+    /// Backend to run it with [default: wasmtime for Wasm, process for native code and scripts]
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
     /// Print one JSON object: outcome, usage, quota and what the plugin wrote
     #[arg(long)]
     pub(crate) json: bool,
@@ -52,10 +52,10 @@ pub(crate) struct Run {
 }
 
 pub(crate) async fn run(options: Run) -> Result<Exit> {
-    let policy = options.policy.policy()?;
+    let artifact = plugin::read(&options.plugin, options.policy.names_interpreter())?;
+    let policy = options.policy.policy(artifact.kind())?;
     let input = input(&options.input)?;
-    let artifact = plugin::read(&options.plugin)?;
-    let sandbox = open_backend(&options.backend, !options.no_cache)?;
+    let sandbox = open_backend(options.backend.as_deref().unwrap_or(backend_for(&artifact)), !options.no_cache)?;
     let module = {
         let _spinner = Spinner::start(&format!("loading {}", artifact.name()));
         sandbox.load(artifact.clone()).await?
@@ -144,6 +144,9 @@ fn report(execution: &Execution, policy: &Policy, artifact: &Artifact, module: &
     insert_bytes(&mut report, "output", &execution.output);
     insert_bytes(&mut report, "error", &execution.error);
     report.insert("log".into(), json!(execution.log));
+    if !execution.isolation.is_empty() {
+        report.insert("isolation".into(), json!(execution.isolation));
+    }
     let info = module.info();
     report.insert(
         "module".into(),

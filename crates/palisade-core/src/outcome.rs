@@ -56,7 +56,14 @@ pub enum LayerStatus {
 impl Execution {
     /// An execution that wrote nothing.
     pub fn new(outcome: Outcome, usage: Usage) -> Self {
-        Execution { outcome, usage, output: Bytes::new(), error: Bytes::new(), log: Vec::new(), isolation: Arc::default() }
+        Execution {
+            outcome,
+            usage,
+            output: Bytes::new(),
+            error: Bytes::new(),
+            log: Vec::new(),
+            isolation: Arc::default(),
+        }
     }
 }
 

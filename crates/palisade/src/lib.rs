@@ -5,6 +5,7 @@
 //! | feature | backend | |
 //! |---|---|---|
 //! | `wasmtime` (default) | `wasmtime` | WebAssembly modules, compiled by Wasmtime |
+//! | `process` | `process` | native programs, scripts and shared libraries in Linux processes |
 //!
 //! # Example
 //!
@@ -33,6 +34,8 @@
 #![forbid(unsafe_code)]
 
 pub use palisade_core::*;
+#[cfg(all(feature = "process", target_os = "linux"))]
+pub use palisade_process::ProcessSandbox;
 #[cfg(feature = "wasmtime")]
 pub use palisade_wasmtime::Wasmtime;
 

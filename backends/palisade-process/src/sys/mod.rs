@@ -44,26 +44,41 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Ended
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: as above.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    let options = libc::WEXITED | if wait { 0 } else { libc::WNOHANG };
     loop {
+        if wait {
+            // Not by the call below: a pidfd that was watched is one on which that call does not wait.
+            let mut ended = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+            match rustix::event::poll(&mut ended, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         // SAFETY: the C library's `waitid` has no room for the usage, the system call has. Both structures outlive the call.
         let result = unsafe {
-            libc::syscall(libc::SYS_waitid, libc::P_PIDFD, pidfd.as_raw_fd(), &raw mut info, options, &raw mut usage)
+            libc::syscall(
+                libc::SYS_waitid,
+                libc::P_PIDFD,
+                pidfd.as_raw_fd(),
+                &raw mut info,
+                libc::WEXITED | libc::WNOHANG,
+                &raw mut usage,
+            )
         };
-        match result {
-            0 => break,
-            _ => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => {}
+        if result != 0 {
+            match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => continue,
                 error => return Err(error),
-            },
+            }
+        }
+        // SAFETY: the kernel has filled in the fields of a child's end, or left zeroes.
+        if unsafe { info.si_pid() } != 0 {
+            break;
+        }
+        if !wait {
+            return Ok(None);
         }
     }
-    // SAFETY: the kernel has filled in the fields of a child's end, or left zeroes.
-    let pid = unsafe { info.si_pid() };
-    if pid == 0 {
-        return Ok(None);
-    }
-    // SAFETY: as above.
+    // SAFETY: the kernel has filled in the fields of a child's end.
     let status = unsafe { info.si_status() };
     let by = if info.si_code == libc::CLD_EXITED { EndedBy::Exit(status) } else { EndedBy::Signal(status) };
     let time = |t: libc::timeval| Duration::new(t.tv_sec.unsigned_abs(), t.tv_usec.unsigned_abs() as u32 * 1000);

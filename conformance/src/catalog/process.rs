@@ -1,0 +1,827 @@
+//! Profile `process`: native programs, in jails made of the operating system's own means.
+//!
+//! Every attack is first made outside any sandbox, where it must work: what fails there proves nothing, and the check is
+//! blocked on this machine.
+
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use palisade_core::{
+    Call, CancelToken, DirectoryGrant, ErrorKind, Execution, GrantKind, LayerStatus, Outcome, Policy, Resource,
+    TrapKind,
+};
+
+use super::must;
+use crate::{Check, Context, Failure, Need, Requirement};
+
+pub(super) const REQUIREMENTS: &[Requirement] = &[
+    must(
+        "process.call.streams",
+        "A native program MUST get its input and arguments as they were given, and its output, error text and exit code MUST arrive.",
+        "results that are not the guest's",
+    ),
+    must(
+        "process.call.typed-end",
+        "A program that ends by a fault, a signal or a forbidden system call MUST be reported as such.",
+        "a crash taken for a result",
+    ),
+    must(
+        "process.files.filesystem-isolation",
+        "A native program MUST NOT reach, see or make files other than those it was granted.",
+        "theft or destruction of the host's files",
+    ),
+    must(
+        "process.grants.read-only",
+        "A native program MUST NOT change anything in a directory granted for reading.",
+        "tampering with what others rely on",
+    ),
+    must(
+        "process.descriptors.none-inherited",
+        "A native program MUST NOT inherit a descriptor of the host.",
+        "a file or socket of the host, open already",
+    ),
+    must(
+        "process.environment.granted-only",
+        "A native program MUST NOT see the host's environment, its name, or how busy it is.",
+        "secrets of the host, and channels between guests",
+    ),
+    must(
+        "process.syscalls.syscall-restriction",
+        "System calls that no policy grants MUST fail or end the program, on every entry into the kernel.",
+        "defects of the kernel, and ways out of the jail",
+    ),
+    must(
+        "process.code.no-new-code",
+        "A native program MUST NOT make memory executable, nor become another program.",
+        "code that nobody validated",
+    ),
+    must(
+        "process.objects.counted-objects",
+        "A native program MUST NOT make objects of the kernel that its memory quota does not count.",
+        "exhausting the host's memory beside the quota",
+    ),
+    must(
+        "process.processes.fork-bomb-protection",
+        "Without the grant a native program MUST NOT make processes or threads.",
+        "a fork bomb",
+    ),
+    must(
+        "process.agents.agent-to-agent-isolation",
+        "A native program MUST NOT see, signal, limit or measure other processes, nor lock files they share.",
+        "one agent stopping or spying on another",
+    ),
+    must(
+        "process.network.network-isolation",
+        "Without the grant a native program MUST NOT use any socket.",
+        "a guest that reaches the inner network, or the host by a side door",
+    ),
+    must(
+        "process.quota.times",
+        "Wall time and CPU time MUST end a native program, whatever it does, not before the quota and not much later.",
+        "a guest that hangs its host or burns its processors",
+    ),
+    must(
+        "process.quota.memory",
+        "Memory beyond the quota MUST be refused or end the program, by any way of getting memory.",
+        "exhausting the host's memory",
+    ),
+    must(
+        "process.quota.counts",
+        "Output, error text and open files MUST be allowed up to the quota, and refused or ended beyond it.",
+        "floods",
+    ),
+    must(
+        "process.usage.truthful",
+        "CPU time and peak memory MUST be those the kernel counted.",
+        "usage that cannot be billed",
+    ),
+    must(
+        "process.cleanup.resource-cleanup-on-termination",
+        "After its end, however it came, nothing of a native program MUST be left: no process, no descriptor, no file.",
+        "leaks that end the host",
+    ),
+    must(
+        "process.report.layers",
+        "Every result MUST name the layers of isolation that were in force.",
+        "isolation that is silently weaker than believed",
+    ),
+];
+
+const CALLS: &[&str] = &["process.call.streams"];
+const TYPED: &[&str] = &["process.call.typed-end"];
+const FILES: &[&str] = &["process.files.filesystem-isolation"];
+const READ_ONLY: &[&str] = &["process.grants.read-only"];
+const DESCRIPTORS: &[&str] = &["process.descriptors.none-inherited"];
+const ENVIRONMENT: &[&str] = &["process.environment.granted-only"];
+const SYSCALLS: &[&str] = &["process.syscalls.syscall-restriction"];
+const CODE: &[&str] = &["process.code.no-new-code"];
+const OBJECTS: &[&str] = &["process.objects.counted-objects"];
+const FORKS: &[&str] = &["process.processes.fork-bomb-protection"];
+const AGENTS: &[&str] = &["process.agents.agent-to-agent-isolation"];
+const NETWORK: &[&str] = &["process.network.network-isolation"];
+const TIMES: &[&str] = &["process.quota.times"];
+const MEMORY: &[&str] = &["process.quota.memory"];
+const COUNTS: &[&str] = &["process.quota.counts"];
+const USAGE: &[&str] = &["process.usage.truthful"];
+const CLEANUP: &[&str] = &["process.cleanup.resource-cleanup-on-termination"];
+const LAYERS: &[&str] = &["process.report.layers"];
+
+/// What an attack is aimed at.
+#[derive(Debug, Clone, Copy)]
+enum Argument {
+    /// Nothing in particular.
+    None,
+    /// A file of the host with random contents.
+    Secret,
+    /// The same, made anew for each attempt.
+    SecretEach,
+    /// A path of the host where nothing is.
+    Fresh,
+    /// The probe itself, as a file of the host.
+    Probe,
+    /// Nothing, but a descriptor lies open in this process for whoever inherits it.
+    Bait,
+    /// The host's name.
+    HostName,
+    /// A random name of a message queue.
+    Queue,
+    /// The process of this check.
+    OwnPid,
+    /// A listener of this process on the loopback interface.
+    Tcp,
+    /// A datagram socket of this process on the loopback interface.
+    Udp,
+    /// A socket of this process in a directory.
+    Unix,
+    /// A socket of this process in the abstract namespace.
+    Abstract,
+}
+
+macro_rules! attack {
+    ($id:literal, $requires:expr, $control:literal, $name:literal, $argument:expr) => {
+        Check {
+            id: $id,
+            requires: $requires,
+            needs: &[],
+            control: $control,
+            run: |context| attack(context, $name, $argument),
+        }
+    };
+}
+
+macro_rules! granted {
+    ($id:literal, $requires:expr, $control:literal, $name:literal, $file:literal) => {
+        Check {
+            id: $id,
+            requires: $requires,
+            needs: &[Need::Grant(GrantKind::DirectoriesReadOnly)],
+            control: $control,
+            run: |context| granted(context, $name, $file),
+        }
+    };
+}
+
+macro_rules! check {
+    ($id:literal, $requires:expr, $control:literal, $run:expr) => {
+        Check { id: $id, requires: $requires, needs: &[], control: $control, run: $run }
+    };
+}
+
+pub(super) const CHECKS: &[Check] = &[
+    check!("process.call.echo", CALLS, "native-corrupts-output", echo),
+    check!("process.call.arguments", CALLS, "native-loses-arguments", arguments),
+    check!("process.call.exit-code", CALLS, "native-loses-exit-code", exit_code),
+    check!("process.call.fault", TYPED, "native-untyped-fault", fault),
+    check!("process.call.forbidden-call", TYPED, "native-untyped-denial", forbidden_call),
+    attack!("process.files.read", FILES, "native-read-file", "read-file", Argument::Secret),
+    attack!("process.files.read-upwards", FILES, "native-read-file-upwards", "read-file-upwards", Argument::Secret),
+    attack!("process.files.stat", FILES, "native-stat-file", "stat-file", Argument::Secret),
+    attack!("process.files.list-root", FILES, "native-list-root", "list-root", Argument::None),
+    attack!("process.files.proc", FILES, "native-read-proc", "read-proc", Argument::None),
+    attack!(
+        "process.files.own-memory-file",
+        FILES,
+        "native-read-own-memory-file",
+        "read-own-memory-file",
+        Argument::None
+    ),
+    attack!("process.files.create", FILES, "native-write-file", "write-file", Argument::Fresh),
+    attack!("process.files.make-directory", FILES, "native-make-directory", "make-directory", Argument::Fresh),
+    attack!("process.files.remove", FILES, "native-remove-file", "remove-file", Argument::SecretEach),
+    attack!("process.files.change-mode", FILES, "native-change-mode", "change-mode", Argument::Secret),
+    attack!("process.files.handle", FILES, "native-file-handle", "file-handle", Argument::Secret),
+    attack!("process.files.execute", FILES, "native-execute-file", "execute-file", Argument::Probe),
+    attack!(
+        "process.descriptors.inherited",
+        DESCRIPTORS,
+        "native-inherited-descriptors",
+        "inherited-descriptors",
+        Argument::Bait
+    ),
+    attack!("process.environment.of-the-host", ENVIRONMENT, "native-environment", "environment", Argument::None),
+    attack!("process.environment.host-name", ENVIRONMENT, "native-host-name", "host-name", Argument::HostName),
+    attack!(
+        "process.environment.system-information",
+        ENVIRONMENT,
+        "native-system-information",
+        "system-information",
+        Argument::None
+    ),
+    attack!("process.syscalls.ptrace", SYSCALLS, "native-ptrace", "ptrace", Argument::None),
+    attack!(
+        "process.syscalls.process-memory",
+        SYSCALLS,
+        "native-read-process-memory",
+        "read-process-memory",
+        Argument::None
+    ),
+    attack!("process.syscalls.user-namespace", SYSCALLS, "native-user-namespace", "user-namespace", Argument::None),
+    attack!("process.syscalls.io-uring", SYSCALLS, "native-io-uring", "io-uring", Argument::None),
+    attack!("process.syscalls.personality", SYSCALLS, "native-personality", "personality", Argument::None),
+    attack!("process.syscalls.keyring", SYSCALLS, "native-keyring", "keyring", Argument::None),
+    attack!("process.syscalls.userfaultfd", SYSCALLS, "native-userfaultfd", "userfaultfd", Argument::None),
+    attack!("process.syscalls.change-user", SYSCALLS, "native-change-user", "change-user", Argument::None),
+    attack!("process.syscalls.own-filter", SYSCALLS, "native-own-filter", "own-filter", Argument::None),
+    attack!(
+        "process.syscalls.other-architecture",
+        SYSCALLS,
+        "native-other-architecture",
+        "other-architecture",
+        Argument::None
+    ),
+    attack!("process.syscalls.device-control", SYSCALLS, "native-device-control", "device-control", Argument::None),
+    attack!("process.syscalls.outlive-host", SYSCALLS, "native-outlive-host", "outlive-host", Argument::None),
+    attack!("process.syscalls.become-dumpable", SYSCALLS, "native-become-dumpable", "become-dumpable", Argument::None),
+    attack!("process.syscalls.set-limit", SYSCALLS, "native-set-limit", "set-limit", Argument::None),
+    attack!(
+        "process.syscalls.choose-processor",
+        SYSCALLS,
+        "native-choose-processor",
+        "choose-processor",
+        Argument::None
+    ),
+    attack!("process.code.writable-code", CODE, "native-writable-code", "writable-code", Argument::None),
+    attack!("process.code.make-executable", CODE, "native-make-executable", "make-executable", Argument::None),
+    attack!("process.code.replace-program", CODE, "native-replace-program", "replace-program", Argument::None),
+    attack!("process.objects.memfd", OBJECTS, "native-memfd", "memfd", Argument::None),
+    attack!("process.objects.pipe", OBJECTS, "native-pipe", "pipe", Argument::None),
+    attack!("process.objects.eventfd", OBJECTS, "native-eventfd", "eventfd", Argument::None),
+    attack!("process.objects.epoll", OBJECTS, "native-epoll", "epoll", Argument::None),
+    attack!("process.objects.inotify", OBJECTS, "native-inotify", "inotify", Argument::None),
+    attack!("process.objects.timerfd", OBJECTS, "native-timerfd", "timerfd", Argument::None),
+    attack!("process.objects.socket-pair", OBJECTS, "native-socket-pair", "socket-pair", Argument::None),
+    attack!("process.objects.shared-memory", OBJECTS, "native-shared-memory", "shared-memory", Argument::None),
+    attack!("process.objects.message-queue", OBJECTS, "native-message-queue", "message-queue", Argument::Queue),
+    attack!("process.objects.splice-memory", OBJECTS, "native-splice-memory", "splice-memory", Argument::None),
+    attack!("process.processes.fork", FORKS, "native-fork", "fork", Argument::None),
+    attack!("process.processes.fork-bomb", FORKS, "native-fork-bomb", "fork-bomb", Argument::None),
+    attack!("process.processes.thread", FORKS, "native-thread", "thread", Argument::None),
+    attack!("process.agents.signal-host", AGENTS, "native-signal-host", "signal-host", Argument::None),
+    attack!("process.agents.signal-process", AGENTS, "native-signal-process", "signal-process", Argument::OwnPid),
+    attack!(
+        "process.agents.limits-of-process",
+        AGENTS,
+        "native-limits-of-process",
+        "limits-of-process",
+        Argument::OwnPid
+    ),
+    attack!("process.agents.clock-of-process", AGENTS, "native-clock-of-process", "clock-of-process", Argument::OwnPid),
+    attack!("process.network.listen", NETWORK, "native-listen", "listen", Argument::None),
+    attack!("process.network.netlink", NETWORK, "native-netlink", "netlink", Argument::None),
+    attack!("process.network.vsock", NETWORK, "native-vsock", "vsock", Argument::None),
+    attack!("process.network.tcp", NETWORK, "native-tcp", "tcp", Argument::Tcp),
+    attack!("process.network.udp", NETWORK, "native-udp", "udp", Argument::Udp),
+    attack!("process.network.unix-socket", NETWORK, "native-unix-socket", "unix-socket", Argument::Unix),
+    attack!(
+        "process.network.abstract-socket",
+        NETWORK,
+        "native-abstract-socket",
+        "abstract-socket",
+        Argument::Abstract
+    ),
+    granted!("process.grants.write-read-only", READ_ONLY, "native-granted-write-file", "write-file", "new"),
+    granted!(
+        "process.grants.make-directory-read-only",
+        READ_ONLY,
+        "native-granted-make-directory",
+        "make-directory",
+        "new-directory"
+    ),
+    granted!("process.grants.remove-read-only", READ_ONLY, "native-granted-remove-file", "remove-file", "file"),
+    granted!("process.grants.truncate-read-only", READ_ONLY, "native-granted-truncate-file", "truncate-file", "file"),
+    granted!("process.grants.change-mode-read-only", READ_ONLY, "native-granted-change-mode", "change-mode", "file"),
+    granted!("process.grants.lock", AGENTS, "native-granted-lock-file", "lock-file", "file"),
+    granted!("process.grants.lease", AGENTS, "native-granted-lease-file", "lease-file", "file"),
+    check!("process.quota.wall-time-spin", TIMES, "native-ignores-wall-time", |context| wall_time(context, "spin")),
+    check!("process.quota.wall-time-sleep", TIMES, "native-ignores-wall-time-sleep", |context| wall_time(
+        context, "sleep"
+    )),
+    check!("process.quota.wall-time-closed-streams", TIMES, "native-ignores-wall-time-closed", |context| {
+        wall_time(context, "close-streams")
+    }),
+    check!("process.quota.wall-time-input", TIMES, "native-ignores-wall-time-input", wall_time_input),
+    check!("process.quota.cpu-time", TIMES, "native-ignores-cpu-time", |context| cpu_time(context, "spin")),
+    check!("process.quota.cpu-time-in-kernel", TIMES, "native-ignores-system-time", |context| {
+        cpu_time(context, "spin-in-kernel")
+    }),
+    check!("process.quota.memory", MEMORY, "native-ignores-memory", |context| memory(context, "touch")),
+    check!("process.quota.memory-shared", MEMORY, "native-ignores-shared-memory", |context| {
+        memory(context, "touch-shared")
+    }),
+    check!("process.quota.stack", MEMORY, "native-ignores-stack", stack),
+    check!("process.quota.output", COUNTS, "native-ignores-output", |context| written(
+        context,
+        "write",
+        Resource::Output
+    )),
+    check!("process.quota.error-text", COUNTS, "native-ignores-log", |context| {
+        written(context, "write-error", Resource::Log)
+    }),
+    check!("process.quota.open-files", COUNTS, "native-ignores-open-files", open_files),
+    check!("process.usage.cpu-time", USAGE, "native-no-cpu-time", usage_cpu),
+    check!("process.usage.memory-peak", USAGE, "native-understates-memory", usage_memory),
+    check!("process.cleanup.cancel", CLEANUP, "native-ignores-cancel", cancel),
+    check!("process.cleanup.drop", CLEANUP, "native-keeps-dropped", dropped),
+    check!("process.cleanup.many-starts", CLEANUP, "native-leaks-files", many_starts),
+    check!("process.report.layers", LAYERS, "native-no-layers", layers),
+];
+
+/// Something an attack is aimed at, alive while it is attacked.
+#[derive(Debug, Default)]
+struct Target {
+    argument: String,
+    _held: Option<OwnedFd>,
+    /// A file that must be as it was.
+    untouched: Option<(PathBuf, Vec<u8>)>,
+    /// A path where nothing may be.
+    absent: Option<PathBuf>,
+}
+
+fn target(context: &mut Context, argument: Argument) -> Result<Target, Failure> {
+    let failed = |context: &Context, error: std::io::Error| context.failure(format!("no target: {error}"));
+    let nonce = context.nonce();
+    let path = context.scratch().join(format!("target-{}", &nonce[..8]));
+    let text = path.to_string_lossy().into_owned();
+    Ok(match argument {
+        Argument::None => Target::default(),
+        Argument::Secret | Argument::SecretEach => {
+            std::fs::write(&path, &nonce).map_err(|error| failed(context, error))?;
+            Target { argument: text, untouched: Some((path, nonce.into_bytes())), ..Target::default() }
+        }
+        Argument::Fresh => Target { argument: text, absent: Some(path), ..Target::default() },
+        Argument::Probe => {
+            context.outside(&["worked"])?;
+            let probe = context.scratch().join("native-probe");
+            Target { argument: probe.to_string_lossy().into_owned(), ..Target::default() }
+        }
+        Argument::Bait => {
+            let file = std::fs::File::open("/dev/null").map_err(|error| failed(context, error))?;
+            // A high number, and inherited unless somebody closes it.
+            let bait = rustix::io::fcntl_dupfd_cloexec(&file, 300)
+                .and_then(|bait| rustix::io::fcntl_setfd(&bait, rustix::io::FdFlags::empty()).map(|()| bait))
+                .map_err(|error| failed(context, error.into()))?;
+            Target { argument: bait.as_raw_fd().to_string(), _held: Some(bait), ..Target::default() }
+        }
+        Argument::HostName => {
+            let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            Target { argument: name, ..Target::default() }
+        }
+        Argument::Queue => Target { argument: format!("palisade-{nonce}"), ..Target::default() },
+        Argument::OwnPid => Target { argument: std::process::id().to_string(), ..Target::default() },
+        Argument::Tcp => {
+            let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| failed(context, error))?;
+            let address = listener.local_addr().map_err(|error| failed(context, error))?;
+            Target { argument: address.to_string(), _held: Some(listener.into()), ..Target::default() }
+        }
+        Argument::Udp => {
+            let socket = UdpSocket::bind("127.0.0.1:0").map_err(|error| failed(context, error))?;
+            let address = socket.local_addr().map_err(|error| failed(context, error))?;
+            Target { argument: address.to_string(), _held: Some(socket.into()), ..Target::default() }
+        }
+        Argument::Unix => {
+            let listener = UnixListener::bind(&path).map_err(|error| failed(context, error))?;
+            Target { argument: text, _held: Some(listener.into()), ..Target::default() }
+        }
+        Argument::Abstract => {
+            let listener = SocketAddr::from_abstract_name(&nonce).and_then(|address| UnixListener::bind_addr(&address));
+            let listener = listener.map_err(|error| failed(context, error))?;
+            Target { argument: nonce, _held: Some(listener.into()), ..Target::default() }
+        }
+    })
+}
+
+/// Makes the attack outside any sandbox, where it must work.
+fn outside(context: &mut Context, name: &str, argument: &str) -> Result<(), Failure> {
+    let said = context.outside(&["attack", name, argument])?;
+    if !said.starts_with("worked") {
+        return Err(context.blocked(format!("outside any sandbox the attack does not work either: {said}")));
+    }
+    context.expect("outside any sandbox", short(&said), true)
+}
+
+/// Requires that the guest was refused, or ended for it.
+fn expect_stopped(context: &mut Context, execution: &Execution) -> Result<(), Failure> {
+    let said = String::from_utf8_lossy(&execution.output).into_owned();
+    let stopped = match &execution.outcome {
+        Outcome::Completed => said.starts_with("refused"),
+        Outcome::Denied { .. } | Outcome::Trapped { .. } => said.is_empty(),
+        _ => false,
+    };
+    context.expect("in the jail", format!("{}: {}", execution.outcome, short(&said)), stopped)
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn attack(context: &mut Context, name: &str, argument: Argument) -> Result<(), Failure> {
+    context.baseline(|context| {
+        let target = target(context, argument)?;
+        outside(context, name, &target.argument)
+    })?;
+    context.enforced(|context| {
+        let target = target(context, argument)?;
+        let policy = context.native_policy();
+        let execution = context.native(&["attack", name, &target.argument], &policy)?;
+        expect_stopped(context, &execution)?;
+        if let Some((path, contents)) = &target.untouched {
+            let found = std::fs::read(path).ok();
+            context.expect("the host's file", "read again", found.as_ref() == Some(contents))?;
+        }
+        if let Some(path) = &target.absent {
+            context.expect("the host's directory", "looked at", !path.exists())?;
+        }
+        Ok(())
+    })?;
+    context.recovery()
+}
+
+/// As [`attack`], on a file of a directory granted for reading.
+fn granted(context: &mut Context, name: &str, file: &str) -> Result<(), Failure> {
+    let place = |context: &mut Context, folder: &str| {
+        let folder = context.make_directory(folder)?;
+        std::fs::write(folder.join("file"), "contents").map_err(|error| context.failure(error.to_string()))?;
+        Ok(folder)
+    };
+    context.baseline(|context| {
+        let folder = place(context, "outside")?;
+        outside(context, name, &folder.join(file).to_string_lossy())
+    })?;
+    context.enforced(|context| {
+        let folder = place(context, "granted")?;
+        let mut policy = context.native_policy();
+        policy.grants.directories.push(DirectoryGrant::read_only(&folder, "/granted"));
+        let read = context.native(&["attack", "read-file", "/granted/file"], &policy)?;
+        context.expect(
+            "reading it",
+            String::from_utf8_lossy(&read.output),
+            read.output == "worked contents".as_bytes(),
+        )?;
+        let before = listing(&folder);
+        let execution = context.native(&["attack", name, &format!("/granted/{file}")], &policy)?;
+        expect_stopped(context, &execution)?;
+        let after = listing(&folder);
+        context.expect("the directory", &after, before == after)
+    })?;
+    context.recovery()
+}
+
+/// Names, sizes and modes of what is in a directory.
+fn listing(folder: &std::path::Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let mut names: Vec<_> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let found = entry.metadata().ok()?;
+            Some(format!("{} {} {:o}", entry.file_name().to_string_lossy(), found.len(), found.mode()))
+        })
+        .collect();
+    names.sort();
+    names.join(", ")
+}
+
+fn echo(context: &mut Context) -> Result<(), Failure> {
+    let policy = context.native_policy();
+    context.enforced(|context| {
+        for len in [0usize, 1, 70_000, 1 << 20] {
+            let input: Vec<u8> = context.nonce().bytes().cycle().take(len).collect();
+            let call = Call::new().arguments(["echo"]).input(input.clone());
+            let execution = context.native_call(call, &policy)?;
+            context.expect_completed("echo", &execution)?;
+            context.expect("its output", format!("{} bytes", execution.output.len()), execution.output == input)?;
+        }
+        Ok(())
+    })?;
+    context.recovery()
+}
+
+fn arguments(context: &mut Context) -> Result<(), Failure> {
+    let policy = context.native_policy();
+    context.enforced(|context| {
+        let nonce = context.nonce();
+        let execution = context.native(&["arguments", "a b", &nonce, ""], &policy)?;
+        let said = String::from_utf8_lossy(&execution.output).into_owned();
+        context.expect("its arguments", &said, said == format!("a b\n{nonce}\n"))?;
+        let call = Call::new().arguments(["nul\0byte"]);
+        let refused = context.prepare_native(&policy).map(|prepared| {
+            context.block_on(async { prepared.instantiate().await?.call(call).await }).map_err(|error| error.kind())
+        })?;
+        let kind = refused.err();
+        context.expect("an argument with a NUL byte", format!("{kind:?}"), kind == Some(ErrorKind::InvalidInput))
+    })?;
+    context.recovery()
+}
+
+fn exit_code(context: &mut Context) -> Result<(), Failure> {
+    let policy = context.native_policy();
+    context.enforced(|context| {
+        for code in [0, 1, 75, 255] {
+            let execution = context.native(&["exit", &code.to_string()], &policy)?;
+            context.expect("its end", &execution.outcome, execution.outcome == Outcome::from_exit_code(code))?;
+        }
+        Ok(())
+    })?;
+    context.recovery()
+}
+
+fn fault(context: &mut Context) -> Result<(), Failure> {
+    const SIGSEGV: i32 = 11;
+    let policy = context.native_policy();
+    context.enforced(|context| {
+        let execution = context.native(&["fault"], &policy)?;
+        let typed = matches!(
+            &execution.outcome,
+            Outcome::Trapped { trap: TrapKind::Signal { number: SIGSEGV } | TrapKind::MemoryOutOfBounds, .. }
+        );
+        context.expect("touching memory that is not there", &execution.outcome, typed)?;
+        let execution = context.native(&["abort"], &policy)?;
+        let typed = matches!(&execution.outcome, Outcome::Trapped { trap, .. } if *trap != TrapKind::Other);
+        context.expect("aborting", &execution.outcome, typed)
+    })?;
+    context.recovery()
+}
+
+fn forbidden_call(context: &mut Context) -> Result<(), Failure> {
+    context.baseline(|context| outside(context, "ptrace", ""))?;
+    context.enforced(|context| {
+        let policy = context.native_policy();
+        let execution = context.native(&["attack", "ptrace", ""], &policy)?;
+        let said = String::from_utf8_lossy(&execution.output).into_owned();
+        // Either an error the guest can handle, or an end that says why.
+        let typed = match &execution.outcome {
+            Outcome::Denied { .. } => true,
+            Outcome::Completed => said.starts_with("refused"),
+            _ => false,
+        };
+        context.expect("a call nobody grants", &execution.outcome, typed)
+    })?;
+    context.recovery()
+}
+
+/// Long enough for a program to start on a busy machine, short enough for a check.
+const QUOTA: Duration = Duration::from_millis(150);
+/// How late an end may be. It is measured by this process's own clock; a guest that is not stopped is far later.
+const LATE: Duration = Duration::from_secs(3);
+
+fn expect_in_time(context: &mut Context, begun: Instant) -> Result<(), Failure> {
+    let took = begun.elapsed();
+    context.expect("by the clock of this check", format!("{took:?}"), took >= QUOTA && took < QUOTA + LATE)
+}
+
+fn wall_time(context: &mut Context, verb: &str) -> Result<(), Failure> {
+    context.enforced(|context| {
+        let mut policy = context.native_policy();
+        policy.quota.wall_time = Some(QUOTA);
+        let begun = Instant::now();
+        let execution = context.native(&[verb], &policy)?;
+        context.expect_exceeded(verb, &execution, Resource::WallTime)?;
+        expect_in_time(context, begun)
+    })?;
+    context.recovery()
+}
+
+fn wall_time_input(context: &mut Context) -> Result<(), Failure> {
+    context.enforced(|context| {
+        let mut policy = context.native_policy();
+        policy.quota.wall_time = Some(QUOTA);
+        let input = context.late_input(Duration::from_secs(60), b"late", || {});
+        let begun = Instant::now();
+        let execution = context.native_call(Call::new().arguments(["read"]).input(input), &policy)?;
+        context.expect_exceeded("waiting for input", &execution, Resource::WallTime)?;
+        expect_in_time(context, begun)
+    })?;
+    context.recovery()
+}
+
+fn cpu_time(context: &mut Context, verb: &str) -> Result<(), Failure> {
+    context.enforced(|context| {
+        let mut policy = context.native_policy();
+        policy.quota.cpu_time = Some(QUOTA);
+        policy.quota.wall_time = Some(Duration::from_secs(20));
+        let begun = Instant::now();
+        let execution = context.native(&[verb], &policy)?;
+        context.expect_exceeded(verb, &execution, Resource::CpuTime)?;
+        let took = begun.elapsed();
+        context.expect("by the clock of this check", format!("{took:?}"), took >= QUOTA)?;
+        // Sleeping costs nothing: the wall time ends it.
+        policy.quota.wall_time = Some(2 * QUOTA);
+        let execution = context.native(&["sleep"], &policy)?;
+        context.expect_exceeded("sleep", &execution, Resource::WallTime)
+    })?;
+    context.recovery()
+}
+
+/// Quota of the memory checks. A program's own code and libraries count too, so half of it must be free.
+const MEMORY_BYTES: u64 = 96 << 20;
+
+fn memory(context: &mut Context, verb: &str) -> Result<(), Failure> {
+    let touch =
+        |context: &mut Context, bytes: u64, policy: &Policy| context.native(&[verb, &bytes.to_string()], policy);
+    context.baseline(|context| {
+        let mut policy = context.native_policy();
+        policy.quota.memory_bytes = Some(8 * MEMORY_BYTES);
+        let execution = touch(context, 2 * MEMORY_BYTES, &policy)?;
+        context.expect_completed("under a larger quota", &execution)?;
+        let said = String::from_utf8_lossy(&execution.output).into_owned();
+        context.expect("its output", &said, said == (2 * MEMORY_BYTES).to_string())
+    })?;
+    context.enforced(|context| {
+        let mut policy = context.native_policy();
+        policy.quota.memory_bytes = Some(MEMORY_BYTES);
+        let execution = touch(context, MEMORY_BYTES / 2, &policy)?;
+        let said = String::from_utf8_lossy(&execution.output).into_owned();
+        context.expect("half of the quota", &said, said == (MEMORY_BYTES / 2).to_string())?;
+        for bytes in [MEMORY_BYTES + 1, 2 * MEMORY_BYTES] {
+            let execution = touch(context, bytes, &policy)?;
+            let refused = execution.output == "refused".as_bytes();
+            let ended = matches!(&execution.outcome, Outcome::QuotaExceeded { resource: Resource::Memory, .. });
+            context.expect("more than the quota", &execution.outcome, refused || ended)?;
+        }
+        Ok(())
+    })?;
+    context.recovery()
+}
+
+fn stack(context: &mut Context) -> Result<(), Failure> {
+    context.enforced(|context| {
+        let mut policy = context.native_policy();
+        policy.quota.stack_bytes = Some(512 << 10);
+        let execution = context.native(&["recurse"], &policy)?;
+        let ended = matches!(
+            &execution.outcome,
+            Outcome::QuotaExceeded { resource: Resource::Stack, .. }
+                | Outcome::Trapped { trap: TrapKind::Signal { .. }, .. }
+        );
+        context.expect("recursion without end", &execution.outcome, ended)?;
+        let bound = 16 << 20;
+        let peak = execution.usage.memory_peak_bytes;
+        context.expect("its peak memory", peak, peak < bound)
+    })?;
+    context.recovery()
+}
+
+fn written(context: &mut Context, verb: &str, resource: Resource) -> Result<(), Failure> {
+    const LIMIT: u64 = 100_000;
+    context.enforced(|context| {
+        let mut policy = context.native_policy();
+        (policy.quota.output_bytes, policy.quota.log_bytes) = (Some(LIMIT), Some(LIMIT));
+        let execution = context.native(&[verb, &LIMIT.to_string()], &policy)?;
+        context.expect_completed("exactly the quota", &execution)?;
+        let execution = context.native(&[verb, &(LIMIT + 1).to_string()], &policy)?;
+        context.expect_exceeded("one byte more", &execution, resource)?;
+        let kept = execution.output.len().max(execution.error.len()) as u64;
+        context.expect("what was kept", kept, kept <= LIMIT)
+    })?;
+    context.recovery()
+}
+
+fn open_files(context: &mut Context) -> Result<(), Failure> {
+    context.enforced(|context| {
+        let folder = context.make_directory("files")?;
+        std::fs::write(folder.join("file"), "x").map_err(|error| context.failure(error.to_string()))?;
+        for limit in [1u64, 10] {
+            let mut policy = context.native_policy();
+            policy.grants.directories.push(DirectoryGrant::read_only(&folder, "/granted"));
+            policy.quota.open_files = Some(limit);
+            let execution = context.native(&["open", "/granted/file"], &policy)?;
+            let said = String::from_utf8_lossy(&execution.output).into_owned();
+            context.expect("files it could open", &said, said == limit.to_string())?;
+        }
+        Ok(())
+    })?;
+    context.recovery()
+}
+
+fn usage_cpu(context: &mut Context) -> Result<(), Failure> {
+    context.enforced(|context| {
+        let policy = context.native_policy();
+        let execution = context.native(&["burn", "200"], &policy)?;
+        context.expect_completed("burning 200 ms", &execution)?;
+        let own: u64 = String::from_utf8_lossy(&execution.output).parse().unwrap_or(u64::MAX);
+        let told = u64::try_from(execution.usage.cpu_time.as_nanos()).unwrap_or(u64::MAX);
+        // Its start and end cost something besides.
+        let truthful = told >= own / 10 * 9 && told <= own / 10 * 12 + 50_000_000;
+        context.expect("CPU time told", format!("{told} ns, by its own clock {own} ns"), truthful)
+    })?;
+    context.recovery()
+}
+
+fn usage_memory(context: &mut Context) -> Result<(), Failure> {
+    const TOUCHED: u64 = 32 << 20;
+    context.enforced(|context| {
+        let policy = context.native_policy();
+        let execution = context.native(&["touch", &TOUCHED.to_string()], &policy)?;
+        context.expect_completed("touching 32 MiB", &execution)?;
+        let peak = execution.usage.memory_peak_bytes;
+        context.expect("peak memory", peak, peak >= TOUCHED && peak < 2 * TOUCHED)?;
+        // A parent's memory is not its child's.
+        let ballast = vec![1u8; 64 << 20];
+        let execution = context.native(&["exit", "0"], &policy)?;
+        let peak = execution.usage.memory_peak_bytes;
+        context.expect("of a small program under a large host", peak, peak < TOUCHED && ballast[1] == 1)
+    })?;
+    context.recovery()
+}
+
+fn cancel(context: &mut Context) -> Result<(), Failure> {
+    context.enforced(|context| {
+        let policy = context.native_policy();
+        for verb in ["spin", "sleep"] {
+            let token = CancelToken::new();
+            let theirs = token.clone();
+            let input = context.late_input(Duration::from_secs(60), b"", move || theirs.cancel());
+            let execution = context.native_call(Call::new().arguments([verb]).input(input).cancel(token), &policy)?;
+            let cancelled = matches!(&execution.outcome, Outcome::Cancelled { .. });
+            context.expect(verb, &execution.outcome, cancelled)?;
+        }
+        Ok(())
+    })?;
+    context.recovery()
+}
+
+fn dropped(context: &mut Context) -> Result<(), Failure> {
+    context.enforced(|context| {
+        let policy = context.native_policy();
+        let prepared = context.prepare_native(&policy)?;
+        let mut instance = context
+            .block_on(prepared.instantiate())
+            .map_err(|error| context.failure(format!("native probe: {error}")))?;
+        let call = Call::new().arguments(["sleep"]);
+        let ended = context
+            .block_on(async { tokio::time::timeout(Duration::from_millis(100), instance.call(call)).await.is_ok() });
+        context.expect("a call that was dropped while it slept", if ended { "ended" } else { "dropped" }, !ended)?;
+        let again = context.block_on(instance.call(Call::new())).map_err(|error| error.kind()).err();
+        context.expect("another call of it", format!("{again:?}"), again == Some(ErrorKind::Stale))?;
+        drop((instance, prepared));
+        context.expect_nothing_left()
+    })?;
+    context.recovery()
+}
+
+fn many_starts(context: &mut Context) -> Result<(), Failure> {
+    const STARTS: usize = 200;
+    context.enforced(|context| {
+        let policy = context.native_policy();
+        let prepared = context.prepare_native(&policy)?;
+        for start in 0..STARTS {
+            let call = Call::new().arguments(["exit", "0"]);
+            let execution = context.block_on(async { prepared.instantiate().await?.call(call).await });
+            let execution = execution.map_err(|error| context.failure(format!("start {start}: {error}")))?;
+            if !execution.outcome.is_success() {
+                return context.expect("a start", &execution.outcome, false);
+            }
+        }
+        drop(prepared);
+        context.expect_nothing_left()?;
+        context.expect("starts", STARTS, true)
+    })?;
+    context.recovery()
+}
+
+fn layers(context: &mut Context) -> Result<(), Failure> {
+    context.enforced(|context| {
+        let policy = context.native_policy();
+        let execution = context.native(&["exit", "0"], &policy)?;
+        let enforced: Vec<_> = execution
+            .isolation
+            .iter()
+            .filter(|layer| layer.status == LayerStatus::Enforced)
+            .map(|layer| layer.name.as_ref())
+            .collect();
+        context.expect("layers in force", enforced.join(", "), !enforced.is_empty())?;
+        let missing: Vec<_> = execution
+            .isolation
+            .iter()
+            .filter(|layer| layer.status == LayerStatus::Unavailable)
+            .map(|layer| layer.name.as_ref())
+            .collect();
+        context.expect("layers this machine lacks", missing.join(", "), missing.is_empty())
+    })?;
+    context.recovery()
+}
