@@ -307,7 +307,7 @@ mod tests {
 
     fn reasons<'a>(certificate: &'a Certificate, profile: &str) -> &'a [String] {
         match &certificate.profiles[profile] {
-            ProfileStatus::Certified => &[],
+            ProfileStatus::Certified | ProfileStatus::NotApplicable => &[],
             ProfileStatus::NotCertified(reasons) => reasons,
         }
     }

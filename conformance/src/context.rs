@@ -144,7 +144,9 @@ impl Context {
             let after = held();
             let files: Vec<_> = after.files.difference(&self.before.files).cloned().collect();
             let children: Vec<_> = after.children.difference(&self.before.children).map(|pid| describe(pid)).collect();
-            if (files.is_empty() && children.is_empty()) || begun.elapsed() > PROMPTLY {
+            // Files belong to this process and are closed at once, but for those that wait for a child.
+            let patience = if children.is_empty() { PROMPTLY / 20 } else { PROMPTLY };
+            if (files.is_empty() && children.is_empty()) || begun.elapsed() > patience {
                 break (files, children);
             }
             std::thread::yield_now();

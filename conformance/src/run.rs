@@ -409,8 +409,8 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use palisade_core::{
-        Abi, Artifact, BoxFuture, Call, Execution, HostFunctions, Input, Instance, Module, ModuleInfo, Outcome,
-        Prepared, Result as Answer, Sandbox, Usage,
+        Abi, Artifact, BoxFuture, Call, Capabilities, Execution, HostFunctions, Input, Instance, Module, ModuleInfo,
+        Outcome, Prepared, Result as Answer, Sandbox, Usage,
     };
 
     use super::*;

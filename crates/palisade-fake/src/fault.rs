@@ -148,6 +148,182 @@ faults! {
     IgnoresInstances = "ignores-instances",
     /// Grants of one module reach the next.
     MixesAgents = "mixes-agents",
+    /// Output of native programs loses its last byte.
+    NativeCorruptsOutput = "native-corrupts-output",
+    /// A native program gets all arguments but the last.
+    NativeLosesArguments = "native-loses-arguments",
+    /// Every native program ends with success.
+    NativeLosesExitCode = "native-loses-exit-code",
+    /// Faults of native programs are reported as of an unknown kind.
+    NativeUntypedFault = "native-untyped-fault",
+    /// A forbidden system call is reported as of an unknown kind.
+    NativeUntypedDenial = "native-untyped-denial",
+    /// The attack `read-file` works.
+    NativeReadFile = "native-read-file",
+    /// The attack `read-file-upwards` works.
+    NativeReadFileUpwards = "native-read-file-upwards",
+    /// The attack `stat-file` works.
+    NativeStatFile = "native-stat-file",
+    /// The attack `list-root` works.
+    NativeListRoot = "native-list-root",
+    /// The attack `read-proc` works.
+    NativeReadProc = "native-read-proc",
+    /// The attack `read-own-memory-file` works.
+    NativeReadOwnMemoryFile = "native-read-own-memory-file",
+    /// The attack `write-file` works.
+    NativeWriteFile = "native-write-file",
+    /// The attack `make-directory` works.
+    NativeMakeDirectory = "native-make-directory",
+    /// The attack `remove-file` works.
+    NativeRemoveFile = "native-remove-file",
+    /// The attack `change-mode` works.
+    NativeChangeMode = "native-change-mode",
+    /// The attack `file-handle` works.
+    NativeFileHandle = "native-file-handle",
+    /// The attack `execute-file` works.
+    NativeExecuteFile = "native-execute-file",
+    /// The attack `inherited-descriptors` works.
+    NativeInheritedDescriptors = "native-inherited-descriptors",
+    /// The attack `environment` works.
+    NativeEnvironment = "native-environment",
+    /// The attack `host-name` works.
+    NativeHostName = "native-host-name",
+    /// The attack `system-information` works.
+    NativeSystemInformation = "native-system-information",
+    /// The attack `ptrace` works.
+    NativePtrace = "native-ptrace",
+    /// The attack `read-process-memory` works.
+    NativeReadProcessMemory = "native-read-process-memory",
+    /// The attack `user-namespace` works.
+    NativeUserNamespace = "native-user-namespace",
+    /// The attack `io-uring` works.
+    NativeIoUring = "native-io-uring",
+    /// The attack `personality` works.
+    NativePersonality = "native-personality",
+    /// The attack `keyring` works.
+    NativeKeyring = "native-keyring",
+    /// The attack `userfaultfd` works.
+    NativeUserfaultfd = "native-userfaultfd",
+    /// The attack `change-user` works.
+    NativeChangeUser = "native-change-user",
+    /// The attack `own-filter` works.
+    NativeOwnFilter = "native-own-filter",
+    /// The attack `other-architecture` works.
+    NativeOtherArchitecture = "native-other-architecture",
+    /// The attack `device-control` works.
+    NativeDeviceControl = "native-device-control",
+    /// The attack `outlive-host` works.
+    NativeOutliveHost = "native-outlive-host",
+    /// The attack `become-dumpable` works.
+    NativeBecomeDumpable = "native-become-dumpable",
+    /// The attack `set-limit` works.
+    NativeSetLimit = "native-set-limit",
+    /// The attack `choose-processor` works.
+    NativeChooseProcessor = "native-choose-processor",
+    /// The attack `writable-code` works.
+    NativeWritableCode = "native-writable-code",
+    /// The attack `make-executable` works.
+    NativeMakeExecutable = "native-make-executable",
+    /// The attack `replace-program` works.
+    NativeReplaceProgram = "native-replace-program",
+    /// The attack `memfd` works.
+    NativeMemfd = "native-memfd",
+    /// The attack `pipe` works.
+    NativePipe = "native-pipe",
+    /// The attack `eventfd` works.
+    NativeEventfd = "native-eventfd",
+    /// The attack `epoll` works.
+    NativeEpoll = "native-epoll",
+    /// The attack `inotify` works.
+    NativeInotify = "native-inotify",
+    /// The attack `timerfd` works.
+    NativeTimerfd = "native-timerfd",
+    /// The attack `socket-pair` works.
+    NativeSocketPair = "native-socket-pair",
+    /// The attack `shared-memory` works.
+    NativeSharedMemory = "native-shared-memory",
+    /// The attack `message-queue` works.
+    NativeMessageQueue = "native-message-queue",
+    /// The attack `splice-memory` works.
+    NativeSpliceMemory = "native-splice-memory",
+    /// The attack `fork` works.
+    NativeFork = "native-fork",
+    /// The attack `fork-bomb` works.
+    NativeForkBomb = "native-fork-bomb",
+    /// The attack `thread` works.
+    NativeThread = "native-thread",
+    /// The attack `signal-host` works.
+    NativeSignalHost = "native-signal-host",
+    /// The attack `signal-process` works.
+    NativeSignalProcess = "native-signal-process",
+    /// The attack `limits-of-process` works.
+    NativeLimitsOfProcess = "native-limits-of-process",
+    /// The attack `clock-of-process` works.
+    NativeClockOfProcess = "native-clock-of-process",
+    /// The attack `listen` works.
+    NativeListen = "native-listen",
+    /// The attack `netlink` works.
+    NativeNetlink = "native-netlink",
+    /// The attack `vsock` works.
+    NativeVsock = "native-vsock",
+    /// The attack `tcp` works.
+    NativeTcp = "native-tcp",
+    /// The attack `udp` works.
+    NativeUdp = "native-udp",
+    /// The attack `unix-socket` works.
+    NativeUnixSocket = "native-unix-socket",
+    /// The attack `abstract-socket` works.
+    NativeAbstractSocket = "native-abstract-socket",
+    /// The attack `write-file` works in a directory granted for reading.
+    NativeGrantedWriteFile = "native-granted-write-file",
+    /// The attack `make-directory` works in a directory granted for reading.
+    NativeGrantedMakeDirectory = "native-granted-make-directory",
+    /// The attack `remove-file` works in a directory granted for reading.
+    NativeGrantedRemoveFile = "native-granted-remove-file",
+    /// The attack `truncate-file` works in a directory granted for reading.
+    NativeGrantedTruncateFile = "native-granted-truncate-file",
+    /// The attack `change-mode` works in a directory granted for reading.
+    NativeGrantedChangeMode = "native-granted-change-mode",
+    /// The attack `lock-file` works in a directory granted for reading.
+    NativeGrantedLockFile = "native-granted-lock-file",
+    /// The attack `lease-file` works in a directory granted for reading.
+    NativeGrantedLeaseFile = "native-granted-lease-file",
+    /// A spinning program has no deadline.
+    NativeIgnoresWallTime = "native-ignores-wall-time",
+    /// A sleeping program has no deadline.
+    NativeIgnoresWallTimeSleep = "native-ignores-wall-time-sleep",
+    /// A program that closed its streams has no deadline.
+    NativeIgnoresWallTimeClosed = "native-ignores-wall-time-closed",
+    /// A program that waits for input has no deadline.
+    NativeIgnoresWallTimeInput = "native-ignores-wall-time-input",
+    /// A spinning program has no bound on CPU time.
+    NativeIgnoresCpuTime = "native-ignores-cpu-time",
+    /// CPU time in the kernel does not count.
+    NativeIgnoresSystemTime = "native-ignores-system-time",
+    /// Native programs have all the memory they want.
+    NativeIgnoresMemory = "native-ignores-memory",
+    /// Shared memory of native programs does not count.
+    NativeIgnoresSharedMemory = "native-ignores-shared-memory",
+    /// The stack of native programs never ends.
+    NativeIgnoresStack = "native-ignores-stack",
+    /// Native programs write without bound.
+    NativeIgnoresOutput = "native-ignores-output",
+    /// Native programs write error text without bound.
+    NativeIgnoresLog = "native-ignores-log",
+    /// Native programs open one file too many.
+    NativeIgnoresOpenFiles = "native-ignores-open-files",
+    /// CPU time of native programs is not measured.
+    NativeNoCpuTime = "native-no-cpu-time",
+    /// Half of the peak memory of native programs is reported.
+    NativeUnderstatesMemory = "native-understates-memory",
+    /// A native program does not hear of a token.
+    NativeIgnoresCancel = "native-ignores-cancel",
+    /// An instance goes on after a dropped call of a native program.
+    NativeKeepsDropped = "native-keeps-dropped",
+    /// Each native program leaves a file open.
+    NativeLeaksFiles = "native-leaks-files",
+    /// Results of native programs name no layers.
+    NativeNoLayers = "native-no-layers",
 }
 
 impl fmt::Display for Fault {
@@ -203,9 +379,22 @@ impl Wrong {
                     | Fault::NeverResets
                     | Fault::SpreadsExhaustion
                     | Fault::StaleCancel
+                    | Fault::NativeCorruptsOutput
+                    | Fault::NativeLosesArguments
+                    | Fault::NativeLosesExitCode
+                    | Fault::NativeUntypedFault
+                    | Fault::NativeUntypedDenial
+                    | Fault::NativeNoCpuTime
+                    | Fault::NativeUnderstatesMemory
+                    | Fault::NativeNoLayers
             ),
             Wrong::All(_) => false,
         }
+    }
+
+    /// Whether it has the fault of this name.
+    pub(crate) fn has_named(self, name: &str) -> bool {
+        Fault::ALL.iter().any(|fault| fault.as_str() == name && self.has(*fault))
     }
 
     pub(crate) fn is(self, universal: Universal) -> bool {

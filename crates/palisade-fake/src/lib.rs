@@ -14,6 +14,7 @@
 mod fault;
 mod files;
 mod machine;
+mod native;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -106,7 +107,7 @@ impl Fake {
         let capabilities = Capabilities {
             backend: "fake".to_owned(),
             engine: "none".to_owned(),
-            artifacts: [ArtifactKind::Wasm].into(),
+            artifacts: [ArtifactKind::Wasm, ArtifactKind::Executable].into(),
             abis: [Abi::Command, Abi::Reactor].into(),
             quotas: BTreeMap::from(quotas),
             grants: grants.collect(),
@@ -132,11 +133,13 @@ impl Sandbox for Fake {
             if self.0.wrong.is(Universal::LoadsNothing) {
                 return refused(ErrorKind::InvalidArtifact, "this backend loads nothing");
             }
-            if artifact.kind() != ArtifactKind::Wasm {
-                return refused(ErrorKind::Unsupported, "only WebAssembly modules are loaded");
-            }
-            if !self.0.has(Fault::AcceptsMalformed) && !is_well_formed(artifact.bytes()) {
-                return refused(ErrorKind::InvalidArtifact, "the artifact is not a WebAssembly module");
+            let well_formed = match artifact.kind() {
+                ArtifactKind::Wasm => is_well_formed(artifact.bytes()),
+                ArtifactKind::Executable => artifact.bytes().starts_with(b"\x7fELF"),
+                _ => return refused(ErrorKind::Unsupported, "only WebAssembly modules and executables are loaded"),
+            };
+            if !well_formed && !self.0.has(Fault::AcceptsMalformed) {
+                return refused(ErrorKind::InvalidArtifact, "the artifact is not what it claims to be");
             }
             let mut info = ModuleInfo::new(&artifact, Abi::Reactor);
             info.entries = vec![Entry { name: Call::DEFAULT_ENTRY.to_owned(), returns_code: false }];
@@ -214,6 +217,7 @@ impl Module for FakeModule {
         Ok(Arc::new(FakePrepared {
             shared: Arc::clone(&self.shared),
             verb: self.info.name.clone(),
+            native: self.info.artifact == ArtifactKind::Executable,
             policy,
             seen: Arc::new(seen),
             functions: Arc::new(functions),
@@ -225,6 +229,7 @@ impl Module for FakeModule {
 struct FakePrepared {
     shared: Arc<Shared>,
     verb: String,
+    native: bool,
     policy: Policy,
     /// The policy the guest runs under: the same, unless a fault mixes it up.
     seen: Arc<Policy>,
@@ -250,6 +255,7 @@ impl Prepared for FakePrepared {
             Ok(Box::new(FakeInstance {
                 shared: Arc::clone(&self.shared),
                 verb: self.verb.clone(),
+                native: self.native,
                 policy: Arc::clone(&self.seen),
                 functions: Arc::clone(&self.functions),
                 state,
@@ -275,6 +281,7 @@ struct State {
 struct FakeInstance {
     shared: Arc<Shared>,
     verb: String,
+    native: bool,
     policy: Arc<Policy>,
     functions: Arc<HostFunctions>,
     state: State,
@@ -305,15 +312,24 @@ impl Drop for Slot {
 impl Instance for FakeInstance {
     fn call(&mut self, call: Call) -> BoxFuture<'_, Result<Execution>> {
         Box::pin(async move {
-            if self.state.dead && !self.shared.has(Fault::RevivesInstances) {
+            let revives = if self.native { Fault::NativeKeepsDropped } else { Fault::RevivesInstances };
+            if self.state.dead && !self.shared.has(revives) {
                 return Err(Error::new(ErrorKind::Stale, "call", "the instance ended abnormally"));
             }
             if call.entry != Call::DEFAULT_ENTRY && !self.shared.has(Fault::RunsAnyEntry) {
                 return Err(Error::new(ErrorKind::NotFound, "call", format!("no entry `{}`", call.entry))
                     .help(format!("it offers: {}", Call::DEFAULT_ENTRY)));
             }
+            if self.native && call.arguments.iter().any(|argument| argument.contains('\0')) {
+                return Err(Error::new(ErrorKind::InvalidInput, "call", "an argument has a NUL byte"));
+            }
             // A call that is dropped leaves this set.
             self.state.dead = true;
+            if self.native {
+                let execution = native::Program::new(&self.shared, &self.policy, call).run().await;
+                self.state.dead = !execution.outcome.leaves_instance_usable();
+                return Ok(execution);
+            }
             let machine = Machine::new(&self.shared, &self.policy, &self.functions, &mut self.state, call);
             let execution = machine.run(&self.verb).await;
             self.state.dead = !execution.outcome.leaves_instance_usable();
