@@ -16,7 +16,11 @@ fn recurse(depth: u64) -> u64 {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
+    let mut arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == "say") {
+        println!("here");
+        arguments.remove(1);
+    }
     let text = |index: usize| arguments.get(index).map_or("", String::as_str);
     let number = |index: usize| text(index).parse::<u64>().unwrap_or(0);
     let mut out = std::io::stdout();
