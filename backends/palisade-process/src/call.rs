@@ -6,16 +6,18 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use async_io::{Async, Timer};
+use async_io::Timer;
 use palisade_core::{
     Bytes, Call, CancelToken, Cancelled, Error, ErrorKind, Execution, HostFunctionError, Input, Invocation, LogLevel,
     Outcome, OutputStream, Phase, Quota, Resource, Result, TrapKind, Usage,
 };
+
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::instance::Process;
 use crate::module::{Kind, ProcessPrepared};
@@ -31,6 +33,8 @@ const FRAME_BYTES_MAX: usize = 64 << 20;
 const NAME_BYTES_MAX: usize = 4096;
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
+/// How long a call may block its thread before it leaves waiting to others.
+const HURRY: Duration = Duration::from_micros(100);
 /// Shortest time between two looks at a guest's CPU clock.
 const CPU_LOOK_MIN: Duration = Duration::from_micros(300);
 
@@ -66,14 +70,7 @@ struct Running<'a> {
     process: &'a mut Process,
     quota: &'a Quota,
     started: Instant,
-    cpu_before: Duration,
     streams: Streams,
-    stdin: Option<Async<OwnedFd>>,
-    stdout: Option<Async<OwnedFd>>,
-    stderr: Option<Async<OwnedFd>>,
-    request: Async<OwnedFd>,
-    reply: Option<Async<OwnedFd>>,
-    pidfd: Async<OwnedFd>,
     input: Option<Input>,
     /// Input on its way to standard input.
     input_now: Bytes,
@@ -96,17 +93,8 @@ struct Running<'a> {
     reported_signal: Option<(i32, bool)>,
     stop: Option<Stop>,
     killed: bool,
+    hurried: bool,
     ended: Option<Ended>,
-}
-
-fn watch(fd: OwnedFd) -> Result<Async<OwnedFd>> {
-    Async::new(fd).map_err(|error| {
-        Error::new(ErrorKind::Exhausted, "call", "the system cannot watch another descriptor").source(error)
-    })
-}
-
-fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
-    fd.try_clone().map_err(|error| Error::new(ErrorKind::Exhausted, "call", "no descriptor is left").source(error))
 }
 
 impl<'a> Running<'a> {
@@ -114,21 +102,15 @@ impl<'a> Running<'a> {
         let started = Instant::now();
         let quota = &prepared.policy.quota;
         let stale = || Error::new(ErrorKind::Stale, "call", "the instance has ended").help("make a fresh instance");
-        let cpu_before = if process.loaded { sys::cpu_time(process.pid).unwrap_or_default() } else { Duration::ZERO };
         let deadline = quota.wall_time.and_then(|limit| started.checked_add(limit));
-        let pidfd = watch(duplicate(process.pidfd.as_ref().ok_or_else(stale)?)?)?;
+        if process.pidfd.is_none() {
+            return Err(stale());
+        }
         let is_library = matches!(prepared.kind, Kind::Library);
         Ok(Running {
             quota,
             started,
-            cpu_before,
             streams: Streams::new(quota, call.sink),
-            stdin: process.stdin.take().map(watch).transpose()?,
-            stdout: process.stdout.take().map(watch).transpose()?,
-            stderr: Some(watch(duplicate(&process.stderr)?)?),
-            request: watch(duplicate(&process.request)?)?,
-            reply: Some(watch(duplicate(&process.reply)?)?),
-            pidfd,
             input: Some(call.input),
             input_now: Bytes::new(),
             input_bytes: 0,
@@ -148,6 +130,7 @@ impl<'a> Running<'a> {
             reported_signal: None,
             stop: None,
             killed: false,
+            hurried: false,
             ended: None,
             prepared,
             process,
@@ -161,7 +144,7 @@ impl<'a> Running<'a> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Execution>> {
         loop {
             if self.ended.is_none() && self.stop.is_none() {
-                self.stop = self.advance(context).err();
+                self.stop = self.hurry().and_then(|()| self.advance(Some(context))).err();
             }
             match &self.stop {
                 // Whatever else came in with it was handled first.
@@ -197,19 +180,19 @@ impl<'a> Running<'a> {
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            return Poll::Ready(self.finish(context));
+            return Poll::Ready(self.finish());
         }
     }
 
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Ended>> {
         loop {
-            let Some(pidfd) = &self.process.pidfd else { return Poll::Ready(Err(io::ErrorKind::NotFound.into())) };
+            let Some(pidfd) = &mut self.process.pidfd else { return Poll::Ready(Err(io::ErrorKind::NotFound.into())) };
             match sys::reap(pidfd.as_fd(), false) {
                 Ok(Some(ended)) => return Poll::Ready(Ok(ended)),
                 Ok(None) => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
-            match self.pidfd.poll_readable(context) {
+            match pidfd.poll(Some(context), false) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return Poll::Pending,
@@ -217,25 +200,58 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Does everything that can be done now.
-    fn advance(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
-        if let Some((token, cancelled)) = &mut self.cancel
-            && (token.is_cancelled() || Pin::new(cancelled).poll(context).is_ready())
-        {
+    /// Runs the beginning of a call without any executor: waking one through the thread that watches descriptors costs more
+    /// than most calls of a warm library. Blocks its thread for [`HURRY`] at most.
+    fn hurry(&mut self) -> Result<(), Stop> {
+        if std::mem::replace(&mut self.hurried, true) || !self.process.loaded {
+            return Ok(());
+        }
+        if self.cancel.as_ref().is_some_and(|(token, _)| token.is_cancelled()) {
             return Err(Stop::Cancelled);
         }
-        self.check_times(context)?;
+        self.feed(None)?;
+        self.write_worker(None)?;
+        let begun = Instant::now();
+        while let Some(reply) = &self.process.reply {
+            let left = HURRY.saturating_sub(begun.elapsed());
+            let timeout = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+            let mut ready = [PollFd::new(reply, PollFlags::IN)];
+            match rustix::event::poll(&mut ready, Some(&timeout)) {
+                Ok(1..) => self.read_worker(None)?,
+                // Long enough; or a signal for somebody else.
+                Ok(_) | Err(_) => break,
+            }
+            if self.invocation.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does everything that can be done now. Without a context it does not ask to be woken.
+    fn advance(&mut self, mut context: Option<&mut Context<'_>>) -> Result<(), Stop> {
+        if let Some((token, cancelled)) = &mut self.cancel {
+            let woken = context.as_deref_mut().is_some_and(|context| Pin::new(cancelled).poll(context).is_ready());
+            if woken || token.is_cancelled() {
+                return Err(Stop::Cancelled);
+            }
+        }
+        if let Some(context) = context.as_deref_mut() {
+            self.check_times(context)?;
+        }
         loop {
             let before = self.progress();
-            self.read_stream(context, OutputStream::Output)?;
-            self.read_stream(context, OutputStream::Error)?;
-            self.read_worker(context)?;
-            if self.poll_host_function(context)? {
+            self.read_stream(context.as_deref_mut(), OutputStream::Output)?;
+            self.read_stream(context.as_deref_mut(), OutputStream::Error)?;
+            self.read_worker(context.as_deref_mut())?;
+            if let Some(context) = context.as_deref_mut()
+                && self.poll_host_function(context)?
+            {
                 // What came behind the call has waited in the pipe.
                 continue;
             }
-            self.feed(context)?;
-            self.write_worker(context)?;
+            self.feed(context.as_deref_mut())?;
+            self.write_worker(context.as_deref_mut())?;
             if before == self.progress() {
                 return Ok(());
             }
@@ -257,7 +273,7 @@ impl<'a> Running<'a> {
         }
         if let (Some(limit), Some(timer)) = (self.quota.cpu_time, &mut self.cpu_look) {
             while Pin::new(&mut *timer).poll(context).is_ready() {
-                let used = sys::cpu_time(self.process.pid).unwrap_or_default().saturating_sub(self.cpu_before);
+                let used = sys::cpu_time(self.process.pid).unwrap_or_default().saturating_sub(self.process.cpu_time);
                 if used > limit {
                     return Err(Stop::Exceeded(Exceeded {
                         resource: Resource::CpuTime,
@@ -279,22 +295,22 @@ impl<'a> Running<'a> {
         Stop::Exceeded(Exceeded { resource: Resource::WallTime, limit, used })
     }
 
-    fn read_stream(&mut self, context: &mut Context<'_>, stream: OutputStream) -> Result<(), Stop> {
+    fn read_stream(&mut self, mut context: Option<&mut Context<'_>>, stream: OutputStream) -> Result<(), Stop> {
         let pipe = match stream {
-            OutputStream::Output => &mut self.stdout,
-            _ => &mut self.stderr,
+            OutputStream::Output => &mut self.process.stdout,
+            _ => &mut self.process.stderr,
         };
         let Some(source) = pipe else { return Ok(()) };
         let mut buffer = [0; CHUNK];
         loop {
             let room = self.streams.room(stream).min(CHUNK);
-            match rustix::io::read(source.get_ref(), &mut buffer[..room]) {
+            match rustix::io::read(&*source, &mut buffer[..room]) {
                 Ok(0) => {
                     *pipe = None;
                     return Ok(());
                 }
                 Ok(len) => self.streams.write(stream, &buffer[..len]).map_err(Stop::Exceeded)?,
-                Err(rustix::io::Errno::AGAIN) => match source.poll_readable(context) {
+                Err(rustix::io::Errno::AGAIN) => match source.poll(context.as_deref_mut(), false) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Err(Stop::Crashed(format!("a pipe cannot be watched: {error}"))),
                     Poll::Pending => return Ok(()),
@@ -312,7 +328,7 @@ impl<'a> Running<'a> {
     }
 
     /// Reads frames and acts on them.
-    fn read_worker(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+    fn read_worker(&mut self, mut context: Option<&mut Context<'_>>) -> Result<(), Stop> {
         let mut buffer = [0; CHUNK];
         loop {
             while let Some((kind, message)) = self.take_frame()? {
@@ -322,10 +338,10 @@ impl<'a> Running<'a> {
             if self.invocation.is_some() {
                 return Ok(());
             }
-            let Some(source) = &self.reply else { return Ok(()) };
-            match rustix::io::read(source.get_ref(), &mut buffer) {
+            let Some(source) = &mut self.process.reply else { return Ok(()) };
+            match rustix::io::read(&*source, &mut buffer) {
                 Ok(0) => {
-                    self.reply = None;
+                    self.process.reply = None;
                     return match (self.is_library(), self.phase) {
                         // Closed by being executed.
                         (false, _) => {
@@ -337,7 +353,7 @@ impl<'a> Running<'a> {
                     };
                 }
                 Ok(len) => self.from_worker.extend(&buffer[..len]),
-                Err(rustix::io::Errno::AGAIN) => match source.poll_readable(context) {
+                Err(rustix::io::Errno::AGAIN) => match source.poll(context.as_deref_mut(), false) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Err(Stop::Crashed(format!("a pipe cannot be watched: {error}"))),
                     Poll::Pending => return Ok(()),
@@ -402,20 +418,17 @@ impl<'a> Running<'a> {
                 self.streams.write(OutputStream::Log(level), text).map_err(Stop::Exceeded)
             }
             wire::HOST_CALL if self.call_sent => self.host_call(&message),
-            wire::INPUT_READ => {
-                let Ok(read) = <[u8; 8]>::try_from(message) else { return Err(forged) };
-                let all = self.gathered.as_ref().map_or(self.input_bytes, |gathered| gathered.len() as u64);
-                self.input_bytes = u64::from_le_bytes(read).min(all.max(self.input_bytes));
-                Ok(())
-            }
             wire::SIGNAL => {
                 let [signal, overran] = message[..] else { return Err(forged) };
                 self.reported_signal = Some((signal.into(), overran != 0));
                 Ok(())
             }
             wire::RETURN if self.call_sent && self.process.loaded => {
-                let Ok(code) = <[u8; 4]>::try_from(message) else { return Err(forged) };
-                Err(Stop::Returned(i32::from_le_bytes(code)))
+                let Some((code, read)) = message.split_first_chunk::<4>() else { return Err(forged) };
+                let Ok(read) = <[u8; 8]>::try_from(read) else { return Err(forged) };
+                // All of it was sent; the guest says how much it looked at.
+                self.input_bytes = u64::from_le_bytes(read).min(self.input_bytes);
+                Err(Stop::Returned(i32::from_le_bytes(*code)))
             }
             _ => Err(forged),
         }
@@ -471,7 +484,7 @@ impl<'a> Running<'a> {
     }
 
     /// Moves input on: into the pipe of a program, or together for a library.
-    fn feed(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+    fn feed(&mut self, mut context: Option<&mut Context<'_>>) -> Result<(), Stop> {
         loop {
             if self.input_now.is_empty() {
                 match &mut self.input {
@@ -480,7 +493,11 @@ impl<'a> Running<'a> {
                         self.input_now = std::mem::take(bytes);
                         self.input = None;
                     }
-                    Some(Input::Stream(stream)) => match stream.as_mut().poll_next(context) {
+                    Some(Input::Stream(_)) if context.is_none() => break,
+                    Some(Input::Stream(stream)) => match context
+                        .as_deref_mut()
+                        .map_or(Poll::Pending, |context| stream.as_mut().poll_next(context))
+                    {
                         Poll::Ready(Some(Ok(bytes))) => self.input_now = bytes,
                         Poll::Ready(Some(Err(_)) | None) => self.input = None,
                         Poll::Pending => break,
@@ -496,17 +513,17 @@ impl<'a> Running<'a> {
                 gathered.extend(std::mem::take(&mut self.input_now));
                 continue;
             }
-            let Some(stdin) = &self.stdin else {
+            let Some(stdin) = &mut self.process.stdin else {
                 (self.input, self.input_now) = (None, Bytes::new());
                 break;
             };
             while !self.input_now.is_empty() {
-                match rustix::io::write(stdin.get_ref(), &self.input_now) {
+                match rustix::io::write(&*stdin, &self.input_now) {
                     Ok(len) => {
                         self.input_bytes += len as u64;
                         let _ = self.input_now.split_to(len);
                     }
-                    Err(rustix::io::Errno::AGAIN) => match stdin.poll_writable(context) {
+                    Err(rustix::io::Errno::AGAIN) => match stdin.poll(context.as_deref_mut(), true) {
                         Poll::Ready(_) => {}
                         Poll::Pending => return Ok(()),
                     },
@@ -517,7 +534,7 @@ impl<'a> Running<'a> {
             }
         }
         if self.input.is_none() && self.input_now.is_empty() {
-            self.stdin = None;
+            self.process.stdin = None;
             if self.process.loaded
                 && !self.call_sent
                 && let Some(input) = &mut self.gathered
@@ -538,15 +555,15 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    fn write_worker(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+    fn write_worker(&mut self, mut context: Option<&mut Context<'_>>) -> Result<(), Stop> {
         while let Some(next) = self.to_worker.front_mut() {
             if next.is_empty() {
                 self.to_worker.pop_front();
                 continue;
             }
-            match rustix::io::write(self.request.get_ref(), next) {
+            match rustix::io::write(&self.process.request, next) {
                 Ok(len) => drop(next.split_to(len)),
-                Err(rustix::io::Errno::AGAIN) => match self.request.poll_writable(context) {
+                Err(rustix::io::Errno::AGAIN) => match self.process.request.poll(context.as_deref_mut(), true) {
                     Poll::Ready(_) => {}
                     Poll::Pending => return Ok(()),
                 },
@@ -560,8 +577,14 @@ impl<'a> Running<'a> {
 
     /// The execution of a library that returned and lives on.
     fn returned(&mut self, code: i32) -> Execution {
-        let cpu_time = sys::cpu_time(self.process.pid).unwrap_or_default().saturating_sub(self.cpu_before);
+        let cpu_now = sys::cpu_time(self.process.pid).unwrap_or_default();
+        let cpu_time = cpu_now.saturating_sub(self.process.cpu_time);
+        self.process.cpu_time = cpu_now;
         let mut outcome = Outcome::from_exit_code(code);
+        // What it wrote before it returned is in the pipe.
+        if let Err(Stop::Exceeded(Exceeded { resource, limit, used })) = self.read_stream(None, OutputStream::Error) {
+            outcome = Outcome::QuotaExceeded { resource, limit, used, phase: Phase::Running };
+        }
         let wall_time = self.started.elapsed();
         for (resource, limit, used) in
             [(Resource::WallTime, self.quota.wall_time, wall_time), (Resource::CpuTime, self.quota.cpu_time, cpu_time)]
@@ -571,24 +594,24 @@ impl<'a> Running<'a> {
                 outcome = Outcome::QuotaExceeded { resource, limit, used, phase: Phase::Running };
             }
         }
-        let peak = resident_peak_bytes(self.process.pid);
+        let peak = self.process.resident_peak_bytes();
         self.execution(outcome, wall_time, cpu_time, peak)
     }
 
     /// The execution of a process that is gone.
-    fn finish(&mut self, context: &mut Context<'_>) -> Result<Execution> {
+    fn finish(&mut self) -> Result<Execution> {
         let Some(ended) = self.ended else {
             return Err(Error::new(ErrorKind::Internal, "call", "the call ended before its process"));
         };
         // Nobody writes any more: what is in the pipes is all there is.
         if self.stop.is_none() {
             let rest = self
-                .read_stream(context, OutputStream::Output)
-                .and_then(|()| self.read_stream(context, OutputStream::Error))
-                .and_then(|()| self.read_worker(context));
+                .read_stream(None, OutputStream::Output)
+                .and_then(|()| self.read_stream(None, OutputStream::Error))
+                .and_then(|()| self.read_worker(None));
             self.stop = rest.err();
         }
-        let cpu_time = ended.cpu_time.saturating_sub(self.cpu_before);
+        let cpu_time = ended.cpu_time.saturating_sub(self.process.cpu_time);
         let wall_time = self.started.elapsed();
         let phase = self.phase;
         let natural = || outcome::from_end(ended.by, self.quota, phase, nanos(cpu_time));
@@ -672,14 +695,6 @@ fn setup_failed(message: &[u8]) -> Error {
 fn printable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(&text[..text.len().min(2000)]);
     text.chars().take(500).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-/// Most memory a process that still lives had resident at once.
-fn resident_peak_bytes(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.unwrap_or(0) << 10
 }
 
 fn nanos(duration: Duration) -> u64 {

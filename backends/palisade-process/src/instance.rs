@@ -1,9 +1,11 @@
 //! One instance: a process parked in its jail, and the calls made in it.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use palisade_core::{BoxFuture, Call, Error, ErrorKind, Execution, Instance, Result};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
@@ -12,6 +14,7 @@ use crate::backend::Slot;
 use crate::call;
 use crate::module::{Kind, ProcessPrepared};
 use crate::sys;
+use crate::watched::Watched;
 use crate::zygote::{Later, reap_later};
 
 /// Size asked of data pipes: what an ordinary user may have. Fewer wake-ups for large inputs and outputs.
@@ -21,16 +24,20 @@ const PIPE_BYTES: usize = 1 << 20;
 pub(crate) struct Process {
     pub(crate) pid: i32,
     /// `None` once it has been reaped.
-    pub(crate) pidfd: Option<OwnedFd>,
+    pub(crate) pidfd: Option<Watched>,
     /// Standard input of a program; nothing of a library.
-    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdin: Option<Watched>,
     /// Standard output of a program; nothing of a library, whose standard output goes with its standard error.
-    pub(crate) stdout: Option<OwnedFd>,
-    pub(crate) stderr: OwnedFd,
+    pub(crate) stdout: Option<Watched>,
+    pub(crate) stderr: Option<Watched>,
     /// To the worker.
-    pub(crate) request: OwnedFd,
+    pub(crate) request: Watched,
     /// From the worker, and once guest code runs from the guest.
-    pub(crate) reply: OwnedFd,
+    pub(crate) reply: Option<Watched>,
+    /// What the kernel says about it, opened when it is first looked at.
+    status: Option<File>,
+    /// CPU time of its earlier calls.
+    pub(crate) cpu_time: Duration,
     /// A shared library is loaded in it.
     pub(crate) loaded: bool,
     /// It reported that it is locked in.
@@ -75,17 +82,43 @@ impl Process {
             ];
             created = prepared.create(fds)?;
         }
+        let watched = |fd: OwnedFd| {
+            Watched::new(fd).map_err(|error| {
+                Error::new(ErrorKind::Io, "instantiate", "a pipe of the new instance cannot be used").source(error)
+            })
+        };
         Ok(Process {
             pid: created.pid,
-            pidfd: Some(created.pidfd),
-            stdin,
-            stdout,
-            stderr,
-            request,
-            reply,
+            pidfd: Some(watched(created.pidfd)?),
+            stdin: stdin.map(watched).transpose()?,
+            stdout: stdout.map(watched).transpose()?,
+            stderr: Some(watched(stderr)?),
+            request: watched(request)?,
+            reply: Some(watched(reply)?),
+            status: None,
+            cpu_time: Duration::ZERO,
             loaded: false,
             parked: false,
         })
+    }
+}
+
+impl Process {
+    /// Most memory it had resident at once, while it lives.
+    pub(crate) fn resident_peak_bytes(&mut self) -> u64 {
+        let file = match &mut self.status {
+            Some(file) => file,
+            none => match File::open(format!("/proc/{}/status", self.pid)) {
+                Ok(file) => none.insert(file),
+                Err(_) => return 0,
+            },
+        };
+        let mut text = [0; 4096];
+        let len = rustix::io::pread(&*file, &mut text, 0).unwrap_or(0);
+        let text = String::from_utf8_lossy(&text[..len]);
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+        kib.unwrap_or(0) << 10
     }
 }
 
@@ -95,7 +128,7 @@ impl Drop for Process {
             sys::kill(&pidfd);
             // Process 1 of its namespace: the kernel kills everything in it before this one is gone.
             if !matches!(sys::reap(pidfd.as_fd(), false), Ok(Some(_)) | Err(_)) {
-                reap_later(Later::Instance(pidfd));
+                reap_later(Later::Instance(pidfd.into_inner()));
             }
         }
     }

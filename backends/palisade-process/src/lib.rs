@@ -37,6 +37,7 @@ mod outcome;
 mod seccomp;
 mod streams;
 mod sys;
+mod watched;
 mod zygote;
 
 pub use backend::ProcessSandbox;

@@ -106,9 +106,7 @@ pub(crate) const ERROR: u8 = b'X';
 pub(crate) const LOG: u8 = b'G';
 /// A host call: length of the name, name, input.
 pub(crate) const HOST_CALL: u8 = b'H';
-/// How much of the input was read, as a `u64`; comes before [`RETURN`].
-pub(crate) const INPUT_READ: u8 = b'I';
-/// The entry returned: its `i32`.
+/// The entry returned: its `i32`, and how much of the input was read, as a `u64`.
 pub(crate) const RETURN: u8 = b'R';
 /// A signal is about to end the instance: number, and 1 if the stack ran over.
 pub(crate) const SIGNAL: u8 = b'S';

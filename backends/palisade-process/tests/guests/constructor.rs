@@ -17,7 +17,7 @@ extern "C" fn constructor() {
     }
     if cfg!(forges) {
         // Says that it is loaded and has returned, before anybody called it.
-        let frames: &[u8] = &[b'L', 0, 0, 0, 0, b'R', 4, 0, 0, 0, 0, 0, 0, 0];
+        let frames: &[u8] = &[b'L', 0, 0, 0, 0, b'R', 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         unsafe extern "C" {
             fn write(fd: i32, from: *const u8, len: usize) -> isize;
         }

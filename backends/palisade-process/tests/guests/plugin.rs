@@ -112,7 +112,7 @@ pub extern "C" fn exits() -> i32 {
 /// Says on the worker's pipe that it returned, and goes on.
 #[unsafe(no_mangle)]
 pub extern "C" fn forges() -> i32 {
-    let frames: &[u8] = &[b'L', 0, 0, 0, 0, b'R', 4, 0, 0, 0, 0, 0, 0, 0];
+    let frames: &[u8] = &[b'L', 0, 0, 0, 0, b'R', 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     unsafe { syscall(1, 4i64, frames.as_ptr(), frames.len()) };
     loop {
         std::hint::black_box(0);

@@ -10,7 +10,7 @@ use super::ffi;
 use super::instance::{hear, say};
 use super::jail::{Failed, Step};
 use super::protocol::{
-    CALL, ERROR, FD_REQUEST, GO, HOST_CALL, HOST_RESULT, INPUT_READ, LOAD_FAILED, LOADED, LOG, OUTPUT, Plan, RETURN,
+    CALL, ERROR, FD_REQUEST, GO, HOST_CALL, HOST_RESULT, LOAD_FAILED, LOADED, LOG, OUTPUT, Plan, RETURN,
     Reader, SIGNAL, Writer,
 };
 
@@ -249,6 +249,5 @@ fn call(library: ffi::Library, message: &[u8]) {
     let function = unsafe { std::mem::transmute::<*mut c_void, extern "C" fn() -> i32>(address) };
     let code = function();
     let read = with_state(|state| state.read);
-    tell(INPUT_READ, &read.to_le_bytes());
-    tell(RETURN, &code.to_le_bytes());
+    tell(RETURN, &[&code.to_le_bytes()[..], &read.to_le_bytes()].concat());
 }
