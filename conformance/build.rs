@@ -9,6 +9,10 @@ fn main() {
     let version = output.ok().and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
     println!("cargo:rustc-env=PALISADE_RUSTC={}", version.trim());
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-env-changed=PALISADE_ABLATION");
+    if std::env::var_os("PALISADE_ABLATION").is_some_and(|on| on == "1") {
+        println!("cargo:rustc-cfg=palisade_ablation");
+    }
     println!("cargo:rerun-if-changed=probes/native.rs");
 
     let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));

@@ -6,6 +6,11 @@ use std::process::Command;
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(palisade_worker)");
+    // A build that can leave protections out, to see which checks notice. Never for use: see `tests/ablation.rs`.
+    println!("cargo::rerun-if-env-changed=PALISADE_ABLATION");
+    if std::env::var_os("PALISADE_ABLATION").is_some_and(|on| on == "1") {
+        println!("cargo::rustc-cfg=palisade_ablation");
+    }
     println!("cargo::rerun-if-changed=src/sys/worker");
     println!("cargo::rerun-if-changed=src/sys/protocol.rs");
     let variable = |name: &str| env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));

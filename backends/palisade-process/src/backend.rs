@@ -117,10 +117,8 @@ impl Shared {
             on("end with the host", "the kernel kills the guest when the host dies"),
             asked("time stamp counter trapped", matches!(policy.grants.clocks, Clocks::Coarse { .. }), ""),
         ];
-        for (index, layer) in layers.iter_mut().enumerate() {
-            if cfg!(palisade_ablation) && self.ablated & 1 << index != 0 {
-                layer.status = LayerStatus::Unavailable;
-            }
+        if self.ablated != 0 {
+            layers.iter_mut().for_each(|layer| layer.detail = "in a build that leaves protections out".into());
         }
         layers.into()
     }
@@ -156,8 +154,9 @@ impl ProcessSandbox {
             ablated: ablated(),
             instances: Arc::default(),
         };
-        let escapes = self_test(&shared)?;
-        if shared.ablated == 0 && !escapes.is_empty() {
+        // With protections left out on purpose attacks work, and some would stop the test itself.
+        let escapes = if shared.ablated == 0 { self_test(&shared)? } else { Vec::new() };
+        if !escapes.is_empty() {
             return Err(missing(
                 &format!("the self-test got out of its jail: {}", escapes.join(", ")),
                 "please report this, with the output of `palisade doctor`",
@@ -177,7 +176,7 @@ impl ProcessSandbox {
 /// Protections to leave out. Only in builds made for it, which certify nothing.
 fn ablated() -> u32 {
     #[cfg(palisade_ablation)]
-    return std::env::var("PALISADE_ABLATE").ok().and_then(|bit| bit.parse::<u32>().ok()).map_or(0, |bit| 1 << bit);
+    return std::env::var("PALISADE_ABLATE").ok().and_then(|bits| bits.parse().ok()).unwrap_or(0);
     #[cfg(not(palisade_ablation))]
     0
 }

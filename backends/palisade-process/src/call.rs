@@ -494,14 +494,14 @@ impl<'a> Running<'a> {
                         self.input = None;
                     }
                     Some(Input::Stream(_)) if context.is_none() => break,
-                    Some(Input::Stream(stream)) => match context
-                        .as_deref_mut()
-                        .map_or(Poll::Pending, |context| stream.as_mut().poll_next(context))
-                    {
-                        Poll::Ready(Some(Ok(bytes))) => self.input_now = bytes,
-                        Poll::Ready(Some(Err(_)) | None) => self.input = None,
-                        Poll::Pending => break,
-                    },
+                    Some(Input::Stream(stream)) => {
+                        match context.as_deref_mut().map_or(Poll::Pending, |context| stream.as_mut().poll_next(context))
+                        {
+                            Poll::Ready(Some(Ok(bytes))) => self.input_now = bytes,
+                            Poll::Ready(Some(Err(_)) | None) => self.input = None,
+                            Poll::Pending => break,
+                        }
+                    }
                 }
             }
             if let Some(gathered) = &mut self.gathered {

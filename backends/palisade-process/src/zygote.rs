@@ -21,6 +21,8 @@ use crate::sys::protocol::{CREATE, INSTANCE_FDS, Plan};
 
 /// Longest plan, in bytes; the zygote's own bound.
 const PLAN_BYTES_MAX: usize = 160 << 10;
+/// Bit of a plan's `ablated` by which inherited descriptors stay open.
+const KEEP_DESCRIPTORS: u32 = 1 << 11;
 /// A zygote that says nothing for so long is broken.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(20);
 
@@ -57,7 +59,7 @@ impl Zygote {
         sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(ANSWER_TIME_MAX))
             .and_then(|()| sockopt::set_socket_send_buffer_size(&ours, 2 * PLAN_BYTES_MAX))
             .map_err(|error| failed(error.into()))?;
-        let child = spawn(theirs).map_err(failed)?;
+        let child = spawn(theirs, plan.ablated & KEEP_DESCRIPTORS != 0).map_err(failed)?;
         let zygote = Zygote { socket: Mutex::new(ours), child: Some(child) };
         let program = program.map(AsFd::as_fd);
         let (number, text, _) = zygote.ask(&message, program.as_slice()).map_err(failed)?;
@@ -145,15 +147,15 @@ impl Drop for Zygote {
 ///
 /// A worker asks the kernel to end it together with the *thread* that started it, so one thread that never ends starts
 /// all of them.
-fn spawn(socket: OwnedFd) -> io::Result<Child> {
-    type Job = (OwnedFd, Sender<io::Result<Child>>);
+fn spawn(socket: OwnedFd, keep_descriptors: bool) -> io::Result<Child> {
+    type Job = (OwnedFd, bool, Sender<io::Result<Child>>);
     static SPAWNER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
     let gone = || io::Error::other("the thread that starts workers is gone");
     let spawner = SPAWNER.get_or_init(|| {
         let (sender, jobs) = channel::<Job>();
         let run = move || {
-            for (socket, answer) in jobs {
-                let _ = answer.send(spawn_here(socket));
+            for (socket, keep_descriptors, answer) in jobs {
+                let _ = answer.send(spawn_here(socket, keep_descriptors));
             }
         };
         // Without a thread the channel is closed, which every caller notices.
@@ -161,16 +163,21 @@ fn spawn(socket: OwnedFd) -> io::Result<Child> {
         Mutex::new(sender)
     });
     let (sender, answer) = channel();
-    spawner.lock().unwrap_or_else(PoisonError::into_inner).send((socket, sender)).map_err(|_| gone())?;
+    spawner
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .send((socket, keep_descriptors, sender))
+        .map_err(|_| gone())?;
     answer.recv().map_err(|_| gone())?
 }
 
-fn spawn_here(socket: OwnedFd) -> io::Result<Child> {
+fn spawn_here(socket: OwnedFd, keep_descriptors: bool) -> io::Result<Child> {
     static PROGRAM: OnceLock<io::Result<OwnedFd>> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| sealed("palisade-worker", WORKER));
     let program = program.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
     Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg(std::process::id().to_string())
+        .args(keep_descriptors.then_some("keep"))
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(socket))

@@ -10,8 +10,8 @@ use super::ffi;
 use super::instance::{hear, say};
 use super::jail::{Failed, Step};
 use super::protocol::{
-    CALL, ERROR, FD_REQUEST, GO, HOST_CALL, HOST_RESULT, LOAD_FAILED, LOADED, LOG, OUTPUT, Plan, RETURN,
-    Reader, SIGNAL, Writer,
+    CALL, ERROR, FD_REQUEST, GO, HOST_CALL, HOST_RESULT, LOAD_FAILED, LOADED, LOG, OUTPUT, Plan, RETURN, Reader,
+    SIGNAL, Writer,
 };
 
 /// Version of the table.

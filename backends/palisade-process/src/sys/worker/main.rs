@@ -14,10 +14,10 @@ mod library;
 mod protocol;
 mod zygote;
 
-/// Entry point. Argument 1 is the process id of the host.
+/// Entry point. Argument 1 is the process id of the host; a second one keeps inherited descriptors open.
 // SAFETY: this program has no other `main`: it is compiled with `no_main`.
 #[cfg_attr(palisade_worker, unsafe(no_mangle))]
 extern "C" fn main(argc: i32, argv: *const *const std::ffi::c_char) -> i32 {
     let host = (argc > 1).then(|| ffi::argument(argv, 1)).flatten();
-    zygote::run(host.and_then(|text| text.parse().ok()).unwrap_or(0))
+    zygote::run(host.and_then(|text| text.parse().ok()).unwrap_or(0), argc > 2)
 }

@@ -33,8 +33,10 @@ pub(crate) struct Ready {
 }
 
 /// Runs until the host closes its end. Returns the exit code.
-pub(crate) fn run(host: i32) -> i32 {
-    match start(host) {
+///
+/// `keep_descriptors` leaves a protection out, as a plan's `ablated` does; it is needed before there is a plan.
+pub(crate) fn run(host: i32, keep_descriptors: bool) -> i32 {
+    match start(host, keep_descriptors) {
         Ok(ready) => {
             if reply(0, "", None).is_err() {
                 return 1;
@@ -53,7 +55,7 @@ fn reply(number: i32, text: &str, descriptor: Option<i32>) -> std::io::Result<()
     ffi::send(CONTROL, &[&number.to_le_bytes(), text.as_bytes()].concat(), descriptor)
 }
 
-fn start(host: i32) -> Result<Ready, Failed> {
+fn start(host: i32, keep_descriptors: bool) -> Result<Ready, Failed> {
     for signal in 1..=64 {
         // Some cannot be set; those need not be.
         ffi::default_signal(signal);
@@ -63,7 +65,9 @@ fn start(host: i32) -> Result<Ready, Failed> {
     if host != 0 && ffi::parent() != host {
         return Err(std::io::Error::other("the host is gone")).step("end with the host");
     }
-    ffi::close_from(3).step("close inherited descriptors")?;
+    if !keep_descriptors {
+        ffi::close_from(3).step("close inherited descriptors")?;
+    }
     let null = ffi::open_path("/dev/null", ffi::O_RDWR, 0).step("open /dev/null")?;
     for fd in null + 1..FIRST_OWN_FD {
         ffi::duplicate(null, fd, true).step("reserve descriptors")?;
