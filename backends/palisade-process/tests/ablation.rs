@@ -30,8 +30,11 @@ const LANDLOCK: u32 = 8;
 const SECCOMP: u32 = 9;
 const DESCRIPTORS: u32 = 11;
 
-/// A protection, and those that cover for it.
-const PROTECTIONS: &[(&str, u32, &[(&str, u32)])] = &[
+/// A protection: its name, and its bit.
+type Protection = (&'static str, u32);
+
+/// Protections, each with those that cover for it.
+const PROTECTIONS: &[(&str, u32, &[Protection])] = &[
     ("system call filter", SECCOMP, &[]),
     ("resource limits", LIMITS, &[]),
     ("uts namespace", UTS_NAMESPACE, &[]),

@@ -739,7 +739,7 @@ fn usage_memory(context: &mut Context) -> Result<(), Failure> {
         let execution = context.native(&["touch", &TOUCHED.to_string()], &policy)?;
         context.expect_completed("touching 32 MiB", &execution)?;
         let peak = execution.usage.memory_peak_bytes;
-        context.expect("peak memory", peak, peak >= TOUCHED && peak < 2 * TOUCHED)?;
+        context.expect("peak memory", peak, (TOUCHED..2 * TOUCHED).contains(&peak))?;
         // A parent's memory is not its child's.
         let ballast = vec![1u8; 64 << 20];
         let execution = context.native(&["exit", "0"], &policy)?;
