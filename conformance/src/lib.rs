@@ -17,6 +17,7 @@
 //! The guide is `README.md` of this crate.
 #![forbid(unsafe_code)]
 
+mod ablation;
 pub mod catalog;
 mod certificate;
 mod check;
@@ -33,6 +34,7 @@ mod select;
 mod subject;
 mod verdict;
 
+pub use ablation::{ABLATE, Protection, ablation};
 pub use certificate::{CapabilityNames, Certificate, ProfileStatus, SCHEMA as CERTIFICATE_SCHEMA, verify};
 pub use check::{Check, Evidence, Failure, Level, Need, Requirement, Step};
 pub use context::Context;

@@ -176,7 +176,28 @@ impl ProcessSandbox {
 /// Protections to leave out. Only in builds made for it, which certify nothing.
 fn ablated() -> u32 {
     #[cfg(palisade_ablation)]
-    return std::env::var("PALISADE_ABLATE").ok().and_then(|bits| bits.parse().ok()).unwrap_or(0);
+    {
+        // The numbers are the worker's (`worker/jail.rs`).
+        const NAMES: [&str; 14] = [
+            "private-root",
+            "read-only",
+            "network-namespace",
+            "pid-namespace",
+            "ipc-namespace",
+            "uts-namespace",
+            "capabilities",
+            "limits",
+            "landlock",
+            "seccomp",
+            "parent-death",
+            "descriptors",
+            "outer-user",
+            "cgroup-namespace",
+        ];
+        let asked = std::env::var("PALISADE_ABLATE").unwrap_or_default();
+        let bit = |name: &str| NAMES.iter().position(|known| *known == name).map_or(0, |bit| 1 << bit);
+        asked.split(',').map(bit).fold(0, |bits, bit| bits | bit)
+    }
     #[cfg(not(palisade_ablation))]
     0
 }
