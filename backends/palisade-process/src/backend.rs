@@ -247,7 +247,7 @@ fn capabilities(options: &BackendOptions) -> Capabilities {
     for resource in Resource::ALL {
         let enforcement = match resource {
             Resource::Fuel => Enforcement::Unsupported,
-            Resource::Processes | Resource::Threads => Enforcement::AlwaysZero,
+            Resource::Processes => Enforcement::AlwaysZero,
             _ => Enforcement::Enforced,
         };
         quotas.insert(resource, enforcement);

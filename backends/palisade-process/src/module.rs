@@ -208,7 +208,7 @@ impl ProcessModule {
             filter: seccomp::filter(if is_library { Stage::LibraryLoading } else { Stage::Executable }, policy),
             filter_locked: if is_library { seccomp::filter(Stage::LibraryLocked, policy) } else { Vec::new() },
             trap_tsc: matches!(policy.grants.clocks, Clocks::Coarse { .. }),
-            own_user_namespace: false,
+            own_user_namespace: policy.quota.threads.is_some_and(|threads| threads > 0),
             ablated: shared.ablated,
         })
     }
@@ -323,6 +323,10 @@ fn limits(quota: &Quota, policy: &Policy) -> Vec<(u32, u64)> {
         (libc::RLIMIT_RTPRIO, 0),
         (libc::RLIMIT_NICE, 0),
     ];
+    if let Some(threads) = quota.threads.filter(|threads| *threads > 0) {
+        // Counted in a user namespace of the instance's own, where nobody else counts.
+        limits.push((libc::RLIMIT_NPROC, threads.saturating_add(1)));
+    }
     if let Some(files) = quota.open_files {
         limits.push((libc::RLIMIT_NOFILE, files.saturating_add(3)));
     }

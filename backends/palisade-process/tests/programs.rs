@@ -150,6 +150,24 @@ fn no_process_and_no_thread_appears() {
 }
 
 #[test]
+fn threads_are_those_granted_and_are_counted_apart_from_other_guests() {
+    let mut policy = fine();
+    for threads in [1, 7] {
+        policy.quota.threads = Some(threads);
+        let execution = act(&["threads"], &policy);
+        assert_eq!(output(&execution), threads.to_string(), "{:?}", execution.outcome);
+    }
+    let prepared = prepare(&guest(), &policy).unwrap();
+    let run = || output(&block_on(prepared.run(Call::new().arguments(["threads"]))).unwrap());
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+        all.into_iter().for_each(|one| assert_eq!(one.join().unwrap(), "7"));
+    });
+    policy.quota.cpu_time = Some(Duration::from_millis(100));
+    assert_exceeded(&act(&["burn-threads"], &policy), Resource::CpuTime);
+}
+
+#[test]
 fn granted_directories_are_seen_and_read_only_ones_do_not_change() {
     let host = tempfile::tempdir().unwrap();
     std::fs::write(host.path().join("file"), "contents").unwrap();

@@ -45,6 +45,9 @@ pub(crate) struct PolicyOptions {
     /// Most bytes by which files may grow [default: 64MiB]
     #[arg(long, value_name = "BYTES", value_parser = limit(units::parse_bytes), help_heading = "Quota")]
     disk: Option<Limit<u64>>,
+    /// Most threads besides the first [default: 0]
+    #[arg(long, value_name = "COUNT", value_parser = limit(units::parse_count), help_heading = "Quota")]
+    threads: Option<Limit<u64>>,
 
     /// Let the guest use a directory: HOST::GUEST, read-only unless `:rw` follows
     #[arg(long, value_name = "HOST::GUEST[:ro|rw]", help_heading = "Grants")]
@@ -104,6 +107,7 @@ impl PolicyOptions {
         set(&mut quota.log_bytes, self.log_limit);
         set(&mut quota.open_files, self.open_files);
         set(&mut quota.disk_bytes, self.disk);
+        set(&mut quota.threads, self.threads);
         let grants = &mut policy.grants;
         for text in &self.dir {
             grants.directories.push(parse_directory(text)?);

@@ -81,6 +81,26 @@ fn main() {
         },
         "fork" => print!("{}", unsafe { fork() }),
         "thread" => print!("{}", if std::thread::Builder::new().spawn(|| {}).is_ok() { "made" } else { "refused" }),
+        "burn-threads" => {
+            let spin = || loop {
+                std::hint::black_box(0);
+            };
+            for _ in 0..3 {
+                let _ = std::thread::Builder::new().stack_size(65536).spawn(spin);
+            }
+            spin()
+        }
+        "threads" => {
+            // All of them wait, so that they are alive at once.
+            let barrier: &'static std::sync::Mutex<()> = Box::leak(Box::new(std::sync::Mutex::new(())));
+            let held = barrier.lock();
+            let mut made = 0;
+            while made < 100 && std::thread::Builder::new().stack_size(65536).spawn(|| drop(barrier.lock())).is_ok() {
+                made += 1;
+            }
+            drop(held);
+            print!("{made}");
+        }
         "close" => {
             for fd in 0..16 {
                 unsafe { syscall(3, fd as i64) };

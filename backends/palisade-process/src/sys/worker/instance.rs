@@ -14,6 +14,7 @@ use super::protocol::{
 use super::zygote::Ready;
 
 const PR_SET_PDEATHSIG: i32 = 1;
+const PR_SET_DUMPABLE: i32 = 4;
 const PR_SET_TSC: i32 = 26;
 const PR_TSC_SIGSEGV: u64 = 2;
 const PR_SET_THP_DISABLE: i32 = 41;
@@ -74,6 +75,7 @@ fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
     if plan.on(protection::PARENT_DEATH) {
         ffi::set_process_attribute(PR_SET_PDEATHSIG, SIGKILL, 0).step("end with the host")?;
     }
+    ffi::set_process_attribute(PR_SET_DUMPABLE, 0, 0).step("keep memory unreadable for others")?;
     if plan.on(protection::LIMITS) {
         for (resource, value) in &plan.limits {
             ffi::limit(*resource, *value).step(format!("resource limit {resource}"))?;

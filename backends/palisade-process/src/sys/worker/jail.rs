@@ -109,8 +109,31 @@ pub(crate) fn build(plan: &Plan, program: Option<i32>) -> Result<(), Failed> {
 /// Where the process's own files in the host's `/proc` are. Open since before the root was left.
 static OWN: std::sync::OnceLock<i32> = std::sync::OnceLock::new();
 
+/// The host's `/proc` itself.
+static PROCESSES: std::sync::OnceLock<i32> = std::sync::OnceLock::new();
+
+/// Maps the user of a clone that has a user namespace of its own to itself.
+pub(crate) fn map_child(pid: i32, id: u32) -> Result<(), Failed> {
+    let processes = PROCESSES.get().copied().unwrap_or(-1);
+    for (name, contents) in
+        [("setgroups", "deny".to_owned()), ("uid_map", format!("{id} {id} 1\n")), ("gid_map", format!("{id} {id} 1\n"))]
+    {
+        let write = || {
+            let path = ffi::c_string(&format!("{pid}/{name}"))?;
+            let fd = ffi::open_at(processes, &path, 1)?;
+            let written = ffi::write_all(fd, contents.as_bytes());
+            ffi::close_fd(fd);
+            written
+        };
+        write().step(format!("map the user of an instance ({name})"))?;
+    }
+    Ok(())
+}
+
 /// Opens what must stay reachable when the root is gone.
 pub(crate) fn keep_own_files() -> Result<(), Failed> {
+    let processes = ffi::open_path("/proc", ffi::O_PATH, 0).step("open /proc (is it mounted?)")?;
+    let _ = PROCESSES.set(processes);
     let own = ffi::open_path("/proc/self", ffi::O_PATH, 0).step("open /proc/self (is /proc mounted?)")?;
     let _ = OWN.set(own);
     Ok(())

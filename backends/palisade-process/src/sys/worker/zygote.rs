@@ -15,7 +15,6 @@ const PLAN_BYTES_MAX: usize = 160 << 10;
 const FIRST_OWN_FD: i32 = 20;
 
 const PR_SET_PDEATHSIG: i32 = 1;
-const PR_SET_DUMPABLE: i32 = 4;
 const PR_CAPBSET_DROP: i32 = 24;
 const PR_SET_SECUREBITS: i32 = 28;
 const PR_SET_NO_NEW_PRIVS: i32 = 38;
@@ -101,7 +100,6 @@ fn start(host: i32, keep_descriptors: bool) -> Result<Ready, Failed> {
     }
     // Best effort: where the CPU cannot do it, the kernel says so and there is nothing to enforce.
     let _ = ffi::set_process_attribute(PR_SET_SPECULATION_CTRL, 0, 8);
-    ffi::set_process_attribute(PR_SET_DUMPABLE, 0, 0).step("keep memory unreadable for others")?;
 
     let program = match &plan.program {
         Program::Execute { path, .. } => Some(ffi::open_path(path, 0, 0).step(format!("open {path}"))?),
@@ -129,6 +127,31 @@ fn rules(plan: &Plan) -> Result<i32, Failed> {
     Ok(rules)
 }
 
+/// Clones an instance. In the clone it does not return.
+fn create(ready: &Ready, flags: u64, fds: &[i32; INSTANCE_FDS]) -> Result<(i32, i32), Failed> {
+    if !ready.plan.own_user_namespace {
+        return match ffi::clone_for_host(flags).step("clone")? {
+            None => instance::run(ready, fds),
+            Some(created) => Ok(created),
+        };
+    }
+    // The clone goes on when its users are mapped, which only a process outside may do.
+    let (wait, go) = ffi::pipe().step("clone")?;
+    let created = match ffi::clone_for_host(flags).step("clone")? {
+        None => {
+            ffi::close_fd(go);
+            let _ = ffi::read_exact(wait, &mut [0]);
+            ffi::close_fd(wait);
+            instance::run(ready, fds)
+        }
+        Some(created) => created,
+    };
+    let mapped = jail::map_child(created.0, ready.plan.inner_id);
+    ffi::close_fd(wait);
+    ffi::close_fd(go);
+    mapped.map(|()| created)
+}
+
 /// Clones an instance for every request.
 fn serve(ready: &Ready) -> i32 {
     let mut flags = 0;
@@ -136,6 +159,9 @@ fn serve(ready: &Ready) -> i32 {
         if ready.plan.on(protection) {
             flags |= flag;
         }
+    }
+    if ready.plan.own_user_namespace {
+        flags |= jail::NEW_USER;
     }
     loop {
         let mut buffer = [0; 64];
@@ -145,14 +171,15 @@ fn serve(ready: &Ready) -> i32 {
             _ => return 0,
         };
         let answer = match <[i32; INSTANCE_FDS]>::try_from(fds.clone()) {
-            Ok(fds) if buffer[..len] == [CREATE] => match ffi::clone_for_host(flags) {
-                Ok(None) => instance::run(ready, &fds),
-                Ok(Some((pid, pidfd))) => {
+            Ok(fds) if buffer[..len] == [CREATE] => match create(ready, flags, &fds) {
+                Ok((pid, pidfd)) => {
                     let answer = reply(pid, "", Some(pidfd));
                     ffi::close_fd(pidfd);
                     answer
                 }
-                Err(error) => reply(-error.raw_os_error().unwrap_or(1), &format!("clone: {error}"), None),
+                Err(Failed { step, error }) => {
+                    reply(-error.raw_os_error().unwrap_or(1), &format!("{step}: {error}"), None)
+                }
             },
             _ => reply(-ffi::EINVAL, "malformed request", None),
         };
