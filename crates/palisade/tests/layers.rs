@@ -36,6 +36,7 @@ fn only_the_allowed_arrows_exist() {
         ("palisade-wasi", &["palisade-core"]),
         ("palisade-wasmtime", &["palisade-core", "palisade-wasi"]),
         ("palisade", &["palisade-core", "palisade-wasmtime"]),
+        ("palisade-fabric", &["palisade-core"]),
         ("palisade-fake", &["palisade-core"]),
         // The suite knows no real backend; its own tests use the fake one.
         ("palisade-conformance", &["palisade-core"]),
