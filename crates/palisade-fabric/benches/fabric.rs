@@ -1,1 +1,145 @@
-fn main() {}
+//! Schedulers as their users see them: submit to outcome, in memory and durable, and coming back after a restart.
+//!
+//! `cargo bench -p palisade-fabric --bench fabric`
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use palisade_core::{
+    ArtifactHash, Completion, Execution, LeaseRequest, Outcome, Scheduler, Task, TaskState, Tenant, Usage, WorkerId,
+};
+use palisade_fabric::{Journal, JournalEntry, LocalScheduler, SchedulerOptions, SqliteJournal, Status};
+use tokio::runtime::Runtime;
+
+const IN_FLIGHT: usize = 256;
+const MEMORY_TASKS: usize = 400_000;
+const DURABLE_TASKS: usize = 100_000;
+const MEMORY_TARGET: f64 = 200_000.0;
+const DURABLE_TARGET: f64 = 20_000.0;
+const KEPT: u64 = 100_000;
+const RECOVERY_TARGET: Duration = Duration::from_secs(2);
+
+fn main() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let folder = tempfile::tempdir().expect("a folder");
+
+    let rates: Vec<_> = (0..3).map(|_| outcomes(&runtime, SchedulerOptions::default(), MEMORY_TASKS)).collect();
+    report("in memory, scheduler only, submit to outcome", &rates, MEMORY_TARGET);
+
+    let rates: Vec<_> = (0..3)
+        .map(|round| {
+            let mut options = SchedulerOptions::default();
+            let path = folder.path().join(format!("journal {round}"));
+            options.journal = Some(Box::new(SqliteJournal::new(path, 1 << 32).expect("the journal opens")));
+            outcomes(&runtime, options, DURABLE_TASKS)
+        })
+        .collect();
+    report("durable, scheduler only, submit to outcome", &rates, DURABLE_TARGET);
+
+    let path = folder.path().join("kept");
+    fill(&path);
+    let times: Vec<_> = (0..3)
+        .map(|_| {
+            let begun = Instant::now();
+            let mut options = SchedulerOptions::default();
+            options.journal = Some(Box::new(SqliteJournal::new(&path, 1 << 32).expect("the journal opens")));
+            let scheduler = LocalScheduler::open(options).expect("it opens");
+            let time = begun.elapsed();
+            assert_eq!(scheduler.stats().queued, KEPT);
+            time
+        })
+        .collect();
+    let best = times.iter().min().copied().unwrap_or_default();
+    let verdict = if best <= RECOVERY_TARGET { "met" } else { "MISSED" };
+    println!("TIME {KEPT} tasks come back: {times:?}; target {RECOVERY_TARGET:?}: {verdict}");
+}
+
+fn report(what: &str, rates: &[f64], target: f64) {
+    let best = rates.iter().copied().fold(0.0, f64::max);
+    let all: Vec<_> = rates.iter().map(|rate| format!("{rate:.0}")).collect();
+    let verdict = if best >= target { "met" } else { "MISSED" };
+    println!("RATE {what}: {} /s; target {target:.0}: {verdict} ({:.2} of it)", all.join(", "), best / target);
+}
+
+/// Tasks per second from submission to known outcome, with `IN_FLIGHT` clients that each wait for theirs.
+fn outcomes(runtime: &Runtime, options: SchedulerOptions, tasks: usize) -> f64 {
+    let scheduler = Arc::new(LocalScheduler::open(options).expect("it opens"));
+    let done = || Completion::Executed(Box::new(Execution::new(Outcome::Completed, Usage::default())));
+    let begun = Instant::now();
+    runtime.block_on(async {
+        let worker = |_| {
+            let scheduler = Arc::clone(&scheduler);
+            tokio::spawn(async move {
+                let worker = WorkerId(uuid::Uuid::now_v7());
+                let request = LeaseRequest { worker, tasks_max: 64, lease_time: Duration::from_secs(30) };
+                loop {
+                    let leases = scheduler.lease(request).await.expect("tasks come");
+                    let completions = leases.iter().map(|lease| scheduler.complete(lease.task.id, lease.fence, done()));
+                    all(completions.collect()).await;
+                }
+            })
+        };
+        let workers: Vec<_> = (0..2).map(worker).collect();
+        let clients: Vec<_> = (0..IN_FLIGHT)
+            .map(|number| {
+                let scheduler = Arc::clone(&scheduler);
+                tokio::spawn(async move {
+                    for _ in 0..tasks / IN_FLIGHT {
+                        let mut task = Task::new(ArtifactHash::of(b"plugin"));
+                        task.tenant = Tenant(format!("tenant {}", number % 16));
+                        let id = scheduler.submit(task).await.expect("it is taken").task;
+                        let record = scheduler.wait(id).await.expect("it ends");
+                        assert_eq!(record.state, TaskState::Completed);
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.await.expect("the client ends");
+        }
+        workers.into_iter().for_each(|worker| worker.abort());
+    });
+    (tasks / IN_FLIGHT * IN_FLIGHT) as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// Waits for all at once: their commits are shared.
+async fn all<T, E: std::fmt::Debug>(futures: Vec<palisade_core::BoxFuture<'_, Result<T, E>>>) {
+    let mut left = futures;
+    std::future::poll_fn(|context| {
+        left.retain_mut(|future| match future.as_mut().poll(context) {
+            std::task::Poll::Ready(result) => {
+                result.expect("it is recorded");
+                false
+            }
+            std::task::Poll::Pending => true,
+        });
+        if left.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}
+
+fn fill(path: &std::path::Path) {
+    let mut journal = SqliteJournal::new(path, 1 << 32).expect("the journal opens");
+    let status = Status {
+        state: TaskState::Queued,
+        submitted_at: 1_800_000_000_000,
+        ready_at: 0,
+        finished_at: 0,
+        failures: 0,
+        lost: 0,
+        completion: None,
+    };
+    for chunk in 0..KEPT / 10_000 {
+        let entries: Vec<_> = (chunk * 10_000..(chunk + 1) * 10_000)
+            .map(|seq| {
+                let mut task = Task::new(ArtifactHash::of(b"plugin"));
+                task.input = vec![1; 128].into();
+                task.tenant = Tenant(format!("tenant {}", seq % 1000));
+                JournalEntry::Submit { seq, task: Arc::new(task), status: status.clone() }
+            })
+            .collect();
+        journal.commit(&entries).expect("it is kept");
+    }
+}

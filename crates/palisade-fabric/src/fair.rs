@@ -471,8 +471,8 @@ mod tests {
             }
             let mut served = Vec::new();
             for step in 0..600 {
-                for tenant in 0..weights.len() {
-                    if joins[tenant] == step || (tenant == 0 && step == 0) {
+                for (tenant, join) in joins.iter().enumerate().take(weights.len()) {
+                    if *join == step || (tenant == 0 && step == 0) {
                         queue.push_many(600, Priority::Normal, tenant as u32);
                     }
                 }

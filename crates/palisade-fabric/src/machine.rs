@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::clock::{from_millis, span, to_millis};
-use crate::fair::{FairQueue, class_number};
+use crate::fair::FairQueue;
 use crate::limits::Bucket;
 use crate::retry::{self, Verdict};
 use crate::wheel::{Millis, TimerId, Wheel};

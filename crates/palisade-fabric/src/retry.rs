@@ -15,7 +15,7 @@ pub(crate) fn delay(policy: &RetryPolicy, failures: u32, asked: Option<Duration>
     let doublings = failures.saturating_sub(1).min(31);
     let backoff = policy.backoff_initial.saturating_mul(1 << doublings).min(policy.backoff_max);
     let millis = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX - 1);
-    Duration::from_millis((u128::from(random) * (u128::from(millis) + 1) >> 64) as u64)
+    Duration::from_millis(((u128::from(random) * (u128::from(millis) + 1)) >> 64) as u64)
 }
 
 /// What a completion asks for.

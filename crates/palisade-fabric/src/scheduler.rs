@@ -409,7 +409,7 @@ impl Scheduler for LocalScheduler {
     }
 
     fn release(&self, task: TaskId, fence: Fence) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move { Ok(self.shared.run(|machine, now| machine.release(now, task, fence))?.0) })
+        Box::pin(async move { self.shared.run(|machine, now| machine.release(now, task, fence)).map(drop) })
     }
 
     fn cancel(&self, task: TaskId) -> BoxFuture<'_, Result<TaskState>> {
