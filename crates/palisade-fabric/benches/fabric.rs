@@ -2,14 +2,18 @@
 //!
 //! `cargo bench -p palisade-fabric --bench fabric`
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use palisade_core::{
-    ArtifactHash, Completion, Execution, LeaseRequest, Outcome, Scheduler, Task, TaskState, Tenant, Usage, WorkerId,
+    Artifact, ArtifactHash, Completion, Execution, LeaseRequest, Outcome, Scheduler, Task, TaskState, Tenant, Usage,
+    WorkerId,
 };
-use palisade_fabric::{Journal, JournalEntry, LocalScheduler, SchedulerOptions, SqliteJournal, Status};
+use palisade_fabric::{
+    AgentTemplate, Executor, ExecutorOptions, Journal, JournalEntry, LocalScheduler, SchedulerOptions, SqliteJournal,
+    Status,
+};
+use palisade_fake::Fake;
 use tokio::runtime::Runtime;
 
 const IN_FLIGHT: usize = 256;
@@ -27,6 +31,9 @@ fn main() {
 
     let rates: Vec<_> = (0..3).map(|_| outcomes(&runtime, SchedulerOptions::default(), MEMORY_TASKS)).collect();
     report("in memory, scheduler only, submit to outcome", &rates, MEMORY_TARGET);
+
+    let rates: Vec<_> = (0..3).map(|_| executed(&runtime, SchedulerOptions::default(), MEMORY_TASKS)).collect();
+    report("in memory, no-op tasks run by an executor on the fake, submit to outcome", &rates, MEMORY_TARGET);
 
     let rates: Vec<_> = (0..3)
         .map(|round| {
@@ -63,31 +70,54 @@ fn report(what: &str, rates: &[f64], target: f64) {
     println!("RATE {what}: {} /s; target {target:.0}: {verdict} ({:.2} of it)", all.join(", "), best / target);
 }
 
-/// Tasks per second from submission to known outcome, with `IN_FLIGHT` clients that each wait for theirs.
+/// Tasks per second from submission to known outcome, with workers that only report success.
 fn outcomes(runtime: &Runtime, options: SchedulerOptions, tasks: usize) -> f64 {
     let scheduler = Arc::new(LocalScheduler::open(options).expect("it opens"));
     let done = || Completion::Executed(Box::new(Execution::new(Outcome::Completed, Usage::default())));
+    let worker = |_| {
+        let scheduler = Arc::clone(&scheduler);
+        runtime.spawn(async move {
+            let worker = WorkerId(uuid::Uuid::now_v7());
+            let request = LeaseRequest { worker, tasks_max: 64, lease_time: Duration::from_secs(30) };
+            loop {
+                let leases = scheduler.lease(request).await.expect("tasks come");
+                let completions = leases.iter().map(|lease| scheduler.complete(lease.task.id, lease.fence, done()));
+                all(completions.collect()).await;
+            }
+        })
+    };
+    let workers: Vec<_> = (0..2).map(worker).collect();
+    let rate = clients(runtime, &scheduler, ArtifactHash::of(b"plugin"), tasks);
+    workers.into_iter().for_each(|worker| worker.abort());
+    rate
+}
+
+/// Tasks per second from submission to known outcome, run by an executor, a fresh instance each.
+fn executed(runtime: &Runtime, options: SchedulerOptions, tasks: usize) -> f64 {
+    let scheduler = Arc::new(LocalScheduler::open(options).expect("it opens"));
+    let artifact = Artifact::wasm(&b"\0asm\x01\0\0\0"[..]).named("exit");
+    let plugin = artifact.hash();
+    let options = ExecutorOptions::new(Arc::clone(&scheduler) as _, Arc::new(Fake::new(None)));
+    let executor = runtime.block_on(async { Executor::start(options) }).expect("it starts");
+    let mut template = AgentTemplate::new("no-op", artifact);
+    template.tasks_max = IN_FLIGHT;
+    executor.spawn(template).expect("the agent is made");
+    let rate = clients(runtime, &scheduler, plugin, tasks);
+    let drained = runtime.block_on(executor.drain(Duration::from_secs(5)));
+    assert!(drained.in_time);
+    rate
+}
+
+/// Tasks per second of `IN_FLIGHT` clients that each wait for theirs.
+fn clients(runtime: &Runtime, scheduler: &Arc<LocalScheduler>, plugin: ArtifactHash, tasks: usize) -> f64 {
     let begun = Instant::now();
     runtime.block_on(async {
-        let worker = |_| {
-            let scheduler = Arc::clone(&scheduler);
-            tokio::spawn(async move {
-                let worker = WorkerId(uuid::Uuid::now_v7());
-                let request = LeaseRequest { worker, tasks_max: 64, lease_time: Duration::from_secs(30) };
-                loop {
-                    let leases = scheduler.lease(request).await.expect("tasks come");
-                    let completions = leases.iter().map(|lease| scheduler.complete(lease.task.id, lease.fence, done()));
-                    all(completions.collect()).await;
-                }
-            })
-        };
-        let workers: Vec<_> = (0..2).map(worker).collect();
         let clients: Vec<_> = (0..IN_FLIGHT)
             .map(|number| {
-                let scheduler = Arc::clone(&scheduler);
+                let scheduler = Arc::clone(scheduler);
                 tokio::spawn(async move {
                     for _ in 0..tasks / IN_FLIGHT {
-                        let mut task = Task::new(ArtifactHash::of(b"plugin"));
+                        let mut task = Task::new(plugin);
                         task.tenant = Tenant(format!("tenant {}", number % 16));
                         let id = scheduler.submit(task).await.expect("it is taken").task;
                         let record = scheduler.wait(id).await.expect("it ends");
@@ -99,7 +129,6 @@ fn outcomes(runtime: &Runtime, options: SchedulerOptions, tasks: usize) -> f64 {
         for client in clients {
             client.await.expect("the client ends");
         }
-        workers.into_iter().for_each(|worker| worker.abort());
     });
     (tasks / IN_FLIGHT * IN_FLIGHT) as f64 / begun.elapsed().as_secs_f64()
 }

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use palisade_core::Priority;
 
 // The modules themselves: they are no part of the crate's face, and nothing but a bench needs them from outside.
-#[allow(dead_code, reason = "the bench uses a part")]
+#[allow(dead_code, unused_imports, unreachable_pub, reason = "made for another crate; the bench uses a part")]
 #[path = "../src/fair.rs"]
 mod fair;
-#[allow(dead_code, reason = "the bench uses a part")]
+#[allow(dead_code, unused_imports, unreachable_pub, reason = "made for another crate; the bench uses a part")]
 #[path = "../src/wheel.rs"]
 mod wheel;
 

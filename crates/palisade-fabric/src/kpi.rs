@@ -29,6 +29,7 @@ pub(crate) struct Kpis {
     lost: [MetricId; 4],
     dead_lettered: [MetricId; 4],
     stale: MetricId,
+    renewed: MetricId,
     wait: [MetricId; 4],
     tenants: TenantWaits,
     /// Gauges, each with the value it has.
@@ -106,6 +107,7 @@ impl Kpis {
                 "Completions refused because the lease had ended",
                 &[],
             )?,
+            renewed: register(&sink, Counter, "palisade_task_leases_renewed_total", "Leases prolonged", &[])?,
             wait: by_class(
                 Histogram,
                 "palisade_queue_wait_seconds",
@@ -164,6 +166,10 @@ impl Kpis {
 
     pub(crate) fn refused(&self, kind: ErrorKind) {
         self.sink.add(self.refused[usize::from(kind != ErrorKind::Exhausted)], 1);
+    }
+
+    pub(crate) fn renewed(&self) {
+        self.sink.add(self.renewed, 1);
     }
 
     pub(crate) fn stale(&self) {

@@ -337,28 +337,27 @@ impl Machine {
             }
             Verdict::Retry(asked) => {
                 let random = self.random.next_u64();
-                let entry = self.entry_mut(slot);
-                entry.failures += 1;
+                self.entry_mut(slot).failures += 1;
+                let entry = self.entry(slot);
                 let policy = &entry.task.retry;
-                let until = span(retry::delay(policy, entry.failures, asked, random));
-                if entry.failures >= policy.attempts_max {
+                let until = self.now + span(retry::delay(policy, entry.failures, asked, random));
+                let used_up = entry.failures >= policy.attempts_max;
+                let deadline = entry.deadline.map_or(Millis::MAX, |(deadline, _)| deadline);
+                // A task past its deadline has failed by that, however many attempts it had left.
+                if used_up && self.now < deadline {
                     self.finish(slot, TaskState::DeadLettered, completion)
+                } else if used_up || until >= deadline {
+                    self.finish(slot, TaskState::Failed, completion)
                 } else {
-                    entry.completion = Some(Arc::clone(&completion));
-                    let deadline = entry.deadline.map(|(at, _)| at);
-                    let until = self.now + until;
-                    if deadline.is_some_and(|deadline| until >= deadline) {
-                        self.finish(slot, TaskState::Failed, completion)
+                    self.entry_mut(slot).completion = Some(completion);
+                    if until > self.now {
+                        self.delay(slot, until)
                     } else {
-                        if until > self.now {
-                            self.delay(slot, until)
-                        } else {
-                            self.enqueue(slot, false)
-                        }
-                        self.watch_deadline(slot);
-                        self.changed(slot, What::Retried);
-                        self.state(slot)
+                        self.enqueue(slot, false)
                     }
+                    self.watch_deadline(slot);
+                    self.changed(slot, What::Retried);
+                    self.state(slot)
                 }
             }
         })

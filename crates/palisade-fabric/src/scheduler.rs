@@ -390,6 +390,7 @@ impl Scheduler for LocalScheduler {
     fn renew(&self, task: TaskId, fence: Fence, lease_time: Duration) -> BoxFuture<'_, Result<SystemTime>> {
         Box::pin(async move {
             let (end, _) = self.shared.run(|machine, now| machine.renew(now, task, fence, lease_time))?;
+            self.shared.lock().kpis.renewed();
             Ok(from_millis(end))
         })
     }

@@ -611,6 +611,7 @@ fn apply(bench: &mut Bench, model: &mut Model, step: Step) -> Result<(), TestCas
             known.state = match how {
                 0 => TaskState::Completed,
                 1 => TaskState::Failed,
+                _ if known.deadline.is_some_and(|deadline| bench.now >= deadline) => TaskState::Failed,
                 _ if known.failures == 3 => TaskState::DeadLettered,
                 _ if known.deadline.is_some_and(|deadline| known.ready_at >= deadline) => TaskState::Failed,
                 _ => TaskState::Delayed,
