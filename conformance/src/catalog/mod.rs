@@ -2,7 +2,9 @@
 
 mod core;
 mod isolation;
+pub mod metrics;
 mod quota;
+pub mod scheduler;
 
 use crate::{Check, Requirement};
 
