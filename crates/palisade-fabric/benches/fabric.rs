@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use palisade_core::{
-    Artifact, ArtifactHash, Completion, Execution, LeaseRequest, Outcome, Scheduler, Task, TaskState, Tenant, Usage,
-    WorkerId,
+    Artifact, ArtifactHash, Call, Completion, Execution, HostFunctions, LeaseRequest, Outcome, Policy, PreparedExt,
+    Sandbox, Scheduler, Task, TaskState, Tenant, Usage, WorkerId,
 };
 use palisade_fabric::{
     AgentTemplate, Executor, ExecutorOptions, Journal, JournalEntry, LocalScheduler, SchedulerOptions, SqliteJournal,
@@ -33,6 +33,7 @@ fn main() {
     report("in memory, scheduler only, submit to outcome", &rates, MEMORY_TARGET);
 
     let rates: Vec<_> = (0..3).map(|_| executed(&runtime, SchedulerOptions::default(), MEMORY_TASKS)).collect();
+    bare(&runtime);
     report("in memory, no-op tasks run by an executor on the fake, submit to outcome", &rates, MEMORY_TARGET);
 
     let rates: Vec<_> = (0..3)
@@ -106,6 +107,23 @@ fn executed(runtime: &Runtime, options: SchedulerOptions, tasks: usize) -> f64 {
     let drained = runtime.block_on(executor.drain(Duration::from_secs(5)));
     assert!(drained.in_time);
     rate
+}
+
+/// What the fake alone takes of the tasks an executor runs on it.
+fn bare(runtime: &Runtime) {
+    const CALLS: u32 = 200_000;
+    let fake = Fake::new(None);
+    let artifact = Artifact::wasm(&b"\0asm\x01\0\0\0"[..]).named("exit");
+    let time = runtime.block_on(async {
+        let module = fake.load(artifact).await.expect("it loads");
+        let prepared = module.prepare(Policy::default(), HostFunctions::new()).expect("it is admitted");
+        let begun = Instant::now();
+        for _ in 0..CALLS {
+            prepared.run(Call::new()).await.expect("it runs");
+        }
+        begun.elapsed() / CALLS
+    });
+    println!("TIME fresh instance and call on the fake alone: {time:?}");
 }
 
 /// Tasks per second of `IN_FLIGHT` clients that each wait for theirs.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,9 @@ pub struct AgentTemplate {
     pub restarts: RestartBudget,
     /// Bounds of its memory.
     pub memory: MemoryLimits,
+    /// Where its memory is kept while no executor has the agent: read when it is spawned, written when it is removed
+    /// and when its executor is drained. `None`: nowhere.
+    pub memory_file: Option<PathBuf>,
 }
 
 impl AgentTemplate {
@@ -47,6 +51,7 @@ impl AgentTemplate {
             tasks_max: 64,
             restarts: RestartBudget::default(),
             memory: MemoryLimits::default(),
+            memory_file: None,
         }
     }
 }
@@ -227,9 +232,12 @@ impl Line {
 }
 
 impl Agent {
-    pub(crate) fn new(template: AgentTemplate, host: &HostFunctions) -> Agent {
-        let memory = AgentMemory::new(template.memory);
-        Agent {
+    pub(crate) fn new(template: AgentTemplate, host: &HostFunctions) -> Result<Agent> {
+        let memory = match &template.memory_file {
+            Some(file) => AgentMemory::load(template.memory, file)?,
+            None => AgentMemory::new(template.memory),
+        };
+        Ok(Agent {
             host: memory.add_to(host.clone()),
             memory,
             slots: Semaphore::new(template.tasks_max.clamp(1, Semaphore::MAX_PERMITS)),
@@ -246,7 +254,12 @@ impl Agent {
                 prepared: Vec::new(),
             }),
             template,
-        }
+        })
+    }
+
+    /// Writes its memory to where it is kept.
+    pub(crate) fn save(&self) -> Result<()> {
+        self.template.memory_file.as_ref().map_or(Ok(()), |file| self.memory.save(file))
     }
 
     /// Begins a task, or says how long the agent still rests.
@@ -440,7 +453,7 @@ mod tests {
     fn agent(restarts: RestartBudget) -> Agent {
         let mut template = AgentTemplate::new("agent", Artifact::wasm(&b"bytes"[..]));
         template.restarts = restarts;
-        Agent::new(template, &HostFunctions::new())
+        Agent::new(template, &HostFunctions::new()).unwrap()
     }
 
     fn ended(outcome: Outcome) -> Completion {

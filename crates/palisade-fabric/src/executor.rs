@@ -79,10 +79,13 @@ pub struct Executor {
 }
 
 /// What became of the tasks that ran when an executor was drained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
+#[non_exhaustive]
 pub struct Drained {
     /// Whether all came to their end within the grace. Otherwise those that had not were stopped and given back.
     pub in_time: bool,
+    /// Agents whose memory could not be saved, and why.
+    pub unsaved: Vec<(String, Error)>,
 }
 
 struct Shared {
@@ -187,7 +190,8 @@ impl Executor {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] when there is an agent of that name or for that artifact,
-    /// [`ErrorKind::InvalidPolicy`], [`ErrorKind::Exhausted`] when there are too many agents.
+    /// [`ErrorKind::InvalidPolicy`], [`ErrorKind::Exhausted`] when there are too many agents; those of
+    /// [`AgentMemory::load`].
     pub fn spawn(&self, template: AgentTemplate) -> Result<AgentMemory> {
         template.policy.validate()?;
         let plugin = template.artifact.hash();
@@ -201,7 +205,7 @@ impl Executor {
             let message = format!("there is an agent `{}` or another for this artifact already", template.name);
             return Err(Error::new(ErrorKind::InvalidInput, "spawn", message));
         }
-        let agent = Agent::new(template, &self.shared.host);
+        let agent = Agent::new(template, &self.shared.host)?;
         let memory = agent.memory.clone();
         agents.insert(plugin, Arc::new(agent));
         Ok(memory)
@@ -211,13 +215,15 @@ impl Executor {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`].
+    /// [`ErrorKind::NotFound`]; those of [`AgentMemory::save`], and then it is not removed.
     pub fn remove(&self, name: &str) -> Result<AgentReport> {
         let mut agents = self.shared.agents();
-        let plugin = agents.iter().find(|(_, agent)| agent.template.name == name).map(|(plugin, _)| *plugin);
-        let agent = plugin
-            .and_then(|plugin| agents.remove(&plugin))
+        let found = agents.iter().find(|(_, agent)| agent.template.name == name);
+        let (plugin, agent) = found
+            .map(|(plugin, agent)| (*plugin, Arc::clone(agent)))
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "remove", format!("there is no agent `{name}`")))?;
+        agent.save()?;
+        agents.remove(&plugin);
         agent.drain();
         Ok(agent.report())
     }
@@ -244,7 +250,9 @@ impl Executor {
             // Bounded: each task ends within the grace for stopping, or is dropped.
             let _ = self.shared.slots.acquire_many(all).await;
         }
-        Drained { in_time }
+        let agents = self.shared.agents();
+        let unsaved = agents.values().filter_map(|agent| Some((agent.template.name.clone(), agent.save().err()?)));
+        Drained { in_time, unsaved: unsaved.collect() }
     }
 }
 
@@ -474,30 +482,36 @@ async fn attempt(
         Err(error) => return host_error(&error),
     };
     // Counts the end even when this future panics or is dropped.
-    let mut begun_task = Begun { agent: &agent, begun, completion: None };
+    let counted = Counted { agent: &agent, begun, ended: false };
     let completion = call(shared, &agent, lease, token, progress).await;
     progress.enter(Phase::Teardown);
-    begun_task.completion = Some(completion.clone());
+    counted.end(&completion);
     completion
 }
 
-/// A task that an agent began.
-struct Begun<'a> {
+/// A task that an agent began and whose end it counts.
+struct Counted<'a> {
     agent: &'a Agent,
     begun: Instant,
-    completion: Option<Completion>,
+    ended: bool,
 }
 
-impl Drop for Begun<'_> {
+impl Counted<'_> {
+    fn end(mut self, completion: &Completion) {
+        self.ended = true;
+        let failed = is_failure(completion, self.agent.template.instances);
+        self.agent.end(completion, self.begun.elapsed(), failed, Instant::now());
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        let lost = || {
-            let outcome = Outcome::Crashed { message: "dropped".to_owned() };
-            Completion::Executed(Box::new(Execution::new(outcome, Usage::default())))
-        };
-        let panicked = self.completion.is_none() && std::thread::panicking();
-        let completion = self.completion.take().unwrap_or_else(lost);
-        let failed = panicked || is_failure(&completion, self.agent.template.instances);
-        self.agent.end(&completion, self.begun.elapsed(), failed, Instant::now());
+        if !self.ended {
+            let message = "it panicked, or did not end when it was told to".to_owned();
+            let completion =
+                Completion::Executed(Box::new(Execution::new(Outcome::Crashed { message }, Usage::default())));
+            self.agent.end(&completion, self.begun.elapsed(), std::thread::panicking(), Instant::now());
+        }
     }
 }
 

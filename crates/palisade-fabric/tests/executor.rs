@@ -358,6 +358,30 @@ async fn agents_have_memories_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_memory_outlives_its_executor() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("memory");
+    let template = || {
+        let mut template = AgentTemplate::new("one", probe("echo"));
+        template.memory_file = Some(file.clone());
+        template
+    };
+    let setting = start(Watched::new(), |_| {});
+    let memory = setting.executor.spawn(template()).unwrap();
+    memory.set(b"key", Bytes::from_static(b"value")).unwrap();
+    assert!(setting.executor.drain(Duration::from_secs(5)).await.unsaved.is_empty());
+    let setting = start(Watched::new(), |_| {});
+    let memory = setting.executor.spawn(template()).unwrap();
+    assert_eq!(memory.get(b"key").as_deref(), Some(&b"value"[..]));
+    memory.delete(b"key");
+    setting.executor.remove("one").unwrap();
+    assert!(setting.executor.spawn(template()).unwrap().is_empty());
+    std::fs::remove_dir_all(folder.path()).unwrap();
+    let unsaved = setting.executor.drain(Duration::from_secs(5)).await.unsaved;
+    assert_eq!((unsaved[0].0.as_str(), unsaved[0].1.kind(), unsaved.len()), ("one", ErrorKind::Io, 1));
+}
+
+#[tokio::test]
 async fn draining_is_bounded_and_gives_back_what_still_runs() {
     let setting = start(Watched::new(), |_| {});
     setting.spawn_with("count", |template| template.policy.quota.wall_time = None);
