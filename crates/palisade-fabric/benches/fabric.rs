@@ -64,6 +64,15 @@ fn main() {
     println!("TIME {KEPT} tasks come back: {times:?}; target {RECOVERY_TARGET:?}: {verdict}");
 }
 
+/// CPU time of this process: what a busy machine's other programs do not change much.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // After the name, which may hold anything: user and system time are the 12th and 13th, in hundredths of a second.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let ticks: u64 = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
 fn report(what: &str, rates: &[f64], target: f64) {
     let best = rates.iter().copied().fold(0.0, f64::max);
     let all: Vec<_> = rates.iter().map(|rate| format!("{rate:.0}")).collect();
@@ -128,7 +137,7 @@ fn bare(runtime: &Runtime) {
 
 /// Tasks per second of `IN_FLIGHT` clients that each wait for theirs.
 fn clients(runtime: &Runtime, scheduler: &Arc<LocalScheduler>, plugin: ArtifactHash, tasks: usize) -> f64 {
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), cpu_time());
     runtime.block_on(async {
         let clients: Vec<_> = (0..IN_FLIGHT)
             .map(|number| {
@@ -148,7 +157,9 @@ fn clients(runtime: &Runtime, scheduler: &Arc<LocalScheduler>, plugin: ArtifactH
             client.await.expect("the client ends");
         }
     });
-    (tasks / IN_FLIGHT * IN_FLIGHT) as f64 / begun.elapsed().as_secs_f64()
+    let done = tasks / IN_FLIGHT * IN_FLIGHT;
+    println!("CPU  {:.2} us a task", (cpu_time() - cpu).as_secs_f64() * 1e6 / done as f64);
+    done as f64 / begun.elapsed().as_secs_f64()
 }
 
 /// Waits for all at once: their commits are shared.

@@ -55,6 +55,7 @@ pub(crate) struct Machine {
     dead_total: Total,
     pace: Pace,
     changes: Vec<Change>,
+    forgotten: Vec<Entry>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -84,7 +85,7 @@ struct Pace {
 }
 
 #[derive(Debug)]
-struct Entry {
+pub(crate) struct Entry {
     task: Arc<Task>,
     /// Order of submission, never used twice.
     seq: u64,
@@ -191,6 +192,7 @@ impl Machine {
             dead_total: Total::default(),
             pace: Pace { last: now, interval: 0.0 },
             changes: Vec::new(),
+            forgotten: Vec::new(),
         }
     }
 
@@ -224,6 +226,11 @@ impl Machine {
     /// What happened since the last time.
     pub(crate) fn changes(&mut self) -> &mut Vec<Change> {
         &mut self.changes
+    }
+
+    /// What was forgotten, to be freed where nobody waits for it.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<Entry> {
+        std::mem::take(&mut self.forgotten)
     }
 
     /// Whether a worker that asks now may get a task.
@@ -773,6 +780,7 @@ impl Machine {
             Place::Done { bytes, .. } => self.results_total.subtract(bytes),
             _ => unreachable!("only tasks with an outcome are forgotten"),
         }
+        self.forgotten.push(entry);
         while let Some((slot, seq)) = self.results.front()
             && self.slots[*slot as usize].as_ref().is_none_or(|entry| entry.seq != *seq)
         {

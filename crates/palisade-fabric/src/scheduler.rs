@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -12,6 +11,7 @@ use palisade_core::{
     SchedulerStats, Submission, Task, TaskId, TaskRecord, TaskState, Tenant,
 };
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 use crate::clock::from_millis;
 use crate::journal::{Committer, JournalEntry};
@@ -151,7 +151,7 @@ impl LocalScheduler {
             ready: Notify::new(),
             committer,
         });
-        shared.settle(&mut shared.lock(), true);
+        shared.settle(shared.lock(), true);
         let mut timer = None;
         if !shared.clock.is_manual() {
             let theirs = Arc::clone(&shared);
@@ -168,7 +168,7 @@ impl LocalScheduler {
     pub fn tick(&self) {
         let mut state = self.shared.lock();
         state.machine.advance(self.shared.clock.millis());
-        self.shared.settle(&mut state, true);
+        self.shared.settle(state, true);
     }
 
     /// Sets what a tenant may do, from now on. Such a tenant is never forgotten, and counts towards
@@ -181,7 +181,7 @@ impl LocalScheduler {
     pub fn set_tenant_limits(&self, tenant: &Tenant, limits: TenantLimits) -> Result<()> {
         let mut state = self.shared.lock();
         state.machine.set_limits(tenant, limits)?;
-        self.shared.settle(&mut state, true);
+        self.shared.settle(state, true);
         Ok(())
     }
 }
@@ -207,10 +207,9 @@ impl Shared {
         if let Some(committer) = &self.committer {
             committer.check()?;
         }
-        let mut state = self.lock();
         let now = self.clock.millis();
+        let mut state = self.lock();
         let result = operation(&mut state.machine, now);
-        let position = self.settle(&mut state, true);
         if let Err(error) = &result {
             match (error.operation(), error.kind()) {
                 ("submit", kind) => state.kpis.refused(kind),
@@ -218,6 +217,7 @@ impl Shared {
                 _ => {}
             }
         }
+        let position = self.settle(state, true);
         Ok((result?, position))
     }
 
@@ -236,7 +236,11 @@ impl Shared {
     }
 
     /// Journals, counts and tells what the machine decided. Gives the journal position of the latest change.
-    fn settle(&self, state: &mut State, wake_workers: bool) -> u64 {
+    ///
+    /// Nobody is woken and nothing freed under the lock: both take long, and whoever is woken wants the lock.
+    fn settle(&self, mut guard: MutexGuard<'_, State>, wake_workers: bool) -> u64 {
+        let state = &mut *guard;
+        let mut ended = Vec::new();
         let mut changes = std::mem::take(state.machine.changes());
         let mut position = 0;
         if let Some(committer) = &self.committer {
@@ -261,18 +265,24 @@ impl Shared {
             if let What::Finished { .. } = change.what
                 && let Some(waiting) = state.waiting.remove(&change.task)
             {
-                waiting.notify_waiters();
+                ended.push(waiting);
             }
         }
         // Its room serves the next operation.
         *state.machine.changes() = changes;
         state.kpis.gauge(&state.machine);
-        if wake_workers && state.machine.has_work() {
+        let wake_workers = wake_workers && state.machine.has_work();
+        let wake_timer = state.machine.next_timer().is_some_and(|next| next < state.timer_at);
+        let forgotten = state.machine.take_forgotten();
+        drop(guard);
+        if wake_workers {
             self.ready.notify_one();
         }
-        if state.machine.next_timer().is_some_and(|next| next < state.timer_at) {
+        if wake_timer {
             self.timer.notify_one();
         }
+        ended.iter().for_each(|waiting| waiting.notify_waiters());
+        drop(forgotten);
         position
     }
 
@@ -281,13 +291,40 @@ impl Shared {
         while !state.closing {
             let now = self.clock.millis();
             state.machine.advance(now);
-            self.settle(&mut state, true);
-            let next = state.machine.next_timer();
-            state.timer_at = next.unwrap_or(Millis::MAX);
+            state.timer_at = state.machine.next_timer().unwrap_or(Millis::MAX);
+            self.settle(state, true);
+            state = self.lock();
+            // What was set meanwhile told a thread that did not wait yet.
+            if state.machine.next_timer().is_some_and(|next| next < state.timer_at) || state.closing {
+                continue;
+            }
             // Not for ever, so that a span too long for the system's call does no harm.
             let wait = Duration::from_millis(state.timer_at.saturating_sub(now).clamp(1, 3_600_000));
             state = self.timer.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// A task's outcome, or a place among those who wait for it: in one step, so that nothing is missed in between.
+    fn look(&self, task: TaskId) -> Result<Look<'_>> {
+        if let Some(committer) = &self.committer {
+            committer.check()?;
+        }
+        let now = self.clock.millis();
+        let mut state = self.lock();
+        let found = state.machine.get(now, task);
+        let notify = match &found {
+            Ok((record, _)) if !record.state.is_final() => Some(Arc::clone(state.waiting.entry(task).or_default())),
+            _ => None,
+        };
+        let ended = notify.as_ref().map(|notify| Arc::clone(notify).notified_owned());
+        self.settle(state, true);
+        let (record, position) = found?;
+        Ok(match notify.zip(ended) {
+            Some((notify, ended)) => {
+                Look::Waits { waiting: Waiting { shared: self, task, notify, told: false }, ended }
+            }
+            None => Look::Ended { record: Box::new(record), position },
+        })
     }
 
     /// What is recorded about a task, once it is safe.
@@ -313,15 +350,33 @@ impl Drop for Unclaimed<'_> {
     }
 }
 
+/// What somebody who wants a task's outcome finds.
+enum Look<'a> {
+    Ended {
+        record: Box<TaskRecord>,
+        position: u64,
+    },
+    /// `ended` hears of everything after the look.
+    Waits {
+        waiting: Waiting<'a>,
+        ended: OwnedNotified,
+    },
+}
+
 /// Somebody who waits for a task's outcome.
 struct Waiting<'a> {
     shared: &'a Shared,
     task: TaskId,
     notify: Arc<Notify>,
+    /// It heard of the end, for which the table was cleared.
+    told: bool,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        if self.told {
+            return;
+        }
         let mut state = self.shared.lock();
         // Ours and the table's: nobody else waits.
         if Arc::strong_count(&self.notify) == 2 && state.waiting.contains_key(&self.task) {
@@ -362,10 +417,11 @@ impl Scheduler for LocalScheduler {
                 }
                 let mut unclaimed = Unclaimed { shared, leases: Vec::new() };
                 let position = {
+                    let now = shared.clock.millis();
                     let mut state = shared.lock();
-                    let position = state.machine.lease(shared.clock.millis(), &request, &mut unclaimed.leases);
+                    let position = state.machine.lease(now, &request, &mut unclaimed.leases);
                     // One that got nothing wakes nobody: the next would get nothing either, and wake this one.
-                    shared.settle(&mut state, !unclaimed.leases.is_empty());
+                    shared.settle(state, !unclaimed.leases.is_empty());
                     position
                 };
                 if !unclaimed.leases.is_empty() {
@@ -425,18 +481,13 @@ impl Scheduler for LocalScheduler {
         Box::pin(async move {
             let shared = &*self.shared;
             loop {
-                let record = shared.record(task).await?;
-                if record.state.is_final() {
-                    return Ok(record);
-                }
-                let notify = Arc::clone(shared.lock().waiting.entry(task).or_default());
-                let waiting = Waiting { shared, task, notify };
-                let mut ended = pin!(waiting.notify.notified());
-                ended.as_mut().enable();
-                // It may have ended before it was known that somebody waits.
-                if shared.run(|machine, now| machine.get(now, task))?.0.0.state.is_final() {
-                    continue;
-                }
+                let (mut waiting, ended) = match shared.look(task)? {
+                    Look::Ended { record, position } => {
+                        shared.safe(position).await?;
+                        return Ok(*record);
+                    }
+                    Look::Waits { waiting, ended } => (waiting, ended),
+                };
                 match &shared.committer {
                     None => ended.await,
                     Some(committer) => tokio::select! {
@@ -444,6 +495,7 @@ impl Scheduler for LocalScheduler {
                         error = committer.failed() => return Err(error),
                     },
                 }
+                waiting.told = true;
             }
         })
     }
@@ -473,5 +525,39 @@ impl Scheduler for LocalScheduler {
 
     fn stats(&self) -> SchedulerStats {
         self.shared.lock().machine.stats()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use palisade_core::{ArtifactHash, WorkerId, block_on};
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_of_those_who_waited() {
+        let scheduler = LocalScheduler::open(SchedulerOptions::default()).unwrap();
+        let id = block_on(scheduler.submit(Task::new(ArtifactHash::of(b"plugin")))).unwrap().task;
+        let mut context = Context::from_waker(Waker::noop());
+        let mut waits: Vec<_> = (0..3).map(|_| scheduler.wait(id)).collect();
+        assert!(waits.iter_mut().all(|wait| wait.as_mut().poll(&mut context).is_pending()));
+        let waiting = || scheduler.shared.lock().waiting.len();
+        waits.truncate(1);
+        assert_eq!(waiting(), 1, "one still waits");
+        drop(waits);
+        assert_eq!(waiting(), 0);
+        let mut wait = scheduler.wait(id);
+        assert!(wait.as_mut().poll(&mut context).is_pending());
+        let request =
+            LeaseRequest { worker: WorkerId(uuid::Uuid::nil()), tasks_max: 1, lease_time: Duration::from_secs(1) };
+        let lease = block_on(scheduler.lease(request)).unwrap().remove(0);
+        let message = "over".to_owned();
+        let completion = Completion::HostError { message, retryable: false };
+        block_on(scheduler.complete(id, lease.fence, completion)).unwrap();
+        assert_eq!(waiting(), 0);
+        assert_eq!(block_on(wait).unwrap().state, TaskState::Failed);
+        assert_eq!(waiting(), 0);
     }
 }
