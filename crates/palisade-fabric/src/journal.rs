@@ -79,7 +79,10 @@ const BATCH_MAX: usize = 8192;
 #[derive(Debug)]
 pub(crate) struct Committer {
     shared: Arc<Shared>,
-    progress: watch::Receiver<Progress>,
+    /// Everything up to this position is safe.
+    safe: watch::Receiver<u64>,
+    /// Apart from the progress, so that those who wait for something else are not woken by each commit.
+    failure: watch::Receiver<Option<Failure>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -95,13 +98,6 @@ struct Pending {
     /// Entries ever given: the position of the latest.
     position: u64,
     closing: bool,
-}
-
-/// How far the journal is.
-#[derive(Debug, Clone, Default)]
-struct Progress {
-    safe: u64,
-    failure: Option<Failure>,
 }
 
 /// What ended the journal's use, to be told to everybody who asks.
@@ -131,13 +127,13 @@ impl Shared {
 impl Committer {
     pub(crate) fn start(journal: Box<dyn Journal>, kpis: JournalKpis) -> Result<Committer> {
         let shared = Arc::new(Shared { pending: Mutex::default(), arrived: Condvar::new() });
-        let (told, progress) = watch::channel(Progress::default());
+        let ((tell_safe, safe), (tell_failure, failure)) = (watch::channel(0), watch::channel(None));
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("palisade-journal".to_owned())
-            .spawn(move || commit_all(&theirs, journal, &told, &kpis))
+            .spawn(move || commit_all(&theirs, journal, &tell_safe, &tell_failure, &kpis))
             .map_err(|error| Error::new(ErrorKind::Io, "open", "no thread for the journal").source(error))?;
-        Ok(Committer { shared, progress, thread: Some(thread) })
+        Ok(Committer { shared, safe, failure, thread: Some(thread) })
     }
 
     /// Hands entries over and gives the position of the last. The caller keeps the order of the calls.
@@ -152,7 +148,7 @@ impl Committer {
 
     /// The error that ended the journal's use, if one did.
     pub(crate) fn check(&self) -> Result<()> {
-        match &self.progress.borrow().failure {
+        match &*self.failure.borrow() {
             Some(failure) => Err(failure.error()),
             None => Ok(()),
         }
@@ -160,28 +156,27 @@ impl Committer {
 
     /// Waits until everything up to `position` is safe.
     pub(crate) async fn safe(&self, position: u64) -> Result<()> {
-        let mut progress = self.progress.clone();
-        let seen = progress.wait_for(|progress| progress.safe >= position || progress.failure.is_some()).await;
-        match seen {
-            // What was safe before the journal failed is still safe.
-            Ok(progress) if progress.safe >= position => Ok(()),
-            Ok(progress) => Err(progress.failure.as_ref().map_or_else(closed, Failure::error)),
-            Err(_) => Err(closed()),
+        if self.is_safe(position) {
+            return Ok(());
         }
+        let mut safe = self.safe.clone();
+        let reached = safe.wait_for(|safe| *safe >= position).await.is_ok();
+        // The thread ends after a failure, and then nobody tells of more. What was safe before is so still.
+        if reached { Ok(()) } else { Err(self.check().err().unwrap_or_else(closed)) }
     }
 
     /// Waits until the journal fails.
     pub(crate) async fn failed(&self) -> Error {
-        let mut progress = self.progress.clone();
-        match progress.wait_for(|progress| progress.failure.is_some()).await {
-            Ok(progress) => progress.failure.as_ref().map_or_else(closed, Failure::error),
+        let mut failure = self.failure.clone();
+        match failure.wait_for(Option::is_some).await {
+            Ok(failure) => failure.as_ref().map_or_else(closed, Failure::error),
             Err(_) => closed(),
         }
     }
 
     /// Whether everything up to `position` is safe.
     pub(crate) fn is_safe(&self, position: u64) -> bool {
-        self.progress.borrow().safe >= position
+        *self.safe.borrow() >= position
     }
 }
 
@@ -199,7 +194,13 @@ fn closed() -> Error {
     Error::new(ErrorKind::Internal, "journal", "the journal's thread ended")
 }
 
-fn commit_all(shared: &Shared, mut journal: Box<dyn Journal>, told: &watch::Sender<Progress>, kpis: &JournalKpis) {
+fn commit_all(
+    shared: &Shared,
+    mut journal: Box<dyn Journal>,
+    tell_safe: &watch::Sender<u64>,
+    tell_failure: &watch::Sender<Option<Failure>>,
+    kpis: &JournalKpis,
+) {
     let mut safe = 0;
     loop {
         let entries = {
@@ -217,12 +218,12 @@ fn commit_all(shared: &Shared, mut journal: Box<dyn Journal>, told: &watch::Send
             if let Err(error) = journal.commit(batch) {
                 let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
                 let failure = Failure { kind: error.kind(), message: format!("{}{source}", error.message()) };
-                told.send_replace(Progress { safe, failure: Some(failure) });
+                tell_failure.send_replace(Some(failure));
                 return;
             }
             kpis.committed(begun.elapsed(), batch.len());
             safe += batch.len() as u64;
-            told.send_replace(Progress { safe, failure: None });
+            tell_safe.send_replace(safe);
         }
     }
 }

@@ -162,33 +162,22 @@ fn write(connection: &mut Connection, batch: &[JournalEntry]) -> Result<(), Prob
     let transaction = connection.transaction()?;
     {
         let mut insert = transaction.prepare_cached("INSERT INTO task VALUES (?1, ?2, ?3)")?;
-        let mut upsert =
-            transaction.prepare_cached("INSERT OR REPLACE INTO status VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
+        let mut insert_status =
+            transaction.prepare_cached("INSERT INTO status VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
+        let mut update_status = transaction.prepare_cached(
+            "UPDATE status SET state = ?2, submitted_at = ?3, ready_at = ?4, finished_at = ?5, failures = ?6, lost = ?7,
+                completion = ?8, crc = ?9 WHERE seq = ?1",
+        )?;
         let mut delete_task = transaction.prepare_cached("DELETE FROM task WHERE seq = ?1")?;
         let mut delete_status = transaction.prepare_cached("DELETE FROM status WHERE seq = ?1")?;
-        let mut keep = |seq: u64, status: &Status| -> Result<(), Problem> {
-            let completion = status.completion.as_deref().map(encode).transpose()?;
-            upsert.execute(params![
-                seq.cast_signed(),
-                state_name(status.state),
-                status.submitted_at.cast_signed(),
-                status.ready_at.cast_signed(),
-                status.finished_at.cast_signed(),
-                status.failures,
-                status.lost,
-                completion,
-                status_crc(seq, status, completion.as_deref()),
-            ])?;
-            Ok(())
-        };
         for entry in needed {
             match entry {
                 JournalEntry::Submit { seq, task, status } => {
                     let body = encode(&**task)?;
                     insert.execute(params![seq.cast_signed(), body, body_crc(*seq, &body)])?;
-                    keep(*seq, status)?;
+                    keep(&mut insert_status, *seq, status)?;
                 }
-                JournalEntry::Update { seq, status } => keep(*seq, status)?,
+                JournalEntry::Update { seq, status } => keep(&mut update_status, *seq, status)?,
                 JournalEntry::Forget { seq } => {
                     delete_task.execute([seq.cast_signed()])?;
                     delete_status.execute([seq.cast_signed()])?;
@@ -198,6 +187,23 @@ fn write(connection: &mut Connection, batch: &[JournalEntry]) -> Result<(), Prob
     }
     transaction.commit()?;
     Ok(())
+}
+
+/// Inserts or updates a row of `status`.
+fn keep(statement: &mut rusqlite::Statement<'_>, seq: u64, status: &Status) -> Result<(), Problem> {
+    let completion = status.completion.as_deref().map(encode).transpose()?;
+    let rows = statement.execute(params![
+        seq.cast_signed(),
+        state_name(status.state),
+        status.submitted_at.cast_signed(),
+        status.ready_at.cast_signed(),
+        status.finished_at.cast_signed(),
+        status.failures,
+        status.lost,
+        completion,
+        status_crc(seq, status, completion.as_deref()),
+    ])?;
+    if rows == 1 { Ok(()) } else { Err(Problem::Damaged("a task that changed was never submitted")) }
 }
 
 fn seq(entry: &JournalEntry) -> u64 {
