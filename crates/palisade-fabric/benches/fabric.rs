@@ -46,6 +46,8 @@ fn main() {
         .collect();
     report("durable, scheduler only, submit to outcome", &rates, DURABLE_TARGET);
 
+    idle_agents(&runtime);
+
     let path = folder.path().join("kept");
     fill(&path);
     let times: Vec<_> = (0..3)
@@ -116,6 +118,31 @@ fn executed(runtime: &Runtime, options: SchedulerOptions, tasks: usize) -> f64 {
     let drained = runtime.block_on(executor.drain(Duration::from_secs(5)));
     assert!(drained.in_time);
     rate
+}
+
+/// Memory of many agents that do nothing.
+fn idle_agents(runtime: &Runtime) {
+    const AGENTS: usize = 10_000;
+    let resident = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default() * 4096
+    };
+    let scheduler = Arc::new(LocalScheduler::open(SchedulerOptions::default()).expect("it opens"));
+    let options = ExecutorOptions::new(scheduler, Arc::new(Fake::new(None)));
+    let executor = runtime.block_on(async { Executor::start(options) }).expect("it starts");
+    let (before, begun) = (resident(), Instant::now());
+    for number in 0..AGENTS {
+        let artifact = Artifact::wasm([&b"\0asm\x01\0\0\0"[..], &number.to_le_bytes()].concat());
+        executor.spawn(AgentTemplate::new(format!("agent {number}"), artifact)).expect("the agent is made");
+    }
+    let each = begun.elapsed() / AGENTS as u32;
+    let mebibytes = resident().saturating_sub(before) as f64 / f64::from(1 << 20);
+    println!(
+        "SIZE {AGENTS} idle agents: {mebibytes:.1} MiB; target 1024: {}",
+        if mebibytes <= 1024.0 { "met" } else { "MISSED" }
+    );
+    println!("TIME one agent made: {each:?}; target 50ms");
+    runtime.block_on(executor.drain(Duration::from_secs(5)));
 }
 
 /// What the fake alone takes of the tasks an executor runs on it.

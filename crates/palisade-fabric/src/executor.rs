@@ -359,7 +359,13 @@ async fn run(shared: Arc<Shared>, lease: Lease, permit: Option<OwnedSemaphorePer
                 metrics.sink.observe(metrics.memory, execution.usage.memory_peak_bytes as f64);
                 metrics.sink.observe(metrics.cpu, execution.usage.cpu_time.as_secs_f64());
             }
-            shared.scheduler.complete(task, fence, completion).await.map(drop)
+            match shared.scheduler.complete(task, fence, completion).await {
+                // It cannot be kept as it is, and would not be by another worker either.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                    shared.scheduler.complete(task, fence, host_error(&error)).await.map(drop)
+                }
+                answer => answer.map(drop),
+            }
         }
         Err(Stop::Shutdown) => shared.scheduler.release(task, fence).await,
         Err(Stop::Unwanted | Stop::Deadline) => Ok(()),

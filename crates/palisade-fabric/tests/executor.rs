@@ -84,12 +84,17 @@ struct Setting {
 }
 
 fn start(sandbox: Watched, change: impl FnOnce(&mut ExecutorOptions)) -> Setting {
-    let scheduler = Arc::new(LocalScheduler::open(SchedulerOptions::default()).unwrap());
+    let mut options = SchedulerOptions::default();
+    options.limits.completion_bytes_max = COMPLETION_BYTES_MAX;
+    let scheduler = Arc::new(LocalScheduler::open(options).unwrap());
     let sandbox = Arc::new(sandbox);
     let mut options = ExecutorOptions::new(Arc::clone(&scheduler) as _, Arc::clone(&sandbox) as _);
     change(&mut options);
     Setting { scheduler, sandbox, executor: Executor::start(options).unwrap() }
 }
+
+/// What the schedulers of these tests keep of one completion.
+const COMPLETION_BYTES_MAX: usize = 10_000;
 
 fn task(verb: &str, input: impl Into<Bytes>) -> Task {
     let mut task = Task::new(probe(verb).hash());
@@ -166,6 +171,17 @@ async fn tasks_run_and_their_agents_count_them() {
     assert_eq!(setting.executor.remove("echo").unwrap().outcomes["completed"], 10);
     assert_eq!(setting.executor.remove("echo").unwrap_err().kind(), ErrorKind::NotFound);
     assert!(setting.executor.drain(Duration::from_secs(5)).await.in_time);
+}
+
+#[tokio::test]
+async fn an_outcome_that_is_too_large_to_keep_says_so() {
+    let setting = start(Watched::new(), |_| {});
+    setting.spawn("echo");
+    let fits = setting.run(task("echo", vec![7; COMPLETION_BYTES_MAX])).await;
+    assert_eq!(fits.state, TaskState::Completed);
+    let record = setting.run(task("echo", vec![7; COMPLETION_BYTES_MAX + 1])).await;
+    assert_eq!((record.state, record.lost), (TaskState::Failed, 0));
+    assert!(message(&record).contains("larger than allowed"), "{record:?}");
 }
 
 #[tokio::test]
