@@ -638,19 +638,20 @@ fn cancel_running(ctx: &mut Ctx) -> Result<(), Failure> {
 fn later(ctx: &mut Ctx) -> Result<(), Failure> {
     let mut delayed = task("later");
     let begun = Instant::now();
-    delayed.not_before = Some(SystemTime::now() + QUIET);
+    let wait = Duration::from_millis(500);
+    delayed.not_before = Some(SystemTime::now() + wait);
     let id = ctx.submit(delayed)?;
     let state = ctx.state(id)?;
     ctx.enforce();
     ctx.expect("its state before its time", state, state == TaskState::Delayed)?;
     let lease = ctx.one(LONG)?;
     let passed = begun.elapsed();
-    ctx.expect("time until it started, of 150 ms", (lease.attempt, passed), passed + Duration::from_millis(2) >= QUIET)
+    ctx.expect("time until it started, of 500 ms", (lease.attempt, passed), passed + Duration::from_millis(2) >= wait)
 }
 
 fn too_late(ctx: &mut Ctx) -> Result<(), Failure> {
     let mut hurried = task("nobody has time for it");
-    hurried.deadline = Some(SystemTime::now() + Duration::from_millis(50));
+    hurried.deadline = Some(SystemTime::now() + Duration::from_millis(500));
     let id = ctx.submit(hurried)?;
     ctx.enforce();
     let record = ctx.within(PATIENCE, ctx.subject().wait(id)).and_then(Result::ok);

@@ -298,6 +298,8 @@ mod tests {
         assert_eq!(set(b"abcd", 15), None, "less of the same key");
         assert_eq!(set(b"b", 0), None);
         assert_eq!(memory.bytes(), 20);
+        assert_eq!(set(b"b", 0), None, "the same again takes nothing more, and costs no other its place");
+        assert_eq!((memory.bytes(), memory.len()), (20, 2));
         assert_eq!(set(b"abcd", 16), Some(ErrorKind::Exhausted));
         assert_eq!(memory.get(b"abcd").unwrap().len(), 15, "a refused change changes nothing");
         assert!(memory.delete(b"abcd") && !memory.delete(b"abcd"));

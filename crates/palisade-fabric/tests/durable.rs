@@ -4,8 +4,9 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use palisade_core::{Error, ErrorKind, IdempotencyKey, Priority, Result, Scheduler, Task, TaskState, block_on};
@@ -286,6 +287,44 @@ fn a_failing_disk_wakes_everybody_and_acknowledges_nothing() {
         assert_eq!(scheduler.cancel(kept).await.unwrap_err().kind(), ErrorKind::Io);
     });
     assert_eq!(commits.load(Ordering::SeqCst), 2, "a journal that failed is not used again");
+}
+
+/// Holds each commit up until it is let go.
+#[derive(Debug)]
+struct Held(mpsc::Receiver<()>);
+
+impl Journal for Held {
+    fn open(&mut self, _: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64> {
+        Ok(1)
+    }
+
+    fn commit(&mut self, _: &[JournalEntry]) -> Result<()> {
+        // An error means that the test is over.
+        let _ = self.0.recv();
+        Ok(())
+    }
+}
+
+#[test]
+fn nothing_is_given_out_before_it_is_safe() {
+    let (let_go, held) = mpsc::channel();
+    let scheduler = open_with(Held(held), Clock::manual()).unwrap();
+    // Dropped before the scheduler, which waits for its journal, should the test fail.
+    let let_go = let_go;
+    let mut context = Context::from_waker(Waker::noop());
+    let mut submission = scheduler.submit(task("not safe yet"));
+    assert!(submission.as_mut().poll(&mut context).is_pending());
+    let mut lease = scheduler.lease(request(1));
+    assert!(lease.as_mut().poll(&mut context).is_pending());
+    drop(lease);
+    let stats = scheduler.stats();
+    assert_eq!((stats.queued, stats.running), (1, 0), "who went away took nothing along");
+    let mut lease = scheduler.lease(request(1));
+    assert!(lease.as_mut().poll(&mut context).is_pending());
+    drop(let_go);
+    let id = block_on(submission).unwrap().task;
+    let leases = block_on(lease).unwrap();
+    assert_eq!((support::ids(&leases), leases[0].attempt), (vec![id], 1));
 }
 
 #[test]
