@@ -32,9 +32,9 @@ pub enum Level {
     Should,
 }
 
-/// Code that exercises one or more requirements.
-#[derive(Debug, Clone, Copy)]
-pub struct Check {
+/// Code that exercises one or more requirements, with a context of its kind.
+#[derive(Debug)]
+pub struct Check<C = Context> {
     /// Permanent id: `profile.area.slug`.
     pub id: &'static str,
     /// Ids of the requirements it exercises.
@@ -44,7 +44,7 @@ pub struct Check {
     /// The fault of the reference backend that must make this check fail.
     pub control: &'static str,
     /// The body: a baseline, the enforced case, and recovery.
-    pub run: fn(&mut Context) -> Result<(), Failure>,
+    pub run: fn(&mut C) -> Result<(), Failure>,
 }
 
 impl Check {
@@ -61,7 +61,9 @@ impl Check {
     pub fn all_needs(&self) -> impl Iterator<Item = Need> {
         self.artifact().map(Need::Artifact).into_iter().chain(self.needs.iter().copied())
     }
+}
 
+impl<C> Check<C> {
     /// The profile: the first part of the id.
     pub fn profile(&self) -> &'static str {
         self.id.split('.').next().unwrap_or(self.id)

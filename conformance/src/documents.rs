@@ -4,21 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use crate::digest::sha256;
-use crate::{Check, Level, Requirement, catalog};
+use crate::{Check, Context, Level, Requirement, catalog};
 
 /// Requirements and the checks that exercise them.
 #[derive(Debug, Clone)]
-pub struct Catalog {
+pub struct Catalog<C: 'static = Context> {
     /// Version of the suite.
     pub version: String,
     /// Every requirement.
     pub requirements: Vec<&'static Requirement>,
     /// Every check, in the order they run.
-    pub checks: Vec<&'static Check>,
+    pub checks: Vec<&'static Check<C>>,
 }
 
 impl Catalog {
-    /// The catalog of this build of the suite.
+    /// The catalog for backends of this build of the suite.
     pub fn current() -> Catalog {
         Catalog {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -26,9 +26,17 @@ impl Catalog {
             checks: catalog::checks().collect(),
         }
     }
+}
+
+impl<C> Catalog<C> {
+    /// The catalog of one profile.
+    pub(crate) fn of(requirements: &'static [Requirement], checks: &'static [Check<C>]) -> Catalog<C> {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Catalog { version, requirements: requirements.iter().collect(), checks: checks.iter().collect() }
+    }
 
     /// The check of this id.
-    pub fn check(&self, id: &str) -> Option<&'static Check> {
+    pub fn check(&self, id: &str) -> Option<&'static Check<C>> {
         self.checks.iter().find(|check| check.id == id).copied()
     }
 
@@ -38,7 +46,7 @@ impl Catalog {
     }
 
     /// Whether a certificate rests on `check`: one of its requirements is a MUST.
-    pub fn counts(&self, check: &Check) -> bool {
+    pub fn counts(&self, check: &Check<C>) -> bool {
         let must =
             |requirement: &&Requirement| requirement.level == Level::Must && check.requires.contains(&requirement.id);
         self.requirements.iter().any(must)

@@ -14,6 +14,8 @@
 //! }
 //! ```
 //!
+//! Schedulers and metrics sinks have profiles of their own: [`certify_scheduler`], [`certify_metrics`].
+//!
 //! The guide is `README.md` of this crate.
 #![forbid(unsafe_code)]
 
@@ -21,6 +23,7 @@ mod ablation;
 pub mod catalog;
 mod certificate;
 mod check;
+mod component;
 mod context;
 mod digest;
 mod documents;
@@ -37,6 +40,10 @@ mod verdict;
 pub use ablation::{ABLATE, Protection, ablation};
 pub use certificate::{CapabilityNames, Certificate, ProfileStatus, SCHEMA as CERTIFICATE_SCHEMA, verify};
 pub use check::{Check, Evidence, Failure, Level, Need, Requirement, Step};
+pub use component::{
+    Component, ReadableSink, Reading, Trial, certify_metrics, certify_scheduler, component_document, component_lock,
+    read_text, run_component_check,
+};
 pub use context::Context;
 pub use documents::Catalog;
 pub use expect::{Expectation, Expectations, ExpectedOutcome, Judgement};

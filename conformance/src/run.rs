@@ -52,7 +52,12 @@ pub struct CheckReport {
 }
 
 impl CheckReport {
-    fn new(check: &Check, verdict: Verdict, message: impl Into<String>, started: Instant) -> CheckReport {
+    pub(crate) fn new<C>(
+        check: &Check<C>,
+        verdict: Verdict,
+        message: impl Into<String>,
+        started: Instant,
+    ) -> CheckReport {
         CheckReport {
             id: check.id.to_owned(),
             requires: check.requires.iter().map(|id| (*id).to_owned()).collect(),
@@ -126,7 +131,7 @@ pub fn run_check(subject: Subject, check: &Check) -> CheckReport {
     report
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no message").to_owned()
 }

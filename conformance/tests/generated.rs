@@ -1,6 +1,6 @@
 //! What is generated from the catalog is up to date.
 
-use palisade_conformance::Catalog;
+use palisade_conformance::{Catalog, component_document, component_lock};
 
 #[track_caller]
 fn assert_fresh(file: &str, expected: &str) {
@@ -21,4 +21,14 @@ fn the_lock_is_that_of_the_catalog() {
 #[test]
 fn the_document_is_that_of_the_catalog() {
     assert_fresh("REQUIREMENTS.md", &Catalog::current().requirements_document());
+}
+
+#[test]
+fn the_lock_of_the_components_is_that_of_their_catalogs() {
+    assert_fresh("components.lock", &component_lock());
+}
+
+#[test]
+fn the_document_of_the_components_is_that_of_their_catalogs() {
+    assert_fresh("COMPONENTS.md", &component_document());
 }

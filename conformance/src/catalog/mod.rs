@@ -2,8 +2,10 @@
 
 mod core;
 mod isolation;
+pub mod metrics;
 mod process;
 mod quota;
+pub mod scheduler;
 
 use crate::{Check, Requirement};
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 /// Result of a host-side operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -29,6 +30,8 @@ pub enum ErrorKind {
     Stale,
     /// The host's operating system refused something.
     Io,
+    /// Stored data is not what was once written. Nothing was changed.
+    Corrupt,
     /// A defect in the sandbox or in this library.
     Internal,
 }
@@ -61,6 +64,7 @@ struct Inner {
     message: Cow<'static, str>,
     help: Option<Cow<'static, str>>,
     context: Vec<(&'static str, String)>,
+    retry_after: Option<Duration>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -73,6 +77,7 @@ impl Error {
             message: message.into(),
             help: None,
             context: Vec::new(),
+            retry_after: None,
             source: None,
         }))
     }
@@ -88,6 +93,13 @@ impl Error {
     #[must_use]
     pub fn context(mut self, name: &'static str, value: impl fmt::Display) -> Self {
         self.0.context.push((name, value.to_string()));
+        self
+    }
+
+    /// Says when the same request may succeed.
+    #[must_use]
+    pub fn retry_in(mut self, delay: Duration) -> Self {
+        self.0.retry_after = Some(delay);
         self
     }
 
@@ -118,6 +130,11 @@ impl Error {
         self.0.help.as_deref()
     }
 
+    /// How long to wait before the same request may succeed, when known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
     /// The named facts, in the order they were added.
     pub fn context_pairs(&self) -> &[(&'static str, String)] {
         &self.0.context
@@ -144,6 +161,7 @@ impl fmt::Debug for Error {
             .field("message", &self.0.message)
             .field("help", &self.0.help)
             .field("context", &self.0.context)
+            .field("retry_after", &self.0.retry_after)
             .field("source", &self.0.source)
             .finish()
     }
@@ -164,6 +182,8 @@ impl serde::Serialize for Error {
             message: &'a str,
             help: Option<&'a str>,
             context: std::collections::BTreeMap<&'a str, &'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            retry_after_ms: Option<u128>,
             source: Option<String>,
         }
         Report {
@@ -172,6 +192,7 @@ impl serde::Serialize for Error {
             message: &self.0.message,
             help: self.0.help.as_deref(),
             context: self.0.context.iter().map(|(name, value)| (*name, value.as_str())).collect(),
+            retry_after_ms: self.0.retry_after.map(|delay| delay.as_millis()),
             source: self.0.source.as_ref().map(ToString::to_string),
         }
         .serialize(serializer)
@@ -189,6 +210,15 @@ mod tests {
             .source(std::io::Error::other("disk on fire"));
         assert_eq!(error.to_string(), "cannot read the file; check it");
         assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "disk on fire");
+    }
+
+    #[test]
+    fn advice_reaches_programs() {
+        let error = Error::new(ErrorKind::Exhausted, "submit", "full").retry_in(Duration::from_millis(250));
+        assert_eq!(error.retry_after(), Some(Duration::from_millis(250)));
+        assert_eq!(serde_json::to_value(&error).unwrap()["retry_after_ms"], 250);
+        let error = serde_json::to_value(Error::new(ErrorKind::Internal, "submit", "broken")).unwrap();
+        assert!(error.get("retry_after_ms").is_none());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The contract of a scheduler.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -20,11 +21,15 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     /// # Behavior
     ///
     /// * When it returns, the task is kept as safely as the scheduler promises (a durable one: on disk).
-    /// * The same idempotency key, tenant and plugin give the earlier task back, and the new one is not kept.
+    /// * The same idempotency key, tenant and plugin give the earlier task back, and the new one is not kept. So does
+    ///   the same id, which makes it safe to submit again after a lost answer.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Exhausted`](crate::ErrorKind::Exhausted) when the queue is full or the tenant is over its rate.
+    /// [`ErrorKind::Exhausted`](crate::ErrorKind::Exhausted) when the queue is full, the tenant is over its rate, or the
+    /// scheduler drains; with [`Error::retry_after`](crate::Error::retry_after) where waiting helps.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the task is malformed, too large or past its
+    /// deadline, or when an earlier task under the same key or id asks for something else.
     fn submit(&self, task: Task) -> BoxFuture<'_, Result<Submission>>;
 
     /// Waits for tasks to run and leases them.
@@ -35,6 +40,7 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     ///   class, then fair between tenants, then first come, first served.
     /// * A task is never leased to two workers at once; after the lease ends it is given out again with a greater fence.
     /// * Dropping the future leases nothing.
+    /// * While the scheduler is [paused](SchedulerMode::Paused), gives nothing.
     fn lease(&self, request: LeaseRequest) -> BoxFuture<'_, Result<Vec<Lease>>>;
 
     /// Prolongs a lease and returns its new end.
@@ -49,13 +55,28 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     /// # Behavior
     ///
     /// * Compare-and-set on the fence: of several completions one is recorded.
+    /// * An outcome that is [retryable](crate::Outcome::is_retryable) is tried again within the task's
+    ///   [`RetryPolicy`](crate::RetryPolicy) and before its deadline.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when `fence` is not the newest.
     fn complete(&self, task: TaskId, fence: Fence, completion: Completion) -> BoxFuture<'_, Result<TaskState>>;
 
+    /// Gives a lease back without an attempt: the task waits again, in front of its tenant's others, and nothing is
+    /// counted.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when `fence` is not the newest.
+    fn release(&self, task: TaskId, fence: Fence) -> BoxFuture<'_, Result<()>>;
+
     /// Cancels a task that is queued or running. Ending it twice changes nothing.
+    ///
+    /// # Behavior
+    ///
+    /// * A running task has its outcome at once: [`Scheduler::wait`] returns, by which its worker hears of it, and what
+    ///   the worker reports afterwards is refused.
     ///
     /// # Errors
     ///
@@ -75,6 +96,20 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     ///
     /// As [`Scheduler::get`].
     fn wait(&self, task: TaskId) -> BoxFuture<'_, Result<TaskRecord>>;
+
+    /// Tasks in the dead-letter queue, sorted by id, those after `after` only, at most `tasks_max`.
+    fn dead_letters(&self, after: Option<TaskId>, tasks_max: usize) -> BoxFuture<'_, Result<Vec<TaskRecord>>>;
+
+    /// Takes a task out of the dead-letter queue and tries it again from the beginning, as if newly submitted.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scheduler::submit`] and [`Scheduler::get`];
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the task is not in the dead-letter queue.
+    fn requeue(&self, task: TaskId) -> BoxFuture<'_, Result<TaskState>>;
+
+    /// Pauses, resumes or drains. It holds until it is set again or the scheduler is opened anew.
+    fn set_mode(&self, mode: SchedulerMode) -> BoxFuture<'_, Result<()>>;
 
     /// Counts of what is queued and running.
     fn stats(&self) -> SchedulerStats;
@@ -114,10 +149,10 @@ pub struct LeaseRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lease {
     /// The task.
-    pub task: Task,
+    pub task: Arc<Task>,
     /// Proof of the right.
     pub fence: Fence,
-    /// Which attempt this is, from 1.
+    /// Which attempt this is, from 1; lost ones count.
     pub attempt: u32,
     /// When the right ends.
     pub expires_at: SystemTime,
@@ -170,15 +205,32 @@ impl TaskState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskRecord {
     /// The task.
-    pub task: Task,
+    pub task: Arc<Task>,
     /// Where it is.
     pub state: TaskState,
-    /// Attempts whose end was reported.
+    /// When it was submitted.
+    pub submitted_at: SystemTime,
+    /// When it got its outcome.
+    pub finished_at: Option<SystemTime>,
+    /// Attempts that were reported to have failed.
     pub failures: u32,
     /// Attempts whose worker was lost.
     pub lost: u32,
-    /// The recorded outcome, once there is one.
-    pub completion: Option<Completion>,
+    /// The recorded outcome, once there is one; before, that of the latest failed attempt.
+    pub completion: Option<Arc<Completion>>,
+}
+
+/// What a scheduler does with tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchedulerMode {
+    /// Takes tasks and leases them.
+    #[default]
+    Running,
+    /// Takes tasks and leases none. Leases that are out go on.
+    Paused,
+    /// Takes no more tasks and leases those it has, until none is left.
+    Draining,
 }
 
 /// Counts of what a scheduler holds.

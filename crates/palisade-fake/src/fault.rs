@@ -3,29 +3,33 @@
 use std::fmt;
 
 macro_rules! faults {
-    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)*) => {
-        /// One thing that is wrong with the backend.
+    ($(#[doc = $about:literal])+ pub enum $Fault:ident; $($(#[doc = $doc:literal])+ $name:ident = $text:literal,)*) => {
+        $(#[doc = $about])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
-        pub enum Fault {
+        pub enum $Fault {
             $($(#[doc = $doc])+ $name,)*
         }
 
-        impl Fault {
+        impl $Fault {
             /// Every fault.
-            pub const ALL: &[Fault] = &[$(Fault::$name),*];
+            pub const ALL: &[$Fault] = &[$($Fault::$name),*];
 
             /// The name, as checks write it.
             pub fn as_str(self) -> &'static str {
                 match self {
-                    $(Fault::$name => $text,)*
+                    $($Fault::$name => $text,)*
                 }
             }
         }
     };
 }
 
+pub(crate) use faults;
+
 faults! {
+    /// One thing that is wrong with the backend.
+    pub enum Fault;
     /// Output loses its last byte.
     CorruptsOutput = "corrupts-output",
     /// Every end by the guest itself counts as success.

@@ -9,12 +9,16 @@
 //!
 //! assert_eq!(Fake::new(Some(Fault::IgnoresFuel)).capabilities().backend, "fake");
 //! ```
+//!
+//! [`FakeScheduler`] and [`FakeSink`] are the same for the other two traits of the contract.
 #![forbid(unsafe_code)]
 
 mod fault;
 mod files;
 mod machine;
+mod metrics;
 mod native;
+mod scheduler;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,6 +32,8 @@ use palisade_core::{
 };
 
 pub use fault::{Fault, Universal};
+pub use metrics::{FakeSink, SinkFault};
+pub use scheduler::{FakeScheduler, SchedulerFault};
 
 use fault::Wrong;
 use machine::Machine;

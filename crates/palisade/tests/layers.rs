@@ -37,6 +37,7 @@ fn only_the_allowed_arrows_exist() {
         ("palisade-wasmtime", &["palisade-core", "palisade-wasi"]),
         ("palisade-process", &["palisade-core"]),
         ("palisade", &["palisade-core", "palisade-process", "palisade-wasmtime"]),
+        ("palisade-fabric", &["palisade-core"]),
         ("palisade-fake", &["palisade-core"]),
         // The suite knows no real backend; its own tests use the fake one.
         ("palisade-conformance", &["palisade-core"]),

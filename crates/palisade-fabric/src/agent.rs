@@ -1,0 +1,554 @@
+//! Agents: named, supervised workers made from a template.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use palisade_core::{
+    Artifact, ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Instance, Module, Outcome, Policy, Prepared,
+    Resource, Result,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::latency::Latencies;
+use crate::{AgentMemory, MemoryLimits};
+
+/// What agents are made from.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct AgentTemplate {
+    /// Name, unique in an executor.
+    pub name: String,
+    /// What it runs.
+    pub artifact: Artifact,
+    /// The most its tasks may use and reach. A task's own quota holds where it is smaller; what a task asks to reach
+    /// beyond this is refused.
+    pub policy: Policy,
+    /// Whether tasks share an instance.
+    pub instances: InstanceMode,
+    /// Tasks it runs at once. Default 64.
+    pub tasks_max: usize,
+    /// How often it is started again after it failed.
+    pub restarts: RestartBudget,
+    /// Bounds of its memory.
+    pub memory: MemoryLimits,
+    /// Where its memory is kept while no executor has the agent: read when it is spawned, written when it is removed
+    /// and when its executor is drained. `None`: nowhere.
+    pub memory_file: Option<PathBuf>,
+}
+
+impl AgentTemplate {
+    /// An agent called `name` that runs `artifact`, with defaults for everything else.
+    pub fn new(name: impl Into<String>, artifact: Artifact) -> AgentTemplate {
+        AgentTemplate {
+            name: name.into(),
+            artifact,
+            policy: Policy::default(),
+            instances: InstanceMode::Fresh,
+            tasks_max: 64,
+            restarts: RestartBudget::default(),
+            memory: MemoryLimits::default(),
+            memory_file: None,
+        }
+    }
+}
+
+/// Whether tasks of an agent share an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceMode {
+    /// Each task has an instance of its own: nothing of one task is left for the next.
+    #[default]
+    Fresh,
+    /// An instance serves task after task until it ends abnormally. Tasks of one policy share it, whoever submitted
+    /// them.
+    Kept,
+}
+
+/// How often an agent is started again after it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RestartBudget {
+    /// Failures within [`RestartBudget::window`] it survives; one more terminates it. Default 5.
+    pub failures_max: u32,
+    /// How long a failure counts. Default 1 min.
+    pub window: Duration,
+    /// Pause after the first failure; doubles with each that counts. Default 100 ms.
+    pub backoff_initial: Duration,
+    /// Longest pause. Default 10 s.
+    pub backoff_max: Duration,
+}
+
+impl Default for RestartBudget {
+    fn default() -> Self {
+        RestartBudget {
+            failures_max: 5,
+            window: Duration::from_secs(60),
+            backoff_initial: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Where an agent is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentState {
+    /// Made, and has run nothing yet.
+    Spawned,
+    /// Can run tasks and runs none.
+    Ready,
+    /// Runs tasks.
+    Busy,
+    /// Takes no more tasks and ends those it has.
+    Draining,
+    /// Runs nothing any more.
+    Terminated,
+}
+
+/// What moves an agent from state to state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A task begins.
+    Begin,
+    /// A task ended; so many still run.
+    End { left: usize },
+    /// Its executor wants it to end; so many tasks run.
+    Drain { running: usize },
+    /// Its budget of restarts is used up.
+    GiveUp,
+}
+
+impl AgentState {
+    /// The next state, or `None` when the event cannot happen in this one.
+    pub(crate) fn after(self, event: Event) -> Option<AgentState> {
+        use AgentState::{Busy, Draining, Ready, Spawned, Terminated};
+        match (self, event) {
+            (Spawned | Ready | Busy, Event::Begin) => Some(Busy),
+            (Busy, Event::End { left: 0 }) => Some(Ready),
+            (Busy, Event::End { .. }) => Some(Busy),
+            (Draining, Event::End { left: 0 }) => Some(Terminated),
+            (Draining, Event::End { .. }) => Some(Draining),
+            (Terminated, Event::End { .. }) => Some(Terminated),
+            (Spawned | Ready | Busy | Draining, Event::Drain { running: 0 }) => Some(Terminated),
+            (Spawned | Ready | Busy | Draining, Event::Drain { .. }) => Some(Draining),
+            (Terminated, Event::Drain { .. }) => Some(Terminated),
+            (_, Event::GiveUp) => Some(Terminated),
+            (Draining | Terminated, Event::Begin) | (Spawned | Ready, Event::End { .. }) => None,
+        }
+    }
+}
+
+/// What an agent did, and where it is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct AgentReport {
+    /// Its name.
+    pub name: String,
+    /// What it runs.
+    pub plugin: ArtifactHash,
+    /// Where it is.
+    pub state: AgentState,
+    /// Tasks it runs now.
+    pub running: usize,
+    /// Ends by outcome, by the outcome's name.
+    pub outcomes: BTreeMap<&'static str, u64>,
+    /// Times it failed and was started again.
+    pub restarts: u64,
+    /// Half of the tasks took at most this, from lease to completion.
+    pub latency_p50: Duration,
+    /// Nine of ten took at most this.
+    pub latency_p90: Duration,
+    /// 99 of 100 took at most this.
+    pub latency_p99: Duration,
+    /// CPU time in all.
+    pub cpu_time: Duration,
+    /// Most memory one task had.
+    pub memory_peak_bytes: u64,
+    /// Entries of its memory.
+    pub memory_entries: usize,
+    /// Bytes of its memory.
+    pub memory_bytes: usize,
+}
+
+/// A running agent.
+pub(crate) struct Agent {
+    pub(crate) template: AgentTemplate,
+    pub(crate) memory: AgentMemory,
+    /// The executor's functions and those of this agent's memory.
+    host: HostFunctions,
+    /// As many permits as tasks it may still begin.
+    pub(crate) slots: Semaphore,
+    state: Mutex<State>,
+}
+
+struct State {
+    state: AgentState,
+    running: usize,
+    outcomes: BTreeMap<&'static str, u64>,
+    restarts: u64,
+    /// Failures that count, oldest first.
+    failures: VecDeque<Instant>,
+    /// Not before this does it begin another task.
+    rests_until: Option<Instant>,
+    latencies: Latencies,
+    cpu_time: Duration,
+    memory_peak_bytes: u64,
+    /// By the task's policy, the latest last.
+    prepared: Vec<(Policy, Arc<Line>)>,
+}
+
+/// Policies of tasks that are kept prepared.
+const PREPARED_MAX: usize = 16;
+/// Kept instances that wait for a task, of one policy.
+const IDLE_MAX: usize = 64;
+
+/// A module prepared for one policy, and the kept instances of it that wait.
+pub(crate) struct Line {
+    pub(crate) prepared: Arc<dyn Prepared>,
+    idle: Mutex<Vec<Box<dyn Instance>>>,
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Agent").field("name", &self.template.name).finish_non_exhaustive()
+    }
+}
+
+impl Line {
+    pub(crate) fn take(&self) -> Option<Box<dyn Instance>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    pub(crate) fn give_back(&self, instance: Box<dyn Instance>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX {
+            idle.push(instance);
+        }
+    }
+}
+
+impl Agent {
+    pub(crate) fn new(template: AgentTemplate, host: &HostFunctions) -> Result<Agent> {
+        let memory = match &template.memory_file {
+            Some(file) => AgentMemory::load(template.memory, file)?,
+            None => AgentMemory::new(template.memory),
+        };
+        Ok(Agent {
+            host: memory.add_to(host.clone()),
+            memory,
+            slots: Semaphore::new(template.tasks_max.clamp(1, Semaphore::MAX_PERMITS)),
+            state: Mutex::new(State {
+                state: AgentState::Spawned,
+                running: 0,
+                outcomes: BTreeMap::new(),
+                restarts: 0,
+                failures: VecDeque::new(),
+                rests_until: None,
+                latencies: Latencies::default(),
+                cpu_time: Duration::ZERO,
+                memory_peak_bytes: 0,
+                prepared: Vec::new(),
+            }),
+            template,
+        })
+    }
+
+    /// Writes its memory to where it is kept.
+    pub(crate) fn save(&self) -> Result<()> {
+        self.template.memory_file.as_ref().map_or(Ok(()), |file| self.memory.save(file))
+    }
+
+    /// Begins a task, or says how long the agent still rests.
+    pub(crate) fn begin(&self, now: Instant) -> Result<Option<Duration>> {
+        let mut state = self.lock();
+        let Some(next) = state.state.after(Event::Begin) else {
+            let message = format!("agent `{}` is {:?} and runs no more tasks", self.template.name, state.state);
+            let kind = if state.state == AgentState::Draining { ErrorKind::Exhausted } else { ErrorKind::Stale };
+            return Err(Error::new(kind, "run", message).context("restarts", state.restarts));
+        };
+        if let Some(until) = state.rests_until.filter(|until| *until > now) {
+            return Ok(Some(until - now));
+        }
+        state.rests_until = None;
+        state.state = next;
+        state.running += 1;
+        Ok(None)
+    }
+
+    /// Ends a task that [`Agent::begin`] began. Gives the pause before a restart when the agent failed.
+    pub(crate) fn end(&self, completion: &Completion, latency: Duration, failed: bool, now: Instant) {
+        let mut state = self.lock();
+        state.running -= 1;
+        let left = state.running;
+        state.move_on(Event::End { left });
+        *state.outcomes.entry(name(completion)).or_default() += 1;
+        state.latencies.add(latency);
+        if let Completion::Executed(execution) = completion {
+            state.cpu_time += execution.usage.cpu_time;
+            state.memory_peak_bytes = state.memory_peak_bytes.max(execution.usage.memory_peak_bytes);
+        }
+        if failed {
+            let budget = self.template.restarts;
+            state.failures.push_back(now);
+            while state.failures.front().is_some_and(|at| now.duration_since(*at) > budget.window) {
+                state.failures.pop_front();
+            }
+            let counted = u32::try_from(state.failures.len()).unwrap_or(u32::MAX);
+            if counted > budget.failures_max {
+                state.move_on(Event::GiveUp);
+                state.prepared.clear();
+            } else {
+                state.restarts += 1;
+                let pause = budget.backoff_initial.saturating_mul(1 << (counted - 1).min(31)).min(budget.backoff_max);
+                state.rests_until = now.checked_add(pause);
+            }
+        }
+    }
+
+    pub(crate) fn drain(&self) {
+        let mut state = self.lock();
+        let running = state.running;
+        state.move_on(Event::Drain { running });
+    }
+
+    /// The module prepared for tasks with `policy`.
+    pub(crate) fn prepare(&self, module: &Arc<dyn Module>, policy: &Policy) -> Result<Arc<Line>> {
+        {
+            let mut state = self.lock();
+            if let Some(at) = state.prepared.iter().position(|(known, _)| known == policy) {
+                let last = state.prepared.len() - 1;
+                // Often it is the last already.
+                state.prepared.swap(at, last);
+                return Ok(Arc::clone(&state.prepared[last].1));
+            }
+        }
+        let prepared = module.prepare(within(policy, &self.template.policy)?, self.host.clone())?;
+        let line = Arc::new(Line { prepared, idle: Mutex::default() });
+        let mut state = self.lock();
+        if state.prepared.len() >= PREPARED_MAX {
+            state.prepared.remove(0);
+        }
+        state.prepared.push((policy.clone(), Arc::clone(&line)));
+        Ok(line)
+    }
+
+    pub(crate) fn report(&self) -> AgentReport {
+        let state = self.lock();
+        AgentReport {
+            name: self.template.name.clone(),
+            plugin: self.template.artifact.hash(),
+            state: state.state,
+            running: state.running,
+            outcomes: state.outcomes.clone(),
+            restarts: state.restarts,
+            latency_p50: state.latencies.at(0.5),
+            latency_p90: state.latencies.at(0.9),
+            latency_p99: state.latencies.at(0.99),
+            cpu_time: state.cpu_time,
+            memory_peak_bytes: state.memory_peak_bytes,
+            memory_entries: self.memory.len(),
+            memory_bytes: self.memory.bytes(),
+        }
+    }
+
+    // Whole after each statement.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn move_on(&mut self, event: Event) {
+        debug_assert!(self.state.after(event).is_some(), "{event:?} in {:?}", self.state);
+        self.state = self.state.after(event).unwrap_or(self.state);
+    }
+}
+
+/// What a task runs under: the agent's policy, with the task's bounds where they are smaller.
+///
+/// # Errors
+///
+/// [`ErrorKind::Denied`] when the task asks to reach what the agent may not.
+fn within(task: &Policy, agent: &Policy) -> Result<Policy> {
+    let denied = |what: &str| {
+        Err(Error::new(
+            ErrorKind::Denied,
+            "prepare",
+            format!("the task asks for {what}, which its agent may not grant"),
+        )
+        .help("ask for less, or install the plugin with this grant"))
+    };
+    let (asked, may) = (&task.grants, &agent.grants);
+    if asked.directories.iter().any(|directory| !may.directories.contains(directory)) {
+        return denied("a directory");
+    }
+    if asked.environment.iter().any(|(name, value)| may.environment.get(name) != Some(value)) {
+        return denied("an environment variable");
+    }
+    if let Some(name) = asked.host_functions.difference(&may.host_functions).next() {
+        return denied(&format!("the host function `{name}`"));
+    }
+    if asked.network && !may.network {
+        return denied("the network");
+    }
+    if asked.child_processes && !may.child_processes {
+        return denied("child processes");
+    }
+    let mut policy = agent.clone();
+    let smaller = |resource: Resource| {
+        let (task, agent) = (task.quota.get(resource), agent.quota.get(resource));
+        task.is_some_and(|task| agent.is_none_or(|agent| task < agent))
+    };
+    let (from, to) = (&task.quota, &mut policy.quota);
+    for resource in Resource::ALL.into_iter().filter(|resource| smaller(*resource)) {
+        match resource {
+            Resource::WallTime => to.wall_time = from.wall_time,
+            Resource::CpuTime => to.cpu_time = from.cpu_time,
+            Resource::Fuel => to.fuel = from.fuel,
+            Resource::Memory => to.memory_bytes = from.memory_bytes,
+            Resource::Stack => to.stack_bytes = from.stack_bytes,
+            Resource::Output => to.output_bytes = from.output_bytes,
+            Resource::Log => to.log_bytes = from.log_bytes,
+            Resource::OpenFiles => to.open_files = from.open_files,
+            Resource::Disk => to.disk_bytes = from.disk_bytes,
+            Resource::HostCalls => to.host_calls = from.host_calls,
+            Resource::Processes => to.processes = from.processes,
+            Resource::Threads => to.threads = from.threads,
+            // A resource this version does not know: its agent's bound must not be lifted silently.
+            other => {
+                return Err(Error::new(ErrorKind::Unsupported, "prepare", format!("agents cannot bound {other}")));
+            }
+        }
+    }
+    Ok(policy)
+}
+
+/// The outcome's name, as in JSON.
+fn name(completion: &Completion) -> &'static str {
+    match completion {
+        Completion::HostError { .. } => "host_error",
+        Completion::Executed(execution) => match &execution.outcome {
+            Outcome::Completed => "completed",
+            Outcome::Failed { .. } => "failed",
+            Outcome::Trapped { .. } => "trapped",
+            Outcome::QuotaExceeded { .. } => "quota_exceeded",
+            Outcome::Denied { .. } => "denied",
+            Outcome::Cancelled { .. } => "cancelled",
+            Outcome::Crashed { .. } => "crashed",
+            _ => "other",
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palisade_core::{DirectoryGrant, Execution, Quota, Usage};
+
+    use super::*;
+
+    fn agent(restarts: RestartBudget) -> Agent {
+        let mut template = AgentTemplate::new("agent", Artifact::wasm(&b"bytes"[..]));
+        template.restarts = restarts;
+        Agent::new(template, &HostFunctions::new()).unwrap()
+    }
+
+    fn ended(outcome: Outcome) -> Completion {
+        Completion::Executed(Box::new(Execution::new(outcome, Usage::default())))
+    }
+
+    #[test]
+    fn the_life_of_an_agent() {
+        use AgentState::{Busy, Draining, Ready, Spawned, Terminated};
+        let agent = agent(RestartBudget::default());
+        let (now, done, none) = (Instant::now(), ended(Outcome::Completed), Duration::ZERO);
+        let state = || agent.report().state;
+        assert_eq!(state(), Spawned);
+        assert!(agent.begin(now).unwrap().is_none() && agent.begin(now).unwrap().is_none());
+        assert_eq!((state(), agent.report().running), (Busy, 2));
+        agent.end(&done, none, false, now);
+        assert_eq!(state(), Busy);
+        agent.drain();
+        assert_eq!(state(), Draining);
+        assert_eq!(agent.begin(now).unwrap_err().kind(), ErrorKind::Exhausted);
+        agent.end(&done, none, false, now);
+        assert_eq!(state(), Terminated);
+        assert_eq!(agent.begin(now).unwrap_err().kind(), ErrorKind::Stale);
+        assert_eq!(Busy.after(Event::End { left: 0 }), Some(Ready));
+        assert_eq!(Ready.after(Event::End { left: 0 }), None);
+        assert_eq!(Ready.after(Event::Drain { running: 0 }), Some(Terminated));
+    }
+
+    #[test]
+    fn restarts_are_paced_and_bounded() {
+        let agent = agent(RestartBudget {
+            failures_max: 2,
+            window: Duration::from_secs(10),
+            backoff_initial: Duration::from_secs(1),
+            backoff_max: Duration::from_millis(1500),
+        });
+        let begun = Instant::now();
+        let at = |millis| begun + Duration::from_millis(millis);
+        let crash = |millis| {
+            assert_eq!(agent.begin(at(millis)).unwrap(), None);
+            agent.end(&ended(Outcome::Crashed { message: String::new() }), Duration::ZERO, true, at(millis));
+        };
+        crash(0);
+        assert_eq!(agent.begin(at(400)).unwrap(), Some(Duration::from_millis(600)));
+        crash(5000);
+        assert_eq!(agent.begin(at(5000)).unwrap(), Some(Duration::from_millis(1500)), "doubled, up to the longest");
+        // The first no longer counts, so this is the second again.
+        crash(10_500);
+        assert_eq!(agent.report().restarts, 3);
+        crash(12_000);
+        assert_eq!(agent.report().state, AgentState::Terminated);
+        assert_eq!(agent.begin(at(99_000)).unwrap_err().kind(), ErrorKind::Stale);
+        assert_eq!(agent.report().outcomes["crashed"], 4);
+    }
+
+    #[test]
+    fn a_task_gets_no_more_than_its_agent_may_give() {
+        let mut agent = Policy::default();
+        agent.quota.fuel = Some(100);
+        agent.quota.memory_bytes = Some(1000);
+        agent.grants.host_functions.insert("kv.get".into());
+        agent.grants.directories.push(DirectoryGrant::read_only("/srv", "/data"));
+        let mut task = Policy { quota: Quota::unlimited(), ..Policy::default() };
+        assert_eq!(within(&task, &agent).unwrap(), agent, "what a task leaves open, the agent bounds");
+        task.quota.fuel = Some(99);
+        task.quota.memory_bytes = Some(1001);
+        task.quota.cpu_time = Some(Duration::from_secs(1));
+        task.grants.host_functions.insert("kv.get".into());
+        let both = within(&task, &agent).unwrap();
+        assert_eq!((both.quota.fuel, both.quota.memory_bytes), (Some(99), Some(1000)));
+        assert_eq!(both.quota.cpu_time, Some(Duration::from_secs(1)));
+        for resource in Resource::ALL {
+            let mut tight = Quota::unlimited();
+            assert_eq!(tight.get(resource), None);
+            tight =
+                Quota { wall_time: Some(Duration::from_nanos(1)), cpu_time: Some(Duration::from_nanos(1)), ..tight };
+            for count in [&mut tight.fuel, &mut tight.memory_bytes, &mut tight.stack_bytes, &mut tight.output_bytes] {
+                *count = Some(1);
+            }
+            for count in [&mut tight.log_bytes, &mut tight.open_files, &mut tight.disk_bytes, &mut tight.host_calls] {
+                *count = Some(1);
+            }
+            (tight.processes, tight.threads) = (Some(1), Some(1));
+            let open = Policy { quota: Quota::unlimited(), ..Policy::default() };
+            let tight = Policy { quota: tight, ..Policy::default() };
+            assert_eq!(within(&tight, &open).unwrap().quota.get(resource), Some(1), "{resource}");
+        }
+        let denied = |change: &dyn Fn(&mut Policy)| {
+            let mut task = Policy::default();
+            change(&mut task);
+            within(&task, &agent).unwrap_err().kind() == ErrorKind::Denied
+        };
+        assert!(denied(&|task| task.grants.directories.push(DirectoryGrant::read_write("/srv", "/data"))));
+        assert!(denied(&|task| drop(task.grants.environment.insert("A".into(), "B".into()))));
+        assert!(denied(&|task| task.grants.host_functions = ["kv.set".to_owned()].into()));
+        assert!(denied(&|task| task.grants.network = true) && denied(&|task| task.grants.child_processes = true));
+    }
+}

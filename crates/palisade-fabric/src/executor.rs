@@ -1,0 +1,600 @@
+//! Runs the tasks of a scheduler in a sandbox.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use palisade_core::{
+    ArtifactHash, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions, Lease, LeaseRequest,
+    MetricDescriptor, MetricId, MetricKind, MetricsSink, Outcome, Phase, Resource, Result, Sandbox, Scheduler, Usage,
+    WorkerId,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::agent::Agent;
+use crate::modules::Modules;
+use crate::{AgentMemory, AgentReport, AgentTemplate, InstanceMode, NullSink};
+
+/// How to start an [`Executor`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ExecutorOptions {
+    /// Where tasks come from.
+    pub scheduler: Arc<dyn Scheduler>,
+    /// Where they run.
+    pub sandbox: Arc<dyn Sandbox>,
+    /// What guests may be granted, besides their agent's memory.
+    pub host: HostFunctions,
+    /// Tasks leased at once. Default 256.
+    pub tasks_max: usize,
+    /// How long a lease lasts unless it is renewed; it is, each third of this time. Default 30 s.
+    pub lease_time: Duration,
+    /// Loaded modules kept. Default 256.
+    pub modules_max: usize,
+    /// Agents at once. Default 10 000.
+    pub agents_max: usize,
+    /// How long a guest that was told to end may take before it is dropped. Default 1 s.
+    pub stop_grace: Duration,
+    /// Who hears its figures.
+    pub metrics: Arc<dyn MetricsSink>,
+}
+
+impl ExecutorOptions {
+    /// Defaults for everything but the two sides it connects.
+    pub fn new(scheduler: Arc<dyn Scheduler>, sandbox: Arc<dyn Sandbox>) -> ExecutorOptions {
+        ExecutorOptions {
+            scheduler,
+            sandbox,
+            host: HostFunctions::new(),
+            tasks_max: 256,
+            lease_time: Duration::from_secs(30),
+            modules_max: 256,
+            agents_max: 10_000,
+            stop_grace: Duration::from_secs(1),
+            metrics: Arc::new(NullSink),
+        }
+    }
+}
+
+/// Leases tasks and runs each by the agent of its plugin.
+///
+/// While a task runs, its lease is renewed; when the lease is lost or the task cancelled, the guest is stopped. A task's
+/// deadline covers everything from loading to teardown, and the outcome names the phase it passed in. A panic in one task
+/// ends that task only, as `Crashed`.
+///
+/// A task of an agent that is at its limit, or rests after a failure, waits inside the executor and takes one of its
+/// places; a plugin whose tasks pile up is better bounded by its tenant's
+/// [`running_max`](crate::TenantLimits::running_max).
+#[derive(Debug)]
+pub struct Executor {
+    shared: Arc<Shared>,
+    leasing: Option<JoinHandle<()>>,
+}
+
+/// What became of the tasks that ran when an executor was drained.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Whether all came to their end within the grace. Otherwise those that had not were stopped and given back.
+    pub in_time: bool,
+    /// Agents whose memory could not be saved, and why.
+    pub unsaved: Vec<(String, Error)>,
+}
+
+struct Shared {
+    scheduler: Arc<dyn Scheduler>,
+    modules: Modules,
+    host: HostFunctions,
+    options: Bounds,
+    slots: Arc<Semaphore>,
+    agents: Mutex<HashMap<ArtifactHash, Arc<Agent>>>,
+    /// What tasks that run are to do.
+    order: watch::Sender<Order>,
+    metrics: Figures,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    tasks_max: usize,
+    lease_time: Duration,
+    agents_max: usize,
+    stop_grace: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+enum Order {
+    Work,
+    /// Take no more tasks.
+    Drain,
+    /// Give back what still runs.
+    Stop,
+}
+
+#[derive(Debug)]
+struct Figures {
+    sink: Arc<dyn MetricsSink>,
+    run: MetricId,
+    memory: MetricId,
+    cpu: MetricId,
+}
+
+impl Figures {
+    fn new(sink: Arc<dyn MetricsSink>) -> Result<Figures> {
+        let register = |name: &str, help: &str| {
+            let (name, help) = (name.to_owned(), help.to_owned());
+            sink.register(&MetricDescriptor { name, help, kind: MetricKind::Histogram, labels: Vec::new() })
+        };
+        Ok(Figures {
+            run: register("palisade_task_run_seconds", "Time from a task's lease to its completion")?,
+            memory: register("palisade_task_memory_peak_bytes", "Most memory a task had")?,
+            cpu: register("palisade_task_cpu_seconds", "CPU time of a task")?,
+            sink,
+        })
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// How often a scheduler that fails is asked again, at first and at most.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Most tasks leased in one go.
+const BATCH_MAX: usize = 64;
+
+impl Executor {
+    /// Starts leasing and running tasks on the current Tokio runtime, whose timer must be enabled.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] for bounds of zero, those of registering metrics.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
+    pub fn start(options: ExecutorOptions) -> Result<Executor> {
+        if options.tasks_max == 0 || options.lease_time.is_zero() {
+            return Err(Error::new(ErrorKind::InvalidInput, "start", "an executor runs 1 task or more, for some time"));
+        }
+        let bounds = Bounds {
+            tasks_max: options.tasks_max.min(Semaphore::MAX_PERMITS),
+            lease_time: options.lease_time,
+            agents_max: options.agents_max,
+            stop_grace: options.stop_grace,
+        };
+        let shared = Arc::new(Shared {
+            scheduler: options.scheduler,
+            modules: Modules::new(options.sandbox, options.modules_max),
+            host: options.host,
+            slots: Arc::new(Semaphore::new(bounds.tasks_max)),
+            options: bounds,
+            agents: Mutex::default(),
+            order: watch::Sender::new(Order::Work),
+            metrics: Figures::new(options.metrics)?,
+        });
+        let leasing = tokio::spawn(lease_all(Arc::clone(&shared)));
+        Ok(Executor { shared, leasing: Some(leasing) })
+    }
+
+    /// Makes an agent, which runs the tasks of its template's artifact from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] when there is an agent of that name or for that artifact,
+    /// [`ErrorKind::InvalidPolicy`], [`ErrorKind::Exhausted`] when there are too many agents; those of
+    /// [`AgentMemory::load`].
+    pub fn spawn(&self, template: AgentTemplate) -> Result<AgentMemory> {
+        template.policy.validate()?;
+        let plugin = template.artifact.hash();
+        let mut agents = self.shared.agents();
+        if agents.len() >= self.shared.options.agents_max {
+            return Err(Error::new(ErrorKind::Exhausted, "spawn", "there are too many agents")
+                .context("limit", self.shared.options.agents_max)
+                .help("remove one that is not needed"));
+        }
+        if agents.contains_key(&plugin) || agents.values().any(|agent| agent.template.name == template.name) {
+            let message = format!("there is an agent `{}` or another for this artifact already", template.name);
+            return Err(Error::new(ErrorKind::InvalidInput, "spawn", message));
+        }
+        let agent = Agent::new(template, &self.shared.host)?;
+        let memory = agent.memory.clone();
+        agents.insert(plugin, Arc::new(agent));
+        Ok(memory)
+    }
+
+    /// Removes an agent: it takes no more tasks, and ends when those it runs have ended. Gives its last report.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`]; those of [`AgentMemory::save`], and then it is not removed.
+    pub fn remove(&self, name: &str) -> Result<AgentReport> {
+        let mut agents = self.shared.agents();
+        let found = agents.iter().find(|(_, agent)| agent.template.name == name);
+        let (plugin, agent) = found
+            .map(|(plugin, agent)| (*plugin, Arc::clone(agent)))
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "remove", format!("there is no agent `{name}`")))?;
+        agent.save()?;
+        agents.remove(&plugin);
+        agent.drain();
+        Ok(agent.report())
+    }
+
+    /// What each agent did and where it is, sorted by name.
+    pub fn reports(&self) -> Vec<AgentReport> {
+        let mut reports: Vec<_> = self.shared.agents().values().map(|agent| agent.report()).collect();
+        reports.sort_by(|one, other| one.name.cmp(&other.name));
+        reports
+    }
+
+    /// Takes no more tasks, lets those that run come to their end within `grace`, then stops what is left and gives it
+    /// back to the scheduler, uncounted.
+    pub async fn drain(mut self, grace: Duration) -> Drained {
+        self.shared.order.send_replace(Order::Drain);
+        if let Some(leasing) = self.leasing.take() {
+            let _ = leasing.await;
+        }
+        self.shared.agents().values().for_each(|agent| agent.drain());
+        let all = u32::try_from(self.shared.options.tasks_max).unwrap_or(u32::MAX);
+        let in_time = tokio::time::timeout(grace, self.shared.slots.acquire_many(all)).await.is_ok();
+        if !in_time {
+            self.shared.order.send_replace(Order::Stop);
+            // Bounded: each task ends within the grace for stopping, or is dropped.
+            let _ = self.shared.slots.acquire_many(all).await;
+        }
+        let agents = self.shared.agents();
+        let unsaved = agents.values().filter_map(|agent| Some((agent.template.name.clone(), agent.save().err()?)));
+        Drained { in_time, unsaved: unsaved.collect() }
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.shared.order.send_replace(Order::Stop);
+        if let Some(leasing) = self.leasing.take() {
+            leasing.abort();
+        }
+    }
+}
+
+impl Shared {
+    // Whole after each statement.
+    fn agents(&self) -> MutexGuard<'_, HashMap<ArtifactHash, Arc<Agent>>> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn lease_all(shared: Arc<Shared>) {
+    let worker = WorkerId(Uuid::now_v7());
+    let mut order = shared.order.subscribe();
+    let mut patience = PATIENCE.0;
+    loop {
+        let Ok(first) = Arc::clone(&shared.slots).acquire_owned().await else { return };
+        let mut permits = first;
+        let more = shared.slots.available_permits().min(BATCH_MAX - 1);
+        if let Ok(more) = Arc::clone(&shared.slots).try_acquire_many_owned(more as u32) {
+            permits.merge(more);
+        }
+        let request = LeaseRequest { worker, tasks_max: permits.num_permits(), lease_time: shared.options.lease_time };
+        let leases = tokio::select! {
+            biased;
+            () = ordered(&mut order, Order::Drain) => return,
+            leases = shared.scheduler.lease(request) => leases,
+        };
+        match leases {
+            Ok(leases) => {
+                patience = PATIENCE.0;
+                for lease in leases {
+                    // As many as were asked for at most.
+                    let permit = permits.split(1);
+                    tokio::spawn(run(Arc::clone(&shared), lease, permit));
+                }
+            }
+            Err(_) => {
+                drop(permits);
+                tokio::select! {
+                    () = ordered(&mut order, Order::Drain) => return,
+                    () = tokio::time::sleep(patience) => patience = (patience * 2).min(PATIENCE.1),
+                }
+            }
+        }
+    }
+}
+
+/// Where a task is, for the outcome of a deadline. In the order of [`PHASES`].
+struct Progress(AtomicU8);
+
+const PHASES: [Phase; 5] = [Phase::Queued, Phase::Loading, Phase::Starting, Phase::Running, Phase::Teardown];
+
+impl Progress {
+    fn enter(&self, phase: Phase) {
+        let number = PHASES.iter().position(|known| *known == phase).unwrap_or_default();
+        self.0.store(number as u8, Ordering::Relaxed);
+    }
+
+    fn phase(&self) -> Phase {
+        PHASES[usize::from(self.0.load(Ordering::Relaxed)) % PHASES.len()]
+    }
+}
+
+/// Why a task is told to end.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stop {
+    Deadline,
+    /// Cancelled, or leased to somebody else: nobody wants to hear of it.
+    Unwanted,
+    /// The executor ends.
+    Shutdown,
+}
+
+/// Runs one task to its completion, whatever happens.
+async fn run(shared: Arc<Shared>, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
+    let begun = Instant::now();
+    let (task, fence) = (lease.task.id, lease.fence);
+    let token = CancelToken::new();
+    let progress = Progress(AtomicU8::new(0));
+    let completion = {
+        let mut work = pin!(guarded(attempt(&shared, &lease, &token, &progress, begun)));
+        // Most tasks of a quick guest are done at once, and need nobody to watch them.
+        match std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+            Poll::Ready(completion) => Ok(completion),
+            Poll::Pending => supervise(&shared, &lease, &token, &progress, work).await,
+        }
+    };
+    // An error means that the scheduler gave the task to somebody else or recorded its end already, or that it failed;
+    // then the lease ends by itself, and the task is tried again.
+    let _ = match completion {
+        Ok(completion) => {
+            let metrics = &shared.metrics;
+            metrics.sink.observe(metrics.run, begun.elapsed().as_secs_f64());
+            if let Completion::Executed(execution) = &completion {
+                metrics.sink.observe(metrics.memory, execution.usage.memory_peak_bytes as f64);
+                metrics.sink.observe(metrics.cpu, execution.usage.cpu_time.as_secs_f64());
+            }
+            match shared.scheduler.complete(task, fence, completion).await {
+                // It cannot be kept as it is, and would not be by another worker either.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                    shared.scheduler.complete(task, fence, host_error(&error)).await.map(drop)
+                }
+                answer => answer.map(drop),
+            }
+        }
+        Err(Stop::Shutdown) => shared.scheduler.release(task, fence).await,
+        Err(Stop::Unwanted | Stop::Deadline) => Ok(()),
+    };
+    drop(permit);
+}
+
+/// Drives `work`, renews the lease, and stops the guest when it must.
+async fn supervise(
+    shared: &Shared,
+    lease: &Lease,
+    token: &CancelToken,
+    progress: &Progress,
+    mut work: Pin<&mut impl Future<Output = Completion>>,
+) -> Result<Completion, Stop> {
+    let (task, fence) = (lease.task.id, lease.fence);
+    let mut ended = shared.scheduler.wait(task);
+    let mut order = shared.order.subscribe();
+    let deadline = lease.task.deadline;
+    let left = deadline.map(|deadline| deadline.duration_since(SystemTime::now()).unwrap_or_default());
+    let mut until_deadline = pin!(tokio::time::sleep(left.unwrap_or(Duration::MAX)));
+    let mut renewal = tokio::time::interval(shared.options.lease_time / 3);
+    renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    renewal.reset();
+    let stop = loop {
+        tokio::select! {
+            biased;
+            completion = &mut work => return Ok(completion),
+            // Cancelled, or a failing scheduler: then the lease cannot be kept either.
+            _ = &mut ended => break Stop::Unwanted,
+            () = &mut until_deadline, if deadline.is_some() => break Stop::Deadline,
+            () = ordered(&mut order, Order::Stop) => break Stop::Shutdown,
+            _ = renewal.tick() => {
+                let renewed = shared.scheduler.renew(task, fence, shared.options.lease_time).await;
+                if renewed.is_err_and(|error| error.kind() == ErrorKind::Stale) {
+                    break Stop::Unwanted;
+                }
+            }
+        }
+    };
+    let phase = progress.phase();
+    token.cancel();
+    let last = tokio::time::timeout(shared.options.stop_grace, &mut work).await;
+    if stop != Stop::Deadline {
+        return Err(stop);
+    }
+    let usage = match &last {
+        // The guest ended by itself before it heard.
+        Ok(Completion::Executed(execution)) if !matches!(execution.outcome, Outcome::Cancelled { .. }) => {
+            return last.map_err(|_| stop);
+        }
+        Ok(Completion::Executed(execution)) => execution.usage,
+        Ok(Completion::HostError { .. }) | Err(_) => Usage::default(),
+    };
+    // The guest's own word on where it was is finer.
+    let phase = match last {
+        Ok(Completion::Executed(execution)) => match execution.outcome {
+            Outcome::Cancelled { phase } => phase,
+            _ => phase,
+        },
+        _ => phase,
+    };
+    Ok(Completion::Executed(Box::new(Execution::new(past_deadline(lease, phase), usage))))
+}
+
+/// The outcome of a task whose deadline passed. Counted from its creation, which its id tells.
+fn past_deadline(lease: &Lease, phase: Phase) -> Outcome {
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let created = lease.task.id.0.get_timestamp().map_or(SystemTime::UNIX_EPOCH, |stamp| {
+        let (seconds, nanos) = stamp.to_unix();
+        SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos)).unwrap_or(SystemTime::UNIX_EPOCH)
+    });
+    let since = |time: SystemTime| nanos(time.duration_since(created).unwrap_or_default());
+    let limit = since(lease.task.deadline.unwrap_or(created));
+    Outcome::QuotaExceeded { resource: Resource::WallTime, limit, used: since(SystemTime::now()).max(limit + 1), phase }
+}
+
+/// `work`, with a panic of it as its outcome.
+async fn guarded(work: impl Future<Output = Completion>) -> Completion {
+    let mut work = pin!(work);
+    std::future::poll_fn(|context| {
+        catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".to_owned());
+            let outcome = Outcome::Crashed { message: format!("a panic of the host: {text}") };
+            Poll::Ready(Completion::Executed(Box::new(Execution::new(outcome, Usage::default()))))
+        })
+    })
+    .await
+}
+
+/// Finds the agent, waits for its turn, and counts what became of the task.
+async fn attempt(
+    shared: &Shared,
+    lease: &Lease,
+    token: &CancelToken,
+    progress: &Progress,
+    begun: Instant,
+) -> Completion {
+    let agent = shared.agents().get(&lease.task.plugin).cloned();
+    let Some(agent) = agent else {
+        let message = format!("no agent here runs plugin {}", lease.task.plugin);
+        return Completion::HostError { message, retryable: false };
+    };
+    let turn = async {
+        // Never closed.
+        let permit = agent.slots.acquire().await.ok();
+        while let Some(rest) = agent.begin(Instant::now())? {
+            tokio::time::sleep(rest).await;
+        }
+        Ok(permit)
+    };
+    let turn = tokio::select! {
+        biased;
+        turn = turn => turn,
+        () = token.cancelled() => return cancelled(Phase::Queued),
+    };
+    let _permit = match turn {
+        Ok(permit) => permit,
+        Err(error) => return host_error(&error),
+    };
+    // Counts the end even when this future panics or is dropped.
+    let counted = Counted { agent: &agent, begun, ended: false };
+    let completion = call(shared, &agent, lease, token, progress).await;
+    progress.enter(Phase::Teardown);
+    counted.end(&completion);
+    completion
+}
+
+/// A task that an agent began and whose end it counts.
+struct Counted<'a> {
+    agent: &'a Agent,
+    begun: Instant,
+    ended: bool,
+}
+
+impl Counted<'_> {
+    fn end(mut self, completion: &Completion) {
+        self.ended = true;
+        let failed = is_failure(completion, self.agent.template.instances);
+        self.agent.end(completion, self.begun.elapsed(), failed, Instant::now());
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let message = "it panicked, or did not end when it was told to".to_owned();
+            let completion =
+                Completion::Executed(Box::new(Execution::new(Outcome::Crashed { message }, Usage::default())));
+            self.agent.end(&completion, self.begun.elapsed(), std::thread::panicking(), Instant::now());
+        }
+    }
+}
+
+/// Whether the agent, not only its task, failed: what made its instances is broken, or a kept instance is gone.
+fn is_failure(completion: &Completion, instances: InstanceMode) -> bool {
+    match completion {
+        Completion::HostError { retryable, .. } => !retryable && instances == InstanceMode::Kept,
+        Completion::Executed(execution) => match &execution.outcome {
+            Outcome::Crashed { .. } => true,
+            Outcome::Cancelled { .. } => false,
+            outcome => instances == InstanceMode::Kept && !outcome.leaves_instance_usable(),
+        },
+    }
+}
+
+async fn call(shared: &Shared, agent: &Agent, lease: &Lease, token: &CancelToken, progress: &Progress) -> Completion {
+    let result = async {
+        progress.enter(Phase::Loading);
+        let module = unless_cancelled(token, shared.modules.get(&agent.template.artifact)).await;
+        let line = agent.prepare(&module.ok_or(Ended::Cancelled)??, &lease.task.policy)?;
+        progress.enter(Phase::Starting);
+        let kept = agent.template.instances == InstanceMode::Kept;
+        let mut instance = match kept.then(|| line.take()).flatten() {
+            Some(instance) => instance,
+            None => unless_cancelled(token, line.prepared.instantiate()).await.ok_or(Ended::Cancelled)??,
+        };
+        progress.enter(Phase::Running);
+        let task = &lease.task;
+        let call = Call::new()
+            .entry(task.entry.clone())
+            .arguments(task.arguments.iter().cloned())
+            .input(task.input.clone())
+            .cancel(token.clone());
+        // From here on the guest's call hears of the token itself, and says what it took.
+        let execution = instance.call(call).await?;
+        if kept && execution.outcome.leaves_instance_usable() {
+            line.give_back(instance);
+        }
+        Ok(execution)
+    };
+    match result.await {
+        Ok(execution) => Completion::Executed(Box::new(execution)),
+        Err(Ended::Cancelled) => cancelled(progress.phase()),
+        Err(Ended::Error(error)) => host_error(&error),
+    }
+}
+
+/// Why no guest code ran.
+enum Ended {
+    Cancelled,
+    Error(Error),
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        Ended::Error(error)
+    }
+}
+
+async fn unless_cancelled<T>(token: &CancelToken, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        result = work => Some(result),
+        () = token.cancelled() => None,
+    }
+}
+
+/// Waits until the executor is told to do this, or more.
+async fn ordered(order: &mut watch::Receiver<Order>, wanted: Order) {
+    // An error means that the executor is gone, which is an order as well.
+    let _ = order.wait_for(|order| *order >= wanted).await;
+}
+
+fn host_error(error: &Error) -> Completion {
+    Completion::HostError { message: error.to_string(), retryable: error.kind().is_retryable() }
+}
+
+fn cancelled(phase: Phase) -> Completion {
+    Completion::Executed(Box::new(Execution::new(Outcome::Cancelled { phase }, Usage::default())))
+}

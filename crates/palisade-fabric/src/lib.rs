@@ -1,0 +1,41 @@
+//! The execution fabric of Palisade: what turns a sandbox into a service for many tasks.
+//!
+//! * [`LocalScheduler`] decides which task runs next, in memory or with a [`Journal`] on disk.
+//! * [`Executor`] leases tasks and runs them by [agents](AgentTemplate), each with a memory of its own.
+//! * [`PrometheusSink`] and its siblings hear the figures.
+//!
+//! Nothing here knows a backend.
+#![forbid(unsafe_code)]
+
+mod admission;
+mod agent;
+mod clock;
+mod executor;
+mod fair;
+mod journal;
+mod kpi;
+mod latency;
+mod limits;
+mod machine;
+mod memory;
+mod modules;
+mod prometheus;
+mod retry;
+mod scheduler;
+mod sinks;
+mod sqlite;
+mod wheel;
+
+pub use admission::admit;
+pub use agent::{AgentReport, AgentState, AgentTemplate, InstanceMode, RestartBudget};
+pub use clock::Clock;
+pub use executor::{Drained, Executor, ExecutorOptions};
+pub use fair::ClassOrder;
+pub use journal::{Journal, JournalEntry, Kept};
+pub use limits::{Rate, SchedulerLimits, TenantLimits};
+pub use machine::Status;
+pub use memory::{AgentMemory, Eviction, MemoryLimits};
+pub use prometheus::PrometheusSink;
+pub use scheduler::{LocalScheduler, SchedulerOptions};
+pub use sinks::{NullSink, RecordingSink};
+pub use sqlite::SqliteJournal;

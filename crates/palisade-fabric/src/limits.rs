@@ -1,0 +1,190 @@
+//! What a scheduler bounds, and what it allows each tenant.
+
+use std::time::Duration;
+
+use palisade_core::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::ClassOrder;
+use crate::wheel::Millis;
+
+/// What bounds a scheduler. Every default suits one machine with a gigabyte to spare.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct SchedulerLimits {
+    /// How priority classes share.
+    pub order: ClassOrder,
+    /// Tasks without an outcome. Default 200 000.
+    pub tasks_max: usize,
+    /// Bytes of inputs, arguments and labels of tasks without an outcome. Default 512 MiB.
+    pub bytes_max: usize,
+    /// Bytes of input, arguments and labels of one task. Default 16 MiB.
+    pub task_bytes_max: usize,
+    /// Tenants known at once: those with tasks, with limits of their own, or not yet forgotten. Default 10 000.
+    pub tenants_max: usize,
+    /// What a tenant may do that has no limits of its own.
+    pub tenant: TenantLimits,
+    /// How long an outcome can be looked up. Default 1 hour.
+    pub result_time: Duration,
+    /// Outcomes kept; beyond that the oldest go early. Default 100 000.
+    pub results_max: usize,
+    /// Bytes of outputs kept; beyond that the oldest outcomes go early. Default 256 MiB.
+    pub results_bytes_max: usize,
+    /// How long a task stays in the dead-letter queue. Default 7 days.
+    pub dead_letter_time: Duration,
+    /// Tasks in the dead-letter queue; beyond that the oldest go early. Default 10 000.
+    pub dead_letters_max: usize,
+    /// Bytes of output, error text and log one completion may carry. Default 64 MiB.
+    pub completion_bytes_max: usize,
+    /// Longest time a lease lasts unless renewed. Default 1 hour.
+    pub lease_time_max: Duration,
+    /// Most tasks in one answer to a lease request or a listing. Default 1024.
+    pub batch_max: usize,
+    /// A task whose worker was lost this often goes to the dead-letter queue. Default 3.
+    pub lost_max: u32,
+    /// How long after its deadline a running task's worker may still report. Default 5 s.
+    pub deadline_grace: Duration,
+}
+
+impl Default for SchedulerLimits {
+    fn default() -> Self {
+        SchedulerLimits {
+            order: ClassOrder::default(),
+            tasks_max: 200_000,
+            bytes_max: 512 << 20,
+            task_bytes_max: 16 << 20,
+            tenants_max: 10_000,
+            tenant: TenantLimits::default(),
+            result_time: Duration::from_secs(3600),
+            results_max: 100_000,
+            results_bytes_max: 256 << 20,
+            dead_letter_time: Duration::from_secs(7 * 24 * 3600),
+            dead_letters_max: 10_000,
+            completion_bytes_max: 64 << 20,
+            lease_time_max: Duration::from_secs(3600),
+            batch_max: 1024,
+            lost_max: 3,
+            deadline_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a tenant may do.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TenantLimits {
+    /// Its share against other tenants, from 1 to [`ClassOrder::WEIGHT_MAX`]. Default 1.
+    pub weight: u32,
+    /// Tasks running at once. Default: not bounded.
+    pub running_max: Option<u32>,
+    /// Tasks without an outcome. Default: bounded by the scheduler only.
+    pub tasks_max: Option<usize>,
+    /// Submissions; those above it are refused. Default: not bounded.
+    pub submit_rate: Option<Rate>,
+    /// Tasks started; those above it wait. Default: not bounded.
+    pub start_rate: Option<Rate>,
+}
+
+impl Default for TenantLimits {
+    fn default() -> Self {
+        TenantLimits { weight: 1, running_max: None, tasks_max: None, submit_rate: None, start_rate: None }
+    }
+}
+
+impl TenantLimits {
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] for a limit that would stop the tenant for ever, or a weight out of range.
+    pub fn validate(&self) -> Result<()> {
+        let invalid = |message: &'static str| Err(Error::new(ErrorKind::InvalidInput, "set_limits", message));
+        if !(1..=ClassOrder::WEIGHT_MAX).contains(&self.weight) {
+            return invalid("a tenant's weight must be from 1 to 1000");
+        }
+        if self.running_max == Some(0) {
+            return invalid("a tenant that may run 0 tasks would never run one")
+                .map_err(|e| e.help("cancel its tasks"));
+        }
+        for rate in [self.submit_rate, self.start_rate].into_iter().flatten() {
+            if !(rate.per_second.is_finite() && rate.per_second > 0.0 && rate.per_second <= 1e9) || rate.burst == 0 {
+                return invalid("a rate must be above 0 and at most 1e9 per second, with a burst of 1 or more");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How often something may happen: on average, and at once after a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// How often on average.
+    pub per_second: f64,
+    /// How often at once.
+    pub burst: u32,
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bucket {
+    tokens: f64,
+    at: Millis,
+}
+
+impl Bucket {
+    pub(crate) fn full(rate: Rate, now: Millis) -> Bucket {
+        Bucket { tokens: f64::from(rate.burst), at: now }
+    }
+
+    /// Whether there is a token now; else how long until there is one.
+    pub(crate) fn ready(&mut self, rate: Rate, now: Millis) -> Result<(), Duration> {
+        let passed = now.saturating_sub(self.at) as f64 / 1000.0;
+        self.tokens = (self.tokens + passed * rate.per_second).min(f64::from(rate.burst));
+        self.at = self.at.max(now);
+        // Sums of fractions miss whole numbers by a little.
+        let missing = 1.0 - self.tokens - 1e-6;
+        if missing <= 0.0 {
+            return Ok(());
+        }
+        Err(Duration::from_millis(((missing / rate.per_second * 1000.0).ceil() as u64).clamp(1, 1 << 40)))
+    }
+
+    /// Takes the token that [`Bucket::ready`] saw.
+    pub(crate) fn take(&mut self) {
+        self.tokens -= 1.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_allows_its_rate_exactly() {
+        let rate = Rate { per_second: 10.0, burst: 3 };
+        let mut bucket = Bucket::full(rate, 1000);
+        let mut allowed = Vec::new();
+        for now in 1000..2000 {
+            if bucket.ready(rate, now).is_ok() {
+                bucket.take();
+                allowed.push(now - 1000);
+            }
+        }
+        assert_eq!(allowed, [0, 1, 2, 100, 200, 300, 400, 500, 600, 700, 800, 900]);
+        assert_eq!(bucket.ready(rate, 1999), Err(Duration::from_millis(1)));
+        assert_eq!(bucket.ready(rate, 0), Err(Duration::from_millis(1)), "a clock that goes back gives nothing");
+    }
+
+    #[test]
+    fn limits_that_stop_a_tenant_are_refused() {
+        let refused = |change: fn(&mut TenantLimits)| {
+            let mut limits = TenantLimits::default();
+            change(&mut limits);
+            limits.validate().is_err_and(|error| error.kind() == ErrorKind::InvalidInput)
+        };
+        assert!(TenantLimits::default().validate().is_ok());
+        assert!(refused(|l| l.weight = 0) && refused(|l| l.weight = 1001) && refused(|l| l.running_max = Some(0)));
+        assert!(refused(|l| l.submit_rate = Some(Rate { per_second: 0.0, burst: 1 })));
+        assert!(refused(|l| l.start_rate = Some(Rate { per_second: f64::NAN, burst: 1 })));
+        assert!(refused(|l| l.start_rate = Some(Rate { per_second: 1.0, burst: 0 })));
+    }
+}

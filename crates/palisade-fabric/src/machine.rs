@@ -1,0 +1,1050 @@
+//! The deciding state machine of a scheduler: no threads, no clock, no disk. Time is an argument.
+//!
+//! ```text
+//! submit -> Delayed -> Queued -> Running -> Completed | Failed | Cancelled | DeadLettered -> forgotten
+//!              ^         ^         |
+//!              +- retry -+- lost --+
+//! ```
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use palisade_core::{
+    ArtifactHash, Completion, Error, ErrorKind, Execution, Fence, IdempotencyKey, Lease, LeaseRequest, Outcome, Phase,
+    Priority, Resource, Result, SchedulerMode, SchedulerStats, Submission, Task, TaskId, TaskRecord, TaskState, Tenant,
+    Usage,
+};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::clock::{from_millis, span, to_millis};
+use crate::fair::FairQueue;
+use crate::limits::Bucket;
+use crate::retry::{self, Verdict};
+use crate::wheel::{Millis, TimerId, Wheel};
+use crate::{Rate, SchedulerLimits, TenantLimits};
+
+/// Bits of a fence that count leases; the bits above are the epoch, which grows each time a journal is opened. So
+/// fences need not be on disk: those of an earlier epoch are smaller than all of a later one.
+const FENCE_BITS: u32 = 40;
+
+#[derive(Debug)]
+pub(crate) struct Machine {
+    limits: SchedulerLimits,
+    mode: SchedulerMode,
+    now: Millis,
+    slots: Vec<Option<Entry>>,
+    free: Vec<u32>,
+    by_id: HashMap<TaskId, u32>,
+    by_key: HashMap<(Tenant, ArtifactHash, IdempotencyKey), u32>,
+    queue: FairQueue,
+    timers: Wheel<Timer>,
+    tenants: Tenants,
+    random: ChaCha8Rng,
+    next_fence: u64,
+    next_seq: u64,
+    /// Tasks without an outcome.
+    live: Total,
+    delayed: usize,
+    running: usize,
+    /// Outcomes in the order they came, but for the dead letters. An entry whose task went early stays until it is first.
+    results: VecDeque<(u32, u64)>,
+    results_total: Total,
+    dead: BTreeMap<TaskId, u32>,
+    dead_total: Total,
+    pace: Pace,
+    changes: Vec<Change>,
+    forgotten: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Total {
+    tasks: usize,
+    bytes: usize,
+}
+
+impl Total {
+    fn add(&mut self, bytes: usize) {
+        self.tasks += 1;
+        self.bytes += bytes;
+    }
+
+    fn subtract(&mut self, bytes: usize) {
+        self.tasks -= 1;
+        self.bytes -= bytes;
+    }
+}
+
+/// How fast tasks come to their end, to advise those that are refused.
+#[derive(Debug)]
+struct Pace {
+    last: Millis,
+    /// Milliseconds between two ends, a moving average.
+    interval: f64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Entry {
+    task: Arc<Task>,
+    /// Order of submission, never used twice.
+    seq: u64,
+    /// Journal position of its latest change.
+    position: u64,
+    bytes: usize,
+    tenant: u32,
+    submitted_at: Millis,
+    failures: u32,
+    lost: u32,
+    place: Place,
+    deadline: Option<(Millis, Option<TimerId>)>,
+    completion: Option<Arc<Completion>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Delayed { until: Millis, timer: TimerId },
+    Queued { since: Millis },
+    Running { fence: Fence, timer: TimerId },
+    Done { state: TaskState, at: Millis, timer: TimerId, bytes: usize },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Timer {
+    Ready(u32),
+    Deadline(u32),
+    LeaseEnd(u32),
+    Forget(u32),
+    /// A tenant may start tasks again.
+    Start(u32),
+}
+
+/// Something that happened to a task: what there is to journal, count and tell.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) slot: u32,
+    pub(crate) seq: u64,
+    pub(crate) task: TaskId,
+    pub(crate) class: Priority,
+    pub(crate) what: What,
+}
+
+#[derive(Debug)]
+pub(crate) enum What {
+    Submitted,
+    /// Waits for a worker from now on.
+    Leased {
+        waited: Duration,
+        tenant: Tenant,
+    },
+    Retried,
+    Lost,
+    Released,
+    Requeued,
+    Finished {
+        state: TaskState,
+        completion: Arc<Completion>,
+    },
+    Forgotten,
+}
+
+/// What changes about a task during its life: a journal keeps the latest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// Where it is.
+    pub state: TaskState,
+    /// Submission, in milliseconds since the Unix epoch.
+    pub submitted_at: u64,
+    /// While delayed: when it may start, in milliseconds since the Unix epoch.
+    pub ready_at: u64,
+    /// Once it has an outcome: since when, in milliseconds since the Unix epoch.
+    pub finished_at: u64,
+    /// Attempts that failed.
+    pub failures: u32,
+    /// Attempts whose worker was lost.
+    pub lost: u32,
+    /// As in [`TaskRecord::completion`].
+    pub completion: Option<Arc<Completion>>,
+}
+
+impl Machine {
+    pub(crate) fn new(limits: SchedulerLimits, epoch: u64, seed: u64, now: Millis) -> Machine {
+        Machine {
+            queue: FairQueue::new(limits.order),
+            tenants: Tenants::new(limits.tenants_max),
+            limits,
+            mode: SchedulerMode::Running,
+            now,
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_id: HashMap::new(),
+            by_key: HashMap::new(),
+            timers: Wheel::new(now),
+            random: ChaCha8Rng::seed_from_u64(seed),
+            next_fence: (epoch << FENCE_BITS) + 1,
+            next_seq: 0,
+            live: Total::default(),
+            delayed: 0,
+            running: 0,
+            results: VecDeque::new(),
+            results_total: Total::default(),
+            dead: BTreeMap::new(),
+            dead_total: Total::default(),
+            pace: Pace { last: now, interval: 0.0 },
+            changes: Vec::new(),
+            forgotten: Vec::new(),
+        }
+    }
+
+    /// Lets everything happen that is due. Every other operation on time does it first.
+    pub(crate) fn advance(&mut self, now: Millis) {
+        self.now = self.now.max(now);
+        while let Some(timer) = self.timers.pop(self.now) {
+            match timer {
+                Timer::Ready(slot) => self.enqueue(slot, false),
+                Timer::Deadline(slot) => {
+                    if let Some((_, timer)) = &mut self.entry_mut(slot).deadline {
+                        *timer = None;
+                    }
+                    self.expire(slot, Phase::Queued);
+                }
+                Timer::LeaseEnd(slot) => self.lose(slot),
+                Timer::Forget(slot) => self.forget(slot),
+                Timer::Start(tenant) => {
+                    self.tenants.at(tenant).start_timer = None;
+                    self.queue.unblock(tenant);
+                }
+            }
+        }
+    }
+
+    /// When [`Machine::advance`] has something to do; never too late.
+    pub(crate) fn next_timer(&self) -> Option<Millis> {
+        self.timers.next()
+    }
+
+    /// What happened since the last time.
+    pub(crate) fn changes(&mut self) -> &mut Vec<Change> {
+        &mut self.changes
+    }
+
+    /// What was forgotten, to be freed where nobody waits for it.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<Entry> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// Whether a worker that asks now may get a task.
+    pub(crate) fn has_work(&self) -> bool {
+        self.mode != SchedulerMode::Paused && !self.queue.is_empty()
+    }
+
+    pub(crate) fn submit(&mut self, now: Millis, task: Arc<Task>, bytes: usize) -> Result<Submission> {
+        self.advance(now);
+        if let Some(earlier) = self.earlier(&task) {
+            return self.duplicate(earlier, &task);
+        }
+        if self.mode == SchedulerMode::Draining {
+            return Err(refused("the scheduler drains and takes no more tasks").help("submit to another one"));
+        }
+        let deadline = task.deadline.map(to_millis);
+        if deadline.is_some_and(|deadline| deadline <= self.now) {
+            return Err(Error::new(ErrorKind::InvalidInput, "submit", "the task's deadline has passed")
+                .context("task", task.id));
+        }
+        let tenant = self.admit(&task, bytes)?;
+        if let Some(rate) = self.tenants.at(tenant).limits.submit_rate {
+            let bucket = &mut self.tenants.at(tenant).submitted;
+            let bucket = bucket.get_or_insert_with(|| Bucket::full(rate, now));
+            if let Err(wait) = bucket.ready(rate, now) {
+                return Err(refused("the tenant submits more often than it may")
+                    .context("tenant", &task.tenant.0)
+                    .context("rate_per_second", rate.per_second)
+                    .retry_in(wait));
+            }
+            bucket.take();
+        }
+        let id = task.id;
+        let not_before = task.not_before.map(to_millis);
+        let slot = self.insert(task, bytes, tenant, self.next_seq, self.now);
+        match not_before.filter(|until| *until > self.now) {
+            Some(until) => self.delay(slot, until),
+            None => self.enqueue(slot, false),
+        }
+        self.watch_deadline(slot);
+        self.changed(slot, What::Submitted);
+        Ok(Submission { task: id, duplicate: false })
+    }
+
+    /// Leases tasks to a worker, and gives the journal position that must be safe before they may start.
+    pub(crate) fn lease(&mut self, now: Millis, request: &LeaseRequest, leases: &mut Vec<Lease>) -> u64 {
+        self.advance(now);
+        let mut position = 0;
+        if self.mode == SchedulerMode::Paused {
+            return position;
+        }
+        let now = self.now;
+        while leases.len() < request.tasks_max.min(self.limits.batch_max) {
+            let (tenants, timers) = (&mut self.tenants, &mut self.timers);
+            let may_start = |tenant| tenants.at(tenant).may_start(now, |at| timers.set(at, Timer::Start(tenant)));
+            let Some(slot) = self.queue.pop(may_start) else { break };
+            let fence = Fence(self.next_fence);
+            self.next_fence += 1;
+            let expires_at = self.lease_end(slot, request.lease_time);
+            let timer = self.timers.set(expires_at, Timer::LeaseEnd(slot));
+            self.unwatch_deadline(slot);
+            let entry = self.entry_mut(slot);
+            let Place::Queued { since } = entry.place else { unreachable!("only queued tasks are in the queue") };
+            entry.place = Place::Running { fence, timer };
+            let (tenant, task) = (entry.tenant, Arc::clone(&entry.task));
+            position = position.max(entry.position);
+            let attempt = entry.failures + entry.lost + 1;
+            self.running += 1;
+            let waited = Duration::from_millis(now.saturating_sub(since));
+            self.changed(slot, What::Leased { waited, tenant: task.tenant.clone() });
+            leases.push(Lease { task, fence, attempt, expires_at: from_millis(expires_at) });
+            let tenant = self.tenants.at(tenant);
+            tenant.running += 1;
+            if let Some(started) = &mut tenant.started {
+                started.take();
+            }
+        }
+        position
+    }
+
+    pub(crate) fn renew(&mut self, now: Millis, task: TaskId, fence: Fence, lease_time: Duration) -> Result<Millis> {
+        self.advance(now);
+        let slot = self.held(task, fence, "renew")?;
+        let expires_at = self.lease_end(slot, lease_time);
+        let renewed = self.timers.set(expires_at, Timer::LeaseEnd(slot));
+        if let Place::Running { timer, .. } = &mut self.entry_mut(slot).place {
+            let earlier = std::mem::replace(timer, renewed);
+            self.timers.cancel(earlier);
+        }
+        Ok(expires_at)
+    }
+
+    pub(crate) fn complete(
+        &mut self,
+        now: Millis,
+        task: TaskId,
+        fence: Fence,
+        completion: Completion,
+    ) -> Result<TaskState> {
+        self.advance(now);
+        let slot = self.held(task, fence, "complete")?;
+        let verdict = retry::judge(&completion);
+        let completion = Arc::new(completion);
+        self.stop(slot);
+        Ok(match verdict {
+            Verdict::Success => self.finish(slot, TaskState::Completed, completion),
+            Verdict::Cancelled => self.finish(slot, TaskState::Cancelled, completion),
+            Verdict::Failure => {
+                self.entry_mut(slot).failures += 1;
+                self.finish(slot, TaskState::Failed, completion)
+            }
+            Verdict::Retry(asked) => {
+                let random = self.random.next_u64();
+                self.entry_mut(slot).failures += 1;
+                let entry = self.entry(slot);
+                let policy = &entry.task.retry;
+                let until = self.now + span(retry::delay(policy, entry.failures, asked, random));
+                let used_up = entry.failures >= policy.attempts_max;
+                let deadline = entry.deadline.map_or(Millis::MAX, |(deadline, _)| deadline);
+                // A task past its deadline has failed by that, however many attempts it had left.
+                if used_up && self.now < deadline {
+                    self.finish(slot, TaskState::DeadLettered, completion)
+                } else if used_up || until >= deadline {
+                    self.finish(slot, TaskState::Failed, completion)
+                } else {
+                    self.entry_mut(slot).completion = Some(completion);
+                    if until > self.now {
+                        self.delay(slot, until)
+                    } else {
+                        self.enqueue(slot, false)
+                    }
+                    self.watch_deadline(slot);
+                    self.changed(slot, What::Retried);
+                    self.state(slot)
+                }
+            }
+        })
+    }
+
+    pub(crate) fn release(&mut self, now: Millis, task: TaskId, fence: Fence) -> Result<()> {
+        self.advance(now);
+        let slot = self.held(task, fence, "release")?;
+        self.stop(slot);
+        self.enqueue(slot, true);
+        self.watch_deadline(slot);
+        self.changed(slot, What::Released);
+        Ok(())
+    }
+
+    pub(crate) fn cancel(&mut self, now: Millis, task: TaskId) -> Result<TaskState> {
+        self.advance(now);
+        let slot = self.find(task, "cancel")?;
+        let phase = match self.entry(slot).place {
+            Place::Done { state, .. } => return Ok(state),
+            Place::Running { .. } => Phase::Running,
+            Place::Delayed { .. } | Place::Queued { .. } => Phase::Queued,
+        };
+        self.stop(slot);
+        let execution = Execution::new(Outcome::Cancelled { phase }, Usage::default());
+        Ok(self.finish(slot, TaskState::Cancelled, Arc::new(Completion::Executed(Box::new(execution)))))
+    }
+
+    pub(crate) fn requeue(&mut self, now: Millis, task: TaskId) -> Result<TaskState> {
+        self.advance(now);
+        let slot = self.find(task, "requeue")?;
+        let entry = self.entry(slot);
+        let Place::Done { state: TaskState::DeadLettered, timer, bytes: kept, .. } = entry.place else {
+            return Err(Error::new(ErrorKind::InvalidInput, "requeue", "the task is not in the dead-letter queue")
+                .context("task", task)
+                .context("state", format!("{:?}", self.state(slot))));
+        };
+        if entry.deadline.is_some_and(|(deadline, _)| deadline <= self.now) {
+            return Err(Error::new(ErrorKind::InvalidInput, "requeue", "the task's deadline has passed")
+                .context("task", task)
+                .help("submit it anew with a later deadline"));
+        }
+        let (record, bytes) = (Arc::clone(&entry.task), entry.bytes);
+        let tenant = self.admit(&record, bytes)?;
+        self.timers.cancel(timer);
+        self.dead.remove(&task);
+        self.dead_total.subtract(kept);
+        self.live.add(bytes);
+        self.tenants.enter(tenant);
+        let entry = self.entry_mut(slot);
+        (entry.tenant, entry.failures, entry.lost, entry.completion) = (tenant, 0, 0, None);
+        self.enqueue(slot, false);
+        self.watch_deadline(slot);
+        self.changed(slot, What::Requeued);
+        Ok(self.state(slot))
+    }
+
+    /// What is recorded about a task, and its journal position.
+    pub(crate) fn get(&mut self, now: Millis, task: TaskId) -> Result<(TaskRecord, u64)> {
+        self.advance(now);
+        let slot = self.find(task, "get")?;
+        Ok((self.record(slot), self.entry(slot).position))
+    }
+
+    pub(crate) fn dead_letters(&mut self, now: Millis, after: Option<TaskId>, max: usize) -> (Vec<TaskRecord>, u64) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.advance(now);
+        let from = after.map_or(Unbounded, Excluded);
+        let slots: Vec<_> = self.dead.range((from, Unbounded)).map(|(_, slot)| *slot).take(max).collect();
+        let position = slots.iter().map(|slot| self.entry(*slot).position).max().unwrap_or_default();
+        (slots.into_iter().map(|slot| self.record(slot)).collect(), position)
+    }
+
+    pub(crate) fn set_mode(&mut self, mode: SchedulerMode) {
+        self.mode = mode;
+    }
+
+    pub(crate) fn set_limits(&mut self, tenant: &Tenant, limits: TenantLimits) -> Result<()> {
+        limits.validate()?;
+        let tenant = self.tenant(tenant, "set_limits")?;
+        self.tenants.set(tenant, limits);
+        self.queue.set_weight(tenant, limits.weight);
+        self.queue.unblock(tenant);
+        Ok(())
+    }
+
+    pub(crate) fn stats(&self) -> SchedulerStats {
+        SchedulerStats {
+            queued: Priority::ALL.iter().map(|class| self.queue.len(*class) as u64).sum(),
+            delayed: self.delayed as u64,
+            running: self.running as u64,
+            dead_lettered: self.dead.len() as u64,
+        }
+    }
+
+    /// Tasks of a class that wait for a worker.
+    pub(crate) fn queued(&self, class: Priority) -> usize {
+        self.queue.len(class)
+    }
+
+    /// Takes back what a journal kept. In the order of `seq`, before anything else happens.
+    pub(crate) fn restore(&mut self, seq: u64, task: Arc<Task>, bytes: usize, status: Status) -> Result<()> {
+        let tenant = self.tenant(&task.tenant, "restore")?;
+        let slot = self.insert(task, bytes, tenant, seq, status.submitted_at);
+        let entry = self.entry_mut(slot);
+        (entry.failures, entry.lost, entry.completion) = (status.failures, status.lost, status.completion);
+        match status.state {
+            TaskState::Delayed => self.delay(slot, status.ready_at),
+            TaskState::Queued => self.enqueue(slot, false),
+            // Its worker lived in the process that ended, or cannot know that its lease did.
+            TaskState::Running => {
+                self.count_lost(slot, false);
+                return Ok(());
+            }
+            state => {
+                let completion = self.entry_mut(slot).completion.take();
+                let completion = completion.unwrap_or_else(|| Arc::new(host_error("its outcome was not kept")));
+                self.settle(slot, state, status.finished_at, completion);
+                return Ok(());
+            }
+        }
+        self.watch_deadline(slot);
+        Ok(())
+    }
+
+    /// What a journal keeps of a task, unless it is another one's place by now.
+    pub(crate) fn status(&self, slot: u32, seq: u64) -> Option<(&Arc<Task>, Status)> {
+        let entry = self.slots.get(slot as usize)?.as_ref().filter(|entry| entry.seq == seq)?;
+        let (ready_at, finished_at) = match entry.place {
+            Place::Delayed { until, .. } => (until, 0),
+            Place::Done { at, .. } => (0, at),
+            Place::Queued { .. } | Place::Running { .. } => (0, 0),
+        };
+        Some((
+            &entry.task,
+            Status {
+                state: self.state(slot),
+                submitted_at: entry.submitted_at,
+                ready_at,
+                finished_at,
+                failures: entry.failures,
+                lost: entry.lost,
+                completion: entry.completion.clone(),
+            },
+        ))
+    }
+
+    /// Notes where in the journal a task's latest change is.
+    pub(crate) fn set_position(&mut self, slot: u32, seq: u64, position: u64) {
+        if let Some(entry) = self.slots[slot as usize].as_mut().filter(|entry| entry.seq == seq) {
+            entry.position = position;
+        }
+    }
+
+    fn earlier(&self, task: &Task) -> Option<u32> {
+        if let Some(slot) = self.by_id.get(&task.id) {
+            return Some(*slot);
+        }
+        let key = task.idempotency_key.clone()?;
+        self.by_key.get(&(task.tenant.clone(), task.plugin, key)).copied()
+    }
+
+    fn duplicate(&self, earlier: u32, task: &Task) -> Result<Submission> {
+        let kept = &self.entry(earlier).task;
+        let same = kept.plugin == task.plugin
+            && kept.tenant == task.tenant
+            && kept.entry == task.entry
+            && kept.arguments == task.arguments
+            && kept.input == task.input;
+        if !same {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "submit",
+                "an earlier task under the same key or id asks for something else",
+            )
+            .context("earlier", kept.id)
+            .help("use a new key for new work"));
+        }
+        Ok(Submission { task: kept.id, duplicate: true })
+    }
+
+    /// Checks the bounds a new task would break, and gives its tenant.
+    fn admit(&mut self, task: &Task, bytes: usize) -> Result<u32> {
+        let full = |what: &'static str, limit: usize| {
+            Err(refused("the queue is full").context("bound", what).context("limit", limit).retry_in(self.advice()))
+        };
+        if self.live.tasks >= self.limits.tasks_max {
+            return full("tasks", self.limits.tasks_max);
+        }
+        if self.live.bytes + bytes > self.limits.bytes_max {
+            return full("bytes", self.limits.bytes_max);
+        }
+        let tenant = self.tenant(&task.tenant, "submit")?;
+        let state = self.tenants.at(tenant);
+        if let Some(limit) = state.limits.tasks_max
+            && state.tasks >= limit
+        {
+            return Err(refused("the tenant has as many tasks as it may")
+                .context("tenant", &task.tenant.0)
+                .context("limit", limit)
+                .retry_in(self.advice()));
+        }
+        Ok(tenant)
+    }
+
+    /// How long until a hundredth of a full queue is done, at the present pace.
+    fn advice(&self) -> Duration {
+        let interval = self.pace.interval.max(self.now.saturating_sub(self.pace.last) as f64 / 8.0);
+        let wait = (interval * (self.limits.tasks_max as f64 / 100.0)).clamp(100.0, 30_000.0);
+        Duration::from_millis(wait as u64)
+    }
+
+    fn tenant(&mut self, name: &Tenant, operation: &'static str) -> Result<u32> {
+        if let Some(tenant) = self.tenants.find(name) {
+            return Ok(tenant);
+        }
+        let queue = &mut self.queue;
+        let timers = &mut self.timers;
+        self.tenants
+            .make(name, self.limits.tenant, queue, timers)
+            .inspect(|tenant| queue.set_weight(*tenant, self.limits.tenant.weight))
+            .ok_or_else(|| {
+                Error::new(ErrorKind::Exhausted, operation, "as many tenants have tasks as there may be tenants")
+                    .context("limit", self.limits.tenants_max)
+                    .retry_in(Duration::from_secs(1))
+            })
+    }
+
+    fn insert(&mut self, task: Arc<Task>, bytes: usize, tenant: u32, seq: u64, submitted_at: Millis) -> u32 {
+        self.next_seq = self.next_seq.max(seq + 1);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            (self.slots.len() - 1) as u32
+        });
+        self.by_id.insert(task.id, slot);
+        if let Some(key) = &task.idempotency_key {
+            self.by_key.insert((task.tenant.clone(), task.plugin, key.clone()), slot);
+        }
+        self.slots[slot as usize] = Some(Entry {
+            deadline: task.deadline.map(|deadline| (to_millis(deadline), None)),
+            task,
+            seq,
+            position: 0,
+            bytes,
+            tenant,
+            submitted_at,
+            failures: 0,
+            lost: 0,
+            place: Place::Queued { since: self.now },
+            completion: None,
+        });
+        self.live.add(bytes);
+        self.tenants.enter(tenant);
+        slot
+    }
+
+    fn delay(&mut self, slot: u32, until: Millis) {
+        let timer = self.timers.set(until, Timer::Ready(slot));
+        self.delayed += 1;
+        self.entry_mut(slot).place = Place::Delayed { until, timer };
+    }
+
+    fn enqueue(&mut self, slot: u32, in_front: bool) {
+        let now = self.now;
+        let entry = self.entry_mut(slot);
+        let was = std::mem::replace(&mut entry.place, Place::Queued { since: now });
+        let (class, tenant) = (entry.task.priority, entry.tenant);
+        if matches!(was, Place::Delayed { .. }) {
+            self.delayed -= 1;
+        }
+        match in_front {
+            true => self.queue.push_front(class, tenant, slot),
+            false => self.queue.push_back(class, tenant, slot),
+        }
+    }
+
+    /// Takes a task out of where it waits or runs.
+    fn stop(&mut self, slot: u32) {
+        self.unwatch_deadline(slot);
+        let entry = self.entry(slot);
+        let (class, tenant) = (entry.task.priority, entry.tenant);
+        match entry.place {
+            Place::Delayed { timer, .. } => {
+                self.timers.cancel(timer);
+                self.delayed -= 1;
+            }
+            Place::Queued { .. } => self.queue.remove(class, tenant, slot),
+            Place::Running { timer, .. } => {
+                self.timers.cancel(timer);
+                self.running -= 1;
+                self.tenants.at(tenant).running -= 1;
+                self.queue.unblock(tenant);
+            }
+            Place::Done { .. } => {}
+        }
+    }
+
+    /// A lease ended without a word from its worker.
+    fn lose(&mut self, slot: u32) {
+        self.stop(slot);
+        if self.entry(slot).deadline.is_some_and(|(deadline, _)| deadline <= self.now) {
+            return self.finish_expired(slot, Phase::Running);
+        }
+        self.count_lost(slot, true);
+    }
+
+    fn count_lost(&mut self, slot: u32, in_front: bool) {
+        let lost_max = self.limits.lost_max;
+        let entry = self.entry_mut(slot);
+        entry.lost += 1;
+        if entry.lost >= lost_max {
+            let message = format!("its worker was lost {} times", entry.lost);
+            self.changed(slot, What::Lost);
+            self.finish(slot, TaskState::DeadLettered, Arc::new(host_error(&message)));
+        } else {
+            self.enqueue(slot, in_front);
+            self.watch_deadline(slot);
+            self.changed(slot, What::Lost);
+        }
+    }
+
+    /// The deadline passed while a task waited.
+    fn expire(&mut self, slot: u32, phase: Phase) {
+        self.stop(slot);
+        self.finish_expired(slot, phase);
+    }
+
+    fn finish_expired(&mut self, slot: u32, phase: Phase) {
+        let now = self.now;
+        let entry = self.entry(slot);
+        let nanos = |until: Millis| until.saturating_sub(entry.submitted_at).saturating_mul(1_000_000);
+        let deadline = entry.deadline.map_or(now, |(deadline, _)| deadline);
+        let outcome = Outcome::QuotaExceeded {
+            resource: Resource::WallTime,
+            limit: nanos(deadline),
+            used: nanos(now.max(deadline + 1)),
+            phase,
+        };
+        let execution = Execution::new(outcome, Usage::default());
+        self.finish(slot, TaskState::Failed, Arc::new(Completion::Executed(Box::new(execution))));
+    }
+
+    /// Records the outcome of a task that was stopped.
+    fn finish(&mut self, slot: u32, state: TaskState, completion: Arc<Completion>) -> TaskState {
+        let interval = self.now.saturating_sub(self.pace.last) as f64;
+        self.pace.interval += (interval - self.pace.interval) / 8.0;
+        self.pace.last = self.now;
+        let now = self.now;
+        let told = What::Finished { state, completion: Arc::clone(&completion) };
+        self.changed(slot, told);
+        self.settle(slot, state, now, completion);
+        state
+    }
+
+    /// Keeps an outcome for as long as there is time and room.
+    fn settle(&mut self, slot: u32, state: TaskState, at: Millis, completion: Arc<Completion>) {
+        let dead = state == TaskState::DeadLettered;
+        let kept = if dead { self.limits.dead_letter_time } else { self.limits.result_time };
+        let timer = self.timers.set(at.saturating_add(span(kept)), Timer::Forget(slot));
+        let entry = self.entry_mut(slot);
+        let live = entry.bytes;
+        let bytes = live + completion_bytes(&completion);
+        entry.place = Place::Done { state, at, timer, bytes };
+        entry.completion = Some(completion);
+        let (tenant, seq, id) = (entry.tenant, entry.seq, entry.task.id);
+        self.live.subtract(live);
+        self.tenants.leave(tenant);
+        if dead {
+            self.dead.insert(id, slot);
+            self.dead_total.add(bytes);
+            while self.dead.len() > self.limits.dead_letters_max
+                || self.dead_total.bytes > self.limits.results_bytes_max
+            {
+                let Some(oldest) = self.dead.values().next().copied() else { break };
+                self.drop_early(oldest);
+            }
+        } else {
+            self.results.push_back((slot, seq));
+            self.results_total.add(bytes);
+            while self.results_total.tasks > self.limits.results_max
+                || self.results_total.bytes > self.limits.results_bytes_max
+            {
+                let Some((oldest, seq)) = self.results.front().copied() else { break };
+                if self.slots[oldest as usize].as_ref().is_some_and(|entry| entry.seq == seq) {
+                    self.drop_early(oldest);
+                } else {
+                    self.results.pop_front();
+                }
+            }
+        }
+    }
+
+    fn drop_early(&mut self, slot: u32) {
+        if let Place::Done { timer, .. } = self.entry(slot).place {
+            self.timers.cancel(timer);
+        }
+        self.forget(slot);
+    }
+
+    fn forget(&mut self, slot: u32) {
+        self.changed(slot, What::Forgotten);
+        let Some(entry) = self.slots[slot as usize].take() else { return };
+        self.free.push(slot);
+        self.by_id.remove(&entry.task.id);
+        if let Some(key) = &entry.task.idempotency_key {
+            self.by_key.remove(&(entry.task.tenant.clone(), entry.task.plugin, key.clone()));
+        }
+        match entry.place {
+            Place::Done { state: TaskState::DeadLettered, bytes, .. } => {
+                self.dead.remove(&entry.task.id);
+                self.dead_total.subtract(bytes);
+            }
+            Place::Done { bytes, .. } => self.results_total.subtract(bytes),
+            _ => unreachable!("only tasks with an outcome are forgotten"),
+        }
+        self.forgotten.push(entry);
+        while let Some((slot, seq)) = self.results.front()
+            && self.slots[*slot as usize].as_ref().is_none_or(|entry| entry.seq != *seq)
+        {
+            self.results.pop_front();
+        }
+    }
+
+    fn watch_deadline(&mut self, slot: u32) {
+        let Some((at, None)) = self.entry(slot).deadline else { return };
+        let timer = self.timers.set(at, Timer::Deadline(slot));
+        self.entry_mut(slot).deadline = Some((at, Some(timer)));
+    }
+
+    fn unwatch_deadline(&mut self, slot: u32) {
+        if let Some((at, Some(timer))) = self.entry(slot).deadline {
+            self.timers.cancel(timer);
+            self.entry_mut(slot).deadline = Some((at, None));
+        }
+    }
+
+    /// When a lease taken or renewed now ends: a task past its deadline gets no more time than the grace.
+    fn lease_end(&self, slot: u32, lease_time: Duration) -> Millis {
+        let end = self.now + span(lease_time.min(self.limits.lease_time_max)).max(1);
+        let last = self.entry(slot).deadline.map(|(deadline, _)| deadline + span(self.limits.deadline_grace));
+        end.min(last.unwrap_or(end)).max(self.now + 1)
+    }
+
+    fn changed(&mut self, slot: u32, what: What) {
+        let entry = self.entry(slot);
+        let change = Change { slot, seq: entry.seq, task: entry.task.id, class: entry.task.priority, what };
+        self.changes.push(change);
+    }
+
+    fn find(&self, task: TaskId, operation: &'static str) -> Result<u32> {
+        self.by_id.get(&task).copied().ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, operation, "there is no such task, or its outcome was kept long enough")
+                .context("task", task)
+        })
+    }
+
+    /// The task that is held under `fence`.
+    fn held(&self, task: TaskId, fence: Fence, operation: &'static str) -> Result<u32> {
+        let slot = self.by_id.get(&task).copied();
+        slot.filter(|slot| matches!(self.entry(*slot).place, Place::Running { fence: held, .. } if held == fence))
+            .ok_or_else(|| {
+                Error::new(ErrorKind::Stale, operation, "the lease ended; another worker may have the task")
+                    .context("task", task)
+                    .context("fence", fence.0)
+                    .help("stop working on it")
+            })
+    }
+
+    fn record(&self, slot: u32) -> TaskRecord {
+        let entry = self.entry(slot);
+        TaskRecord {
+            task: Arc::clone(&entry.task),
+            state: self.state(slot),
+            submitted_at: from_millis(entry.submitted_at),
+            finished_at: match entry.place {
+                Place::Done { at, .. } => Some(from_millis(at)),
+                _ => None,
+            },
+            failures: entry.failures,
+            lost: entry.lost,
+            completion: entry.completion.clone(),
+        }
+    }
+
+    fn state(&self, slot: u32) -> TaskState {
+        match self.entry(slot).place {
+            Place::Delayed { .. } => TaskState::Delayed,
+            Place::Queued { .. } => TaskState::Queued,
+            Place::Running { .. } => TaskState::Running,
+            Place::Done { state, .. } => state,
+        }
+    }
+
+    // Slots come from the indices and timers of this module, which go with the entry.
+    fn entry(&self, slot: u32) -> &Entry {
+        self.slots[slot as usize].as_ref().expect("a slot in use has its entry")
+    }
+
+    fn entry_mut(&mut self, slot: u32) -> &mut Entry {
+        self.slots[slot as usize].as_mut().expect("a slot in use has its entry")
+    }
+}
+
+fn refused(message: &'static str) -> Error {
+    Error::new(ErrorKind::Exhausted, "submit", message)
+}
+
+fn host_error(message: &str) -> Completion {
+    Completion::HostError { message: message.to_owned(), retryable: false }
+}
+
+/// What a completion weighs.
+pub(crate) fn completion_bytes(completion: &Completion) -> usize {
+    match completion {
+        Completion::Executed(execution) => {
+            let log: usize = execution.log.iter().map(|record| record.message.len()).sum();
+            execution.output.len() + execution.error.len() + log
+        }
+        Completion::HostError { message, .. } => message.len(),
+    }
+}
+
+#[derive(Debug)]
+struct Tenants {
+    max: usize,
+    all: Vec<TenantState>,
+    by_name: HashMap<Tenant, u32>,
+    free: Vec<u32>,
+    /// Those with tasks or limits of their own, which are not forgotten.
+    needed: usize,
+}
+
+#[derive(Debug)]
+struct TenantState {
+    name: Tenant,
+    limits: TenantLimits,
+    /// The limits were set for this tenant.
+    own_limits: bool,
+    /// Tasks without an outcome.
+    tasks: usize,
+    running: u32,
+    submitted: Option<Bucket>,
+    started: Option<Bucket>,
+    start_timer: Option<TimerId>,
+}
+
+impl TenantState {
+    fn new(name: Tenant, limits: TenantLimits) -> TenantState {
+        TenantState {
+            name,
+            limits,
+            own_limits: false,
+            tasks: 0,
+            running: 0,
+            submitted: None,
+            started: None,
+            start_timer: None,
+        }
+    }
+
+    fn is_needed(&self) -> bool {
+        self.own_limits || self.tasks > 0
+    }
+
+    /// Whether a task may start now; else something will bring the tenant back: the end of a task, or a timer.
+    fn may_start(&mut self, now: Millis, set_timer: impl FnOnce(Millis) -> TimerId) -> bool {
+        if self.limits.running_max.is_some_and(|max| self.running >= max) {
+            return false;
+        }
+        let Some(rate) = self.limits.start_rate else { return true };
+        match self.started.get_or_insert_with(|| Bucket::full(rate, now)).ready(rate, now) {
+            Ok(()) => true,
+            Err(wait) => {
+                if self.start_timer.is_none() {
+                    self.start_timer = Some(set_timer(now + span(wait)));
+                }
+                false
+            }
+        }
+    }
+}
+
+impl Tenants {
+    fn new(max: usize) -> Tenants {
+        Tenants { max: max.max(1), all: Vec::new(), by_name: HashMap::new(), free: Vec::new(), needed: 0 }
+    }
+
+    fn at(&mut self, tenant: u32) -> &mut TenantState {
+        &mut self.all[tenant as usize]
+    }
+
+    fn find(&self, name: &Tenant) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Makes room for a tenant, forgetting those that need not be remembered; `None` when there are none.
+    fn make(
+        &mut self,
+        name: &Tenant,
+        limits: TenantLimits,
+        queue: &mut FairQueue,
+        timers: &mut Wheel<Timer>,
+    ) -> Option<u32> {
+        if self.by_name.len() >= self.max {
+            if self.needed >= self.max {
+                return None;
+            }
+            // First those who had no more than their share; if all had more, all are forgiven.
+            if self.forget(timers, queue, |queue, tenant| queue.is_forgettable(tenant)) == 0 {
+                self.forget(timers, queue, |_, _| true);
+            }
+        }
+        let state = TenantState::new(name.clone(), limits);
+        let tenant = match self.free.pop() {
+            Some(tenant) => {
+                self.all[tenant as usize] = state;
+                tenant
+            }
+            None => {
+                self.all.push(state);
+                (self.all.len() - 1) as u32
+            }
+        };
+        self.by_name.insert(name.clone(), tenant);
+        Some(tenant)
+    }
+
+    fn forget(
+        &mut self,
+        timers: &mut Wheel<Timer>,
+        queue: &mut FairQueue,
+        which: impl Fn(&FairQueue, u32) -> bool,
+    ) -> usize {
+        let all = &mut self.all;
+        let free = &mut self.free;
+        let before = free.len();
+        self.by_name.retain(|_, tenant| {
+            let state = &mut all[*tenant as usize];
+            let keep = state.is_needed() || !which(queue, *tenant);
+            if !keep {
+                if let Some(timer) = state.start_timer.take() {
+                    timers.cancel(timer);
+                }
+                queue.forget(*tenant);
+                free.push(*tenant);
+            }
+            keep
+        });
+        free.len() - before
+    }
+
+    /// A task without an outcome more.
+    fn enter(&mut self, tenant: u32) {
+        let state = &mut self.all[tenant as usize];
+        self.needed += usize::from(!state.is_needed());
+        state.tasks += 1;
+    }
+
+    /// A task without an outcome less.
+    fn leave(&mut self, tenant: u32) {
+        let state = &mut self.all[tenant as usize];
+        state.tasks -= 1;
+        self.needed -= usize::from(!state.is_needed());
+    }
+
+    fn set(&mut self, tenant: u32, limits: TenantLimits) {
+        let state = &mut self.all[tenant as usize];
+        self.needed += usize::from(!state.is_needed());
+        state.own_limits = true;
+        let changed = |earlier: Option<Rate>, now: Option<Rate>| earlier != now;
+        if changed(state.limits.submit_rate, limits.submit_rate) {
+            state.submitted = None;
+        }
+        if changed(state.limits.start_rate, limits.start_rate) {
+            state.started = None;
+        }
+        state.limits = limits;
+        debug_assert_eq!(self.by_name.get(&state.name), Some(&tenant));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,729 @@
+//! The machine against a simple model, and its edges one by one.
+
+use palisade_core::{Bytes, RetryPolicy, WorkerId};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+
+const START: Millis = 1_800_000_000_000;
+
+fn limits() -> SchedulerLimits {
+    SchedulerLimits { deadline_grace: Duration::from_millis(500), ..SchedulerLimits::default() }
+}
+
+/// A machine, and a count of everything it said.
+struct Bench {
+    machine: Machine,
+    now: Millis,
+    ids: u128,
+    /// How often each task got an outcome since it was submitted or requeued.
+    outcomes: HashMap<TaskId, u32>,
+}
+
+impl Bench {
+    fn new(limits: SchedulerLimits) -> Bench {
+        Bench { machine: Machine::new(limits, 0, 7, START), now: START, ids: 0, outcomes: HashMap::new() }
+    }
+
+    fn task(&mut self, tenant: u32, class: Priority) -> Task {
+        self.ids += 1;
+        let mut task = Task::new(ArtifactHash::of(b"plugin"));
+        task.id = TaskId(Uuid::from_u128(self.ids));
+        task.tenant = Tenant(format!("tenant {tenant}"));
+        task.priority = class;
+        task
+    }
+
+    fn submit(&mut self, task: Task) -> Result<TaskId> {
+        let answer = self.machine.submit(self.now, Arc::new(task), 100).map(|submission| submission.task);
+        self.listen();
+        answer
+    }
+
+    fn quick(&mut self) -> TaskId {
+        let task = self.task(0, Priority::Normal);
+        self.submit(task).unwrap()
+    }
+
+    fn lease(&mut self, tasks_max: usize, millis: u64) -> Vec<Lease> {
+        let worker = WorkerId(Uuid::nil());
+        let request = LeaseRequest { worker, tasks_max, lease_time: Duration::from_millis(millis) };
+        let mut leases = Vec::new();
+        self.machine.lease(self.now, &request, &mut leases);
+        self.listen();
+        leases
+    }
+
+    fn complete(&mut self, task: TaskId, fence: Fence, completion: Completion) -> Result<TaskState> {
+        let answer = self.machine.complete(self.now, task, fence, completion);
+        self.listen();
+        answer
+    }
+
+    fn pass(&mut self, millis: u64) {
+        self.now += millis;
+        self.machine.advance(self.now);
+        self.listen();
+    }
+
+    fn record(&mut self, task: TaskId) -> TaskRecord {
+        self.machine.get(self.now, task).unwrap().0
+    }
+
+    fn state(&mut self, task: TaskId) -> TaskState {
+        self.record(task).state
+    }
+
+    fn listen(&mut self) {
+        for change in self.machine.changes().drain(..) {
+            match change.what {
+                What::Finished { .. } => *self.outcomes.entry(change.task).or_default() += 1,
+                What::Requeued | What::Submitted => drop(self.outcomes.remove(&change.task)),
+                _ => {}
+            }
+        }
+        assert!(self.outcomes.values().all(|count| *count == 1), "an outcome was recorded twice");
+    }
+}
+
+fn ended(outcome: Outcome) -> Completion {
+    Completion::Executed(Box::new(Execution::new(outcome, Usage::default())))
+}
+
+fn success() -> Completion {
+    ended(Outcome::Completed)
+}
+
+fn wants_retry(after: Option<u64>) -> Completion {
+    let retry_after = after.map(Duration::from_millis);
+    ended(Outcome::Failed { exit_code: 75, retry_requested: true, retry_after })
+}
+
+#[test]
+fn a_zombies_completion_is_refused() {
+    let mut bench = Bench::new(limits());
+    let task = bench.quick();
+    let zombie = bench.lease(1, 100).remove(0);
+    bench.pass(99);
+    assert!(bench.machine.renew(bench.now, task, zombie.fence, Duration::from_millis(100)).is_ok());
+    bench.pass(99);
+    assert_eq!(bench.state(task), TaskState::Running, "a renewed lease lasts");
+    bench.pass(1);
+    assert_eq!(bench.state(task), TaskState::Queued);
+    let second = bench.lease(1, 100).remove(0);
+    assert!(second.fence > zombie.fence);
+    assert_eq!((second.attempt, zombie.attempt), (2, 1));
+    let stale = |result: Result<TaskState>| result.unwrap_err().kind() == ErrorKind::Stale;
+    assert!(stale(bench.complete(task, zombie.fence, success())));
+    let renewed = bench.machine.renew(bench.now, task, zombie.fence, Duration::from_secs(1));
+    assert_eq!(renewed.unwrap_err().kind(), ErrorKind::Stale);
+    assert_eq!(bench.machine.release(bench.now, task, zombie.fence).unwrap_err().kind(), ErrorKind::Stale);
+    assert_eq!(bench.complete(task, second.fence, success()).unwrap(), TaskState::Completed);
+    assert!(stale(bench.complete(task, second.fence, success())), "once only");
+    let record = bench.record(task);
+    assert_eq!((record.failures, record.lost), (0, 1));
+}
+
+#[test]
+fn a_task_that_kills_its_workers_goes_to_the_dead_letters_and_can_be_requeued() {
+    let mut bench = Bench::new(limits());
+    let killer = bench.quick();
+    let other = bench.quick();
+    for round in 1..=3 {
+        let lease = bench.lease(1, 50).remove(0);
+        assert_eq!(lease.task.id, killer, "a lost task stands in front of its tenant's others");
+        assert_eq!(lease.attempt, round);
+        bench.pass(50);
+    }
+    let record = bench.record(killer);
+    assert_eq!((record.state, record.failures, record.lost), (TaskState::DeadLettered, 0, 3));
+    assert!(matches!(record.completion.as_deref(), Some(Completion::HostError { retryable: false, .. })));
+    let (listed, _) = bench.machine.dead_letters(bench.now, None, 10);
+    assert_eq!(listed, [record]);
+    assert_eq!(bench.machine.dead_letters(bench.now, Some(killer), 10).0, []);
+    assert_eq!(bench.machine.requeue(bench.now, other).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(bench.machine.requeue(bench.now, killer).unwrap(), TaskState::Queued);
+    bench.listen();
+    let record = bench.record(killer);
+    assert_eq!((record.failures, record.lost, record.completion), (0, 0, None));
+    assert_eq!(bench.lease(2, 50).len(), 2);
+    assert_eq!(bench.machine.stats().dead_lettered, 0);
+}
+
+#[test]
+fn retries_are_bounded_and_only_for_outcomes_that_allow_them() {
+    let mut bench = Bench::new(limits());
+    let mut task = bench.task(0, Priority::Normal);
+    task.retry = RetryPolicy {
+        attempts_max: 3,
+        backoff_initial: Duration::from_millis(100),
+        backoff_max: Duration::from_millis(150),
+    };
+    let task = bench.submit(task).unwrap();
+    for (attempt, longest) in [(1, 100), (2, 150)] {
+        let lease = bench.lease(1, 1000).remove(0);
+        assert_eq!(lease.attempt, attempt);
+        let state = bench.complete(task, lease.fence, ended(Outcome::Crashed { message: String::new() })).unwrap();
+        assert!(matches!(state, TaskState::Delayed | TaskState::Queued));
+        bench.pass(longest);
+        assert_eq!(bench.state(task), TaskState::Queued, "full jitter is never longer than the backoff");
+    }
+    let lease = bench.lease(1, 1000).remove(0);
+    assert_eq!(bench.complete(task, lease.fence, wants_retry(None)).unwrap(), TaskState::DeadLettered);
+    let record = bench.record(task);
+    assert_eq!((record.failures, record.lost), (3, 0));
+    assert_eq!(record.completion.as_deref(), Some(&wants_retry(None)), "the last outcome is kept to look at");
+
+    let finals = [
+        (ended(Outcome::from_exit_code(1)), TaskState::Failed),
+        (ended(Outcome::Denied { grant: "network".into() }), TaskState::Failed),
+        (Completion::HostError { message: "no such plugin".into(), retryable: false }, TaskState::Failed),
+        (ended(Outcome::Cancelled { phase: Phase::Running }), TaskState::Cancelled),
+    ];
+    for (completion, expected) in finals {
+        let task = bench.quick();
+        let lease = bench.lease(1, 1000).remove(0);
+        assert_eq!(bench.complete(task, lease.fence, completion).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_guest_may_ask_for_a_delay_up_to_the_policys_longest() {
+    let mut bench = Bench::new(limits());
+    let mut task = bench.task(0, Priority::Normal);
+    task.retry.backoff_max = Duration::from_millis(700);
+    let task = bench.submit(task).unwrap();
+    for (asked, delay) in [(300, 300), (100_000, 700)] {
+        let lease = bench.lease(1, 1000).remove(0);
+        assert_eq!(bench.complete(task, lease.fence, wants_retry(Some(asked))).unwrap(), TaskState::Delayed);
+        bench.pass(delay - 1);
+        assert_eq!(bench.state(task), TaskState::Delayed);
+        bench.pass(1);
+        assert_eq!(bench.state(task), TaskState::Queued);
+    }
+}
+
+#[test]
+fn the_deadline_covers_waiting_and_running() {
+    let mut bench = Bench::new(limits());
+    let deadline = |bench: &mut Bench, millis| {
+        let mut task = bench.task(0, Priority::Normal);
+        task.deadline = Some(from_millis(bench.now + millis));
+        bench.submit(task)
+    };
+    assert_eq!(deadline(&mut bench, 0).unwrap_err().kind(), ErrorKind::InvalidInput);
+    let running = deadline(&mut bench, 100).unwrap();
+    bench.lease(1, 10_000);
+    let queued = deadline(&mut bench, 100).unwrap();
+    let mut delayed = bench.task(0, Priority::Normal);
+    delayed.deadline = Some(from_millis(bench.now + 100));
+    delayed.not_before = Some(from_millis(bench.now + 1000));
+    let delayed = bench.submit(delayed).unwrap();
+    bench.pass(99);
+    assert_eq!(bench.state(queued), TaskState::Queued);
+    bench.pass(1);
+    let outcome = |record: TaskRecord| match record.completion.as_deref() {
+        Some(Completion::Executed(execution)) => (record.state, Some(execution.outcome.clone())),
+        _ => (record.state, None),
+    };
+    let expired = |used: u64, phase| {
+        let resource = Resource::WallTime;
+        (TaskState::Failed, Some(Outcome::QuotaExceeded { resource, limit: 100_000_000, used, phase }))
+    };
+    for waiting in [queued, delayed] {
+        let record = bench.record(waiting);
+        assert_eq!(outcome(record), expired(101_000_000, Phase::Queued));
+    }
+    bench.pass(499);
+    assert_eq!(bench.state(running), TaskState::Running, "its worker has the grace to report");
+    bench.pass(1);
+    let record = bench.record(running);
+    assert_eq!(outcome(record), expired(600_000_000, Phase::Running));
+    assert_eq!(bench.machine.timers.len(), 3, "the three outcomes' end and nothing else");
+}
+
+#[test]
+fn a_retry_that_could_not_start_before_the_deadline_is_not_made() {
+    let mut bench = Bench::new(limits());
+    let mut task = bench.task(0, Priority::Normal);
+    task.deadline = Some(from_millis(bench.now + 100));
+    let task = bench.submit(task).unwrap();
+    let lease = bench.lease(1, 1000).remove(0);
+    assert_eq!(bench.complete(task, lease.fence, wants_retry(Some(100))).unwrap(), TaskState::Failed);
+    assert_eq!(bench.record(task).completion.as_deref(), Some(&wants_retry(Some(100))));
+}
+
+#[test]
+fn a_full_queue_refuses_with_advice_and_takes_again() {
+    let mut limits = limits();
+    (limits.tasks_max, limits.bytes_max) = (3, 1000);
+    let mut bench = Bench::new(limits);
+    let first = bench.quick();
+    bench.quick();
+    bench.quick();
+    let task = bench.task(0, Priority::Normal);
+    let error = bench.submit(task).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    let advice = error.retry_after().unwrap();
+    assert!((Duration::from_millis(100)..=Duration::from_secs(30)).contains(&advice), "{advice:?}");
+    bench.machine.cancel(bench.now, first).unwrap();
+    let task = Arc::new(bench.task(0, Priority::Normal));
+    let too_big = bench.machine.submit(bench.now, Arc::clone(&task), 801).unwrap_err();
+    assert_eq!(too_big.kind(), ErrorKind::Exhausted);
+    assert!(bench.machine.submit(bench.now, task, 800).is_ok());
+}
+
+#[test]
+fn tenants_have_limits_of_their_own() {
+    let mut bench = Bench::new(limits());
+    let tenant = Tenant("tenant 0".into());
+    let rate = |per_second, burst| Some(Rate { per_second, burst });
+    let mut own = TenantLimits { running_max: Some(2), tasks_max: Some(6), ..TenantLimits::default() };
+    bench.machine.set_limits(&tenant, own).unwrap();
+    let tasks: Vec<_> = (0..6).map(|_| bench.quick()).collect();
+    let task = bench.task(0, Priority::Normal);
+    assert_eq!(bench.submit(task).unwrap_err().kind(), ErrorKind::Exhausted);
+    let other = bench.task(1, Priority::Low);
+    let other = bench.submit(other).unwrap();
+    let leases = bench.lease(10, 10_000);
+    let ids: Vec<_> = leases.iter().map(|lease| lease.task.id).collect();
+    assert_eq!(ids, [tasks[0], other, tasks[1]], "two of the limited tenant, and the others are not held up");
+    assert_eq!(bench.lease(10, 10_000), []);
+    bench.complete(tasks[0], leases[0].fence, success()).unwrap();
+    assert_eq!(bench.lease(10, 10_000).len(), 1);
+
+    own.running_max = None;
+    own.start_rate = rate(10.0, 1);
+    bench.machine.set_limits(&tenant, own).unwrap();
+    assert_eq!(bench.lease(10, 10_000).len(), 1);
+    bench.pass(99);
+    assert_eq!(bench.lease(10, 10_000).len(), 0);
+    bench.pass(1);
+    assert_eq!(bench.lease(10, 10_000).len(), 1, "starts above the rate wait, and go on by themselves");
+
+    own.submit_rate = rate(1.0, 2);
+    bench.machine.set_limits(&tenant, TenantLimits { tasks_max: None, ..own }).unwrap();
+    bench.quick();
+    bench.quick();
+    let task = bench.task(0, Priority::Normal);
+    let error = bench.submit(task).unwrap_err();
+    assert_eq!((error.kind(), error.retry_after()), (ErrorKind::Exhausted, Some(Duration::from_secs(1))));
+    bench.pass(1000);
+    bench.quick();
+}
+
+#[test]
+fn tenants_are_bounded_and_idle_ones_make_room() {
+    let mut limits = limits();
+    limits.tenants_max = 3;
+    let mut bench = Bench::new(limits);
+    let tasks: Vec<_> = (0..3)
+        .map(|tenant| {
+            let task = bench.task(tenant, Priority::Normal);
+            bench.submit(task).unwrap()
+        })
+        .collect();
+    let fourth = bench.task(3, Priority::Normal);
+    assert_eq!(bench.submit(fourth.clone()).unwrap_err().kind(), ErrorKind::Exhausted);
+    bench.machine.cancel(bench.now, tasks[1]).unwrap();
+    assert!(bench.submit(fourth).is_ok());
+    for tenant in 100..1100 {
+        bench.lease(10, 10_000).into_iter().for_each(|lease| {
+            bench.complete(lease.task.id, lease.fence, success()).unwrap();
+        });
+        let task = bench.task(tenant, Priority::Normal);
+        bench.submit(task).unwrap();
+    }
+    assert!(bench.machine.tenants.all.len() <= 3 && bench.machine.tenants.by_name.len() <= 3);
+}
+
+#[test]
+fn the_same_key_gives_the_same_task() {
+    let mut bench = Bench::new(limits());
+    let keyed = |bench: &mut Bench, tenant, input: &'static [u8]| {
+        let mut task = bench.task(tenant, Priority::Normal);
+        task.idempotency_key = Some(IdempotencyKey("key".into()));
+        task.input = Bytes::from_static(input);
+        Arc::new(task)
+    };
+    let first = keyed(&mut bench, 0, b"a");
+    let submit = |bench: &mut Bench, task: Arc<Task>| bench.machine.submit(bench.now, task, 100);
+    assert!(!submit(&mut bench, Arc::clone(&first)).unwrap().duplicate);
+    let again = keyed(&mut bench, 0, b"a");
+    assert_eq!(submit(&mut bench, again).unwrap(), Submission { task: first.id, duplicate: true });
+    assert_eq!(submit(&mut bench, Arc::clone(&first)).unwrap(), Submission { task: first.id, duplicate: true });
+    let other_work = keyed(&mut bench, 0, b"b");
+    assert_eq!(submit(&mut bench, other_work).unwrap_err().kind(), ErrorKind::InvalidInput);
+    let other_tenant = keyed(&mut bench, 1, b"a");
+    assert!(!submit(&mut bench, other_tenant).unwrap().duplicate);
+    assert_eq!(bench.machine.stats().queued, 2);
+    // As long as the outcome is kept, and no longer.
+    bench.machine.cancel(bench.now, first.id).unwrap();
+    bench.pass(3_599_999);
+    let again = keyed(&mut bench, 0, b"a");
+    assert!(submit(&mut bench, again).unwrap().duplicate);
+    bench.pass(1);
+    assert_eq!(bench.machine.get(bench.now, first.id).unwrap_err().kind(), ErrorKind::NotFound);
+    let again = keyed(&mut bench, 0, b"a");
+    assert!(!submit(&mut bench, again).unwrap().duplicate);
+}
+
+#[test]
+fn kept_outcomes_are_bounded_in_number_and_bytes() {
+    let mut limits = limits();
+    (limits.results_max, limits.results_bytes_max, limits.dead_letters_max) = (3, 10_000, 2);
+    let mut bench = Bench::new(limits);
+    let mut finish = |completion: Completion| {
+        let mut task = bench.task(0, Priority::Normal);
+        task.retry.attempts_max = 1;
+        let task = bench.submit(task).unwrap();
+        let lease = bench.lease(1, 1000).remove(0);
+        bench.complete(task, lease.fence, completion).unwrap();
+        task
+    };
+    let tasks: Vec<_> = (0..4).map(|_| finish(success())).collect();
+    let dead: Vec<_> = (0..3).map(|_| finish(wants_retry(None))).collect();
+    let mut large = Execution::new(Outcome::Completed, Usage::default());
+    large.output = vec![0; 9_800].into();
+    let large = finish(Completion::Executed(Box::new(large)));
+    let kept = |bench: &mut Bench, tasks: &[TaskId]| {
+        tasks.iter().map(|task| bench.machine.get(bench.now, *task).is_ok()).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&mut bench, &tasks), [false, false, false, true], "one more by number, two more by bytes");
+    assert_eq!(kept(&mut bench, &dead), [false, true, true]);
+    assert_eq!(kept(&mut bench, &[large]), [true]);
+    assert_eq!(bench.machine.slots.iter().flatten().count(), 4);
+    assert_eq!(bench.machine.timers.len(), 4, "no timer is left of what went early");
+}
+
+#[test]
+fn pausing_and_draining() {
+    let mut bench = Bench::new(limits());
+    let task = bench.quick();
+    bench.machine.set_mode(SchedulerMode::Paused);
+    assert!(bench.lease(1, 1000).is_empty() && !bench.machine.has_work());
+    bench.quick();
+    bench.machine.set_mode(SchedulerMode::Draining);
+    let refused = bench.task(0, Priority::Normal);
+    assert_eq!(bench.submit(refused).unwrap_err().kind(), ErrorKind::Exhausted);
+    let leases = bench.lease(10, 1000);
+    assert_eq!((leases.len(), leases[0].task.id), (2, task));
+    bench.machine.set_mode(SchedulerMode::Running);
+    bench.quick();
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Submit { class: usize, tenant: u32, delay: u64, deadline: Option<u64> },
+    Lease { tasks_max: usize, millis: u64 },
+    Complete { which: usize, how: u8, late: bool },
+    Renew(usize),
+    Release(usize),
+    Cancel(usize),
+    Requeue,
+    Pass(u64),
+    Pause(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let delay = prop_oneof![Just(0), 1..2000u64];
+    let deadline = prop::option::weighted(0.2, 1..3000u64);
+    prop_oneof![
+        6 => (0..4usize, 0..4u32, delay, deadline)
+            .prop_map(|(class, tenant, delay, deadline)| Step::Submit { class, tenant, delay, deadline }),
+        4 => (1..5usize, 1..1500u64).prop_map(|(tasks_max, millis)| Step::Lease { tasks_max, millis }),
+        4 => (any::<usize>(), 0..4u8, prop::bool::weighted(0.1))
+            .prop_map(|(which, how, late)| Step::Complete { which, how, late }),
+        1 => any::<usize>().prop_map(Step::Renew),
+        1 => any::<usize>().prop_map(Step::Release),
+        1 => any::<usize>().prop_map(Step::Cancel),
+        1 => Just(Step::Requeue),
+        3 => prop_oneof![1..50u64, 1..3000u64].prop_map(Step::Pass),
+        1 => any::<bool>().prop_map(Step::Pause),
+    ]
+}
+
+/// What the model knows of a task. Everything is plain values; nothing is linked.
+#[derive(Debug, Clone)]
+struct Known {
+    class: Priority,
+    tenant: u32,
+    deadline: Option<Millis>,
+    state: TaskState,
+    failures: u32,
+    lost: u32,
+    ready_at: Millis,
+    fence: Fence,
+    lease_end: Millis,
+    /// Place in its line; smaller comes first.
+    order: i64,
+}
+
+/// Tasks the limited tenant 0 may have running.
+const RUNNING_MAX: usize = 2;
+
+#[derive(Default)]
+struct Model {
+    tasks: BTreeMap<TaskId, Known>,
+    fences: Vec<(TaskId, Fence)>,
+    orders: i64,
+    paused: bool,
+}
+
+impl Model {
+    fn running(&self, tenant: u32) -> usize {
+        self.tasks.values().filter(|task| task.tenant == tenant && task.state == TaskState::Running).count()
+    }
+
+    fn may_start(&self, task: &Known) -> bool {
+        task.state == TaskState::Queued && (task.tenant != 0 || self.running(0) < RUNNING_MAX)
+    }
+
+    fn pass(&mut self, now: Millis) {
+        // Leases and delays end in the order of their times, and so their tasks line up.
+        let mut due: Vec<_> = self
+            .tasks
+            .iter()
+            .filter_map(|(id, task)| match task.state {
+                TaskState::Running if task.lease_end <= now => Some((task.lease_end, *id)),
+                TaskState::Delayed if task.ready_at <= now => Some((task.ready_at, *id)),
+                _ => None,
+            })
+            .collect();
+        due.sort();
+        // Of what is due at the same moment, any may come first.
+        let mut moment = 0;
+        for (at, id) in due {
+            let order = if at == moment { self.orders } else { self.next_order() };
+            moment = at;
+            if let Some(task) = self.tasks.get_mut(&id) {
+                if task.state == TaskState::Delayed {
+                    (task.state, task.order) = (TaskState::Queued, order);
+                } else if task.deadline.is_some_and(|deadline| deadline <= now) {
+                    task.state = TaskState::Failed;
+                } else {
+                    task.lost += 1;
+                    task.order = -order;
+                    task.state = if task.lost == 3 { TaskState::DeadLettered } else { TaskState::Queued };
+                }
+            }
+        }
+        for task in self.tasks.values_mut() {
+            let waits = matches!(task.state, TaskState::Queued | TaskState::Delayed);
+            if waits && task.deadline.is_some_and(|deadline| deadline <= now) {
+                task.state = TaskState::Failed;
+            }
+        }
+    }
+
+    fn next_order(&mut self) -> i64 {
+        self.orders += 1;
+        self.orders
+    }
+}
+
+fn check(bench: &mut Bench, model: &Model) -> Result<(), TestCaseError> {
+    for (id, known) in &model.tasks {
+        let record = bench.record(*id);
+        prop_assert_eq!(
+            (record.state, record.failures, record.lost),
+            (known.state, known.failures, known.lost),
+            "{:?}",
+            known
+        );
+        prop_assert_eq!(bench.outcomes.contains_key(id), known.state.is_final());
+        prop_assert_eq!(record.finished_at.is_some(), known.state.is_final());
+    }
+    let count = |state| model.tasks.values().filter(|task| task.state == state).count() as u64;
+    let stats = bench.machine.stats();
+    prop_assert_eq!(stats.queued, count(TaskState::Queued));
+    prop_assert_eq!(stats.delayed, count(TaskState::Delayed));
+    prop_assert_eq!(stats.running, count(TaskState::Running));
+    prop_assert_eq!(stats.dead_lettered, count(TaskState::DeadLettered));
+    Ok(())
+}
+
+fn apply(bench: &mut Bench, model: &mut Model, step: Step) -> Result<(), TestCaseError> {
+    match step {
+        Step::Submit { class, tenant, delay, deadline } => {
+            let mut task = bench.task(tenant, Priority::ALL[class]);
+            task.not_before = (delay > 0).then(|| from_millis(bench.now + delay));
+            task.deadline = deadline.map(|deadline| from_millis(bench.now + deadline));
+            let known = Known {
+                class: task.priority,
+                tenant,
+                deadline: deadline.map(|deadline| bench.now + deadline),
+                state: if delay > 0 { TaskState::Delayed } else { TaskState::Queued },
+                failures: 0,
+                lost: 0,
+                ready_at: bench.now + delay,
+                fence: Fence(0),
+                lease_end: 0,
+                order: model.next_order(),
+            };
+            let id = bench.submit(task).expect("the queue is never full here");
+            model.tasks.insert(id, known);
+        }
+        Step::Lease { tasks_max, millis } => {
+            let leases = bench.lease(tasks_max, millis);
+            for lease in &leases {
+                let known = model.tasks[&lease.task.id].clone();
+                prop_assert!(model.may_start(&known) && !model.paused, "{:?}", known);
+                let line = model.tasks.values().filter(|other| {
+                    (other.class, other.tenant, other.state) == (known.class, known.tenant, TaskState::Queued)
+                });
+                let first = line.map(|other| other.order).min();
+                prop_assert_eq!(first, Some(known.order), "first come, first served");
+                prop_assert!(model.fences.iter().all(|(_, fence)| *fence < lease.fence), "fences only grow");
+                model.fences.push((lease.task.id, lease.fence));
+                let grace = known.deadline.map_or(Millis::MAX, |deadline| deadline + 500);
+                if let Some(task) = model.tasks.get_mut(&lease.task.id) {
+                    task.state = TaskState::Running;
+                    task.fence = lease.fence;
+                    task.lease_end = (bench.now + millis).min(grace);
+                    prop_assert_eq!(lease.expires_at, from_millis(task.lease_end));
+                }
+            }
+            if leases.len() < tasks_max && !model.paused {
+                let left = model.tasks.values().find(|task| model.may_start(task));
+                prop_assert!(left.is_none(), "left waiting: {:?}", left);
+            }
+        }
+        Step::Complete { which, how, late } => {
+            let Some((id, fence)) = model.fences.get(which % model.fences.len().max(1)).copied() else { return Ok(()) };
+            let fence = if late { Fence(fence.0.wrapping_sub(1)) } else { fence };
+            let completion = match how {
+                0 => success(),
+                1 => ended(Outcome::from_exit_code(1)),
+                _ => wants_retry(Some(u64::from(how) * 100)),
+            };
+            let answer = bench.complete(id, fence, completion);
+            let order = model.next_order();
+            let known = model.tasks.get_mut(&id).expect("the model knows what was leased");
+            if known.state != TaskState::Running || known.fence != fence {
+                prop_assert_eq!(answer.unwrap_err().kind(), ErrorKind::Stale);
+                return Ok(());
+            }
+            known.ready_at = bench.now + u64::from(how) * 100;
+            known.failures += u32::from(how > 0);
+            known.order = order;
+            known.state = match how {
+                0 => TaskState::Completed,
+                1 => TaskState::Failed,
+                _ if known.deadline.is_some_and(|deadline| bench.now >= deadline) => TaskState::Failed,
+                _ if known.failures == 3 => TaskState::DeadLettered,
+                _ if known.deadline.is_some_and(|deadline| known.ready_at >= deadline) => TaskState::Failed,
+                _ => TaskState::Delayed,
+            };
+            prop_assert_eq!(answer.unwrap(), known.state);
+        }
+        Step::Renew(which) => {
+            let Some((id, fence)) = model.fences.get(which % model.fences.len().max(1)).copied() else { return Ok(()) };
+            let answer = bench.machine.renew(bench.now, id, fence, Duration::from_millis(777));
+            let known = model.tasks.get_mut(&id).expect("the model knows what was leased");
+            if known.state == TaskState::Running && known.fence == fence {
+                let grace = known.deadline.map_or(Millis::MAX, |deadline| deadline + 500);
+                known.lease_end = (bench.now + 777).min(grace);
+                prop_assert_eq!(answer.unwrap(), known.lease_end);
+            } else {
+                prop_assert_eq!(answer.unwrap_err().kind(), ErrorKind::Stale);
+            }
+        }
+        Step::Release(which) => {
+            let Some((id, fence)) = model.fences.get(which % model.fences.len().max(1)).copied() else { return Ok(()) };
+            let answer = bench.machine.release(bench.now, id, fence);
+            bench.listen();
+            let order = -model.next_order();
+            let known = model.tasks.get_mut(&id).expect("the model knows what was leased");
+            if known.state == TaskState::Running && known.fence == fence {
+                prop_assert!(answer.is_ok());
+                (known.state, known.order) = (TaskState::Queued, order);
+                // One whose deadline passed meanwhile ends with the next millisecond; the model says at once.
+                let (now, after) = (bench.now, bench.now + 1);
+                if known.deadline.is_some_and(|deadline| deadline <= after) {
+                    bench.pass(after - now);
+                    model.pass(after);
+                }
+            } else {
+                prop_assert_eq!(answer.unwrap_err().kind(), ErrorKind::Stale);
+            }
+        }
+        Step::Cancel(which) => {
+            let Some(id) = model.tasks.keys().nth(which % model.tasks.len().max(1)).copied() else { return Ok(()) };
+            let answer = bench.machine.cancel(bench.now, id).unwrap();
+            bench.listen();
+            let known = model.tasks.get_mut(&id).expect("it was just there");
+            if !known.state.is_final() {
+                known.state = TaskState::Cancelled;
+            }
+            prop_assert_eq!(answer, known.state, "cancelling what ended changes nothing");
+        }
+        Step::Requeue => {
+            let dead = model.tasks.iter().find(|(_, task)| task.state == TaskState::DeadLettered);
+            let Some(id) = dead.map(|(id, _)| *id) else { return Ok(()) };
+            let answer = bench.machine.requeue(bench.now, id);
+            bench.listen();
+            let order = model.next_order();
+            let known = model.tasks.get_mut(&id).expect("it was just there");
+            if known.deadline.is_some_and(|deadline| deadline <= bench.now) {
+                prop_assert_eq!(answer.unwrap_err().kind(), ErrorKind::InvalidInput);
+            } else {
+                prop_assert_eq!(answer.unwrap(), TaskState::Queued);
+                (known.state, known.failures, known.lost, known.order) = (TaskState::Queued, 0, 0, order);
+            }
+        }
+        Step::Pass(millis) => {
+            bench.pass(millis);
+            model.pass(bench.now);
+        }
+        Step::Pause(paused) => {
+            model.paused = paused;
+            bench.machine.set_mode(if paused { SchedulerMode::Paused } else { SchedulerMode::Running });
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Whatever is done in whatever order: the machine is where the model is, outcomes come once, and in the end every
+    /// task has one.
+    #[test]
+    fn behaves_like_the_model(steps in prop::collection::vec(step(), 1..150)) {
+        let mut bench = Bench::new(limits());
+        let mut model = Model::default();
+        let limited = TenantLimits { running_max: Some(RUNNING_MAX as u32), ..TenantLimits::default() };
+        bench.machine.set_limits(&Tenant("tenant 0".into()), limited).unwrap();
+        for step in steps {
+            apply(&mut bench, &mut model, step)?;
+            check(&mut bench, &model)?;
+        }
+        bench.machine.set_mode(SchedulerMode::Running);
+        for _ in 0..10_000 {
+            let leases = bench.lease(10, 100);
+            for lease in &leases {
+                bench.complete(lease.task.id, lease.fence, success()).unwrap();
+            }
+            if leases.is_empty() {
+                bench.pass(1000);
+            }
+            let stats = bench.machine.stats();
+            if stats.queued + stats.delayed + stats.running == 0 {
+                break;
+            }
+        }
+        for id in model.tasks.keys() {
+            prop_assert!(bench.state(*id).is_final());
+            prop_assert_eq!(bench.outcomes.get(id), Some(&1));
+        }
+        prop_assert_eq!(bench.machine.live.tasks, 0);
+        prop_assert_eq!(bench.machine.live.bytes, 0);
+        bench.pass(8 * 24 * 3600 * 1000);
+        prop_assert_eq!(bench.machine.slots.iter().flatten().count(), 0, "everything is forgotten in the end");
+        prop_assert_eq!(bench.machine.timers.len(), 0);
+        prop_assert_eq!((bench.machine.results_total.bytes, bench.machine.dead_total.bytes), (0, 0));
+        prop_assert!(bench.machine.by_id.is_empty() && bench.machine.results.is_empty());
+    }
+}

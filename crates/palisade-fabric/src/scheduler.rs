@@ -1,0 +1,563 @@
+//! The scheduler of one process: the deciding machine behind a lock, with a clock, metrics and perhaps a journal.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use palisade_core::{
+    BoxFuture, Completion, Error, ErrorKind, Fence, Lease, LeaseRequest, MetricsSink, Result, Scheduler, SchedulerMode,
+    SchedulerStats, Submission, Task, TaskId, TaskRecord, TaskState, Tenant,
+};
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+
+use crate::clock::from_millis;
+use crate::journal::{Committer, JournalEntry};
+use crate::kpi::{JournalKpis, Kpis};
+use crate::machine::{Machine, What, completion_bytes};
+use crate::wheel::Millis;
+use crate::{Clock, Journal, NullSink, SchedulerLimits, TenantLimits, admission};
+
+/// How to open a [`LocalScheduler`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SchedulerOptions {
+    /// What bounds it.
+    pub limits: SchedulerLimits,
+    /// Where it reads the time.
+    pub clock: Clock,
+    /// Where it keeps its tasks. `None`: in memory only.
+    pub journal: Option<Box<dyn Journal>>,
+    /// Who hears its figures.
+    pub metrics: Arc<dyn MetricsSink>,
+    /// How many tenants have figures of their own; the rest share one. Default 0.
+    pub tenant_labels_max: usize,
+    /// Seed of the retries' jitter. `None`: from the system.
+    pub seed: Option<u64>,
+}
+
+impl Default for SchedulerOptions {
+    fn default() -> Self {
+        SchedulerOptions {
+            limits: SchedulerLimits::default(),
+            clock: Clock::system(),
+            journal: None,
+            metrics: Arc::new(NullSink),
+            tenant_labels_max: 0,
+            seed: None,
+        }
+    }
+}
+
+/// The scheduler of one process, in memory or durable.
+///
+/// With a journal, whatever a future of it gave as its result is on disk; a task whose submission returned survives
+/// the process. Leases do not: when the scheduler is opened again, what was running waits again and counts as lost once.
+/// When the journal fails, every operation fails from then on, and nothing acknowledged is lost.
+///
+/// Any executor can drive its futures: its timers and its journal have threads of their own.
+///
+/// ```
+/// use std::time::Duration;
+/// use palisade_core::*;
+/// use palisade_fabric::{LocalScheduler, SchedulerOptions};
+///
+/// # fn main() -> Result<()> {
+/// let scheduler = LocalScheduler::open(SchedulerOptions::default())?;
+/// block_on(async {
+///     let task = scheduler.submit(Task::new(ArtifactHash::of(b"plugin"))).await?.task;
+///     let worker = WorkerId(uuid::Uuid::now_v7());
+///     let request = LeaseRequest { worker, tasks_max: 1, lease_time: Duration::from_secs(30) };
+///     let lease = scheduler.lease(request).await?.remove(0);
+///     let done = Completion::Executed(Box::new(Execution::new(Outcome::Completed, Usage::default())));
+///     assert_eq!(scheduler.complete(task, lease.fence, done).await?, TaskState::Completed);
+///     assert!(scheduler.wait(task).await?.completion.is_some());
+///     Ok(())
+/// })
+/// # }
+/// ```
+pub struct LocalScheduler {
+    shared: Arc<Shared>,
+    timer: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    limits: SchedulerLimits,
+    clock: Clock,
+    state: Mutex<State>,
+    /// Wakes the timer thread.
+    timer: Condvar,
+    /// Wakes a worker that waits for tasks.
+    ready: Notify,
+    committer: Option<Committer>,
+}
+
+struct State {
+    machine: Machine,
+    kpis: Kpis,
+    /// Those who wait for an outcome.
+    waiting: HashMap<TaskId, Arc<Notify>>,
+    /// When the timer thread looks again.
+    timer_at: Millis,
+    closing: bool,
+}
+
+impl fmt::Debug for LocalScheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalScheduler")
+            .field("stats", &self.stats())
+            .field("durable", &self.shared.committer.is_some())
+            .finish()
+    }
+}
+
+impl LocalScheduler {
+    /// Opens it, and takes back what the journal kept.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Journal::open`] and of registering metrics; [`ErrorKind::Io`] when the system gives no thread.
+    pub fn open(options: SchedulerOptions) -> Result<LocalScheduler> {
+        let SchedulerOptions { limits, clock, journal, metrics, tenant_labels_max, seed } = options;
+        limits.tenant.validate()?;
+        let seed = match seed {
+            Some(seed) => seed,
+            None => getrandom::u64()
+                .map_err(|error| Error::new(ErrorKind::Io, "open", "the system gives no randomness").source(error))?,
+        };
+        let mut machine = Machine::new(limits.clone(), 0, seed, clock.millis());
+        let mut committer = None;
+        if let Some(mut journal) = journal {
+            let mut kept = Vec::new();
+            let epoch = journal.open(&mut |task| {
+                kept.push(task);
+                Ok(())
+            })?;
+            machine = Machine::new(limits.clone(), epoch, seed, clock.millis());
+            for one in kept {
+                let bytes = admission::weigh(&one.task);
+                machine.restore(one.seq, Arc::new(one.task), bytes, one.status)?;
+            }
+            committer = Some(Committer::start(journal, JournalKpis::new(Arc::clone(&metrics))?)?);
+        }
+        let kpis = Kpis::new(metrics, tenant_labels_max)?;
+        let shared = Arc::new(Shared {
+            limits,
+            clock,
+            state: Mutex::new(State { machine, kpis, waiting: HashMap::new(), timer_at: 0, closing: false }),
+            timer: Condvar::new(),
+            ready: Notify::new(),
+            committer,
+        });
+        shared.settle(shared.lock(), true);
+        let mut timer = None;
+        if !shared.clock.is_manual() {
+            let theirs = Arc::clone(&shared);
+            let thread = std::thread::Builder::new().name("palisade-timers".to_owned());
+            let thread = thread.spawn(move || theirs.run_timers());
+            timer = Some(thread.map_err(|error| {
+                Error::new(ErrorKind::Io, "open", "no thread for the scheduler's timers").source(error)
+            })?);
+        }
+        Ok(LocalScheduler { shared, timer })
+    }
+
+    /// Lets everything happen that is due. Needed after [`Clock::advance`] only; with the system's clock a thread does it.
+    pub fn tick(&self) {
+        let mut state = self.shared.lock();
+        state.machine.advance(self.shared.clock.millis());
+        self.shared.settle(state, true);
+    }
+
+    /// Sets what a tenant may do, from now on. Such a tenant is never forgotten, and counts towards
+    /// [`SchedulerLimits::tenants_max`]. Not kept in the journal: the owner of the limits sets them at each start.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] for limits that would stop it for ever, [`ErrorKind::Exhausted`] when there are too
+    /// many tenants.
+    pub fn set_tenant_limits(&self, tenant: &Tenant, limits: TenantLimits) -> Result<()> {
+        let mut state = self.shared.lock();
+        state.machine.set_limits(tenant, limits)?;
+        self.shared.settle(state, true);
+        Ok(())
+    }
+}
+
+impl Drop for LocalScheduler {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.timer.notify_one();
+        if let Some(timer) = self.timer.take() {
+            let _ = timer.join();
+        }
+    }
+}
+
+impl Shared {
+    // A panic inside would be a defect of the machine; going on with what it left serves more tasks than stopping.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs an operation of the machine, and gives the journal position that makes it safe.
+    fn run<T>(&self, operation: impl FnOnce(&mut Machine, Millis) -> Result<T>) -> Result<(T, u64)> {
+        if let Some(committer) = &self.committer {
+            committer.check()?;
+        }
+        let now = self.clock.millis();
+        let mut state = self.lock();
+        let result = operation(&mut state.machine, now);
+        if let Err(error) = &result {
+            match (error.operation(), error.kind()) {
+                ("submit", kind) => state.kpis.refused(kind),
+                ("complete", ErrorKind::Stale) => state.kpis.stale(),
+                _ => {}
+            }
+        }
+        let position = self.settle(state, true);
+        Ok((result?, position))
+    }
+
+    /// Runs an operation and waits until it is safe.
+    async fn run_safely<T>(&self, operation: impl FnOnce(&mut Machine, Millis) -> Result<T>) -> Result<T> {
+        let (result, position) = self.run(operation)?;
+        self.safe(position).await?;
+        Ok(result)
+    }
+
+    async fn safe(&self, position: u64) -> Result<()> {
+        match &self.committer {
+            Some(committer) => committer.safe(position).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Journals, counts and tells what the machine decided. Gives the journal position of the latest change.
+    ///
+    /// Nobody is woken and nothing freed under the lock: both take long, and whoever is woken wants the lock.
+    fn settle(&self, mut guard: MutexGuard<'_, State>, wake_workers: bool) -> u64 {
+        let state = &mut *guard;
+        let mut ended = Vec::new();
+        let mut changes = std::mem::take(state.machine.changes());
+        let mut position = 0;
+        if let Some(committer) = &self.committer {
+            let entries = changes.iter().filter_map(|change| {
+                let seq = change.seq;
+                if matches!(change.what, What::Forgotten) {
+                    return Some(JournalEntry::Forget { seq });
+                }
+                let (task, status) = state.machine.status(change.slot, seq)?;
+                Some(match change.what {
+                    What::Submitted => JournalEntry::Submit { seq, task: Arc::clone(task), status },
+                    _ => JournalEntry::Update { seq, status },
+                })
+            });
+            position = committer.append(entries);
+            for change in &changes {
+                state.machine.set_position(change.slot, change.seq, position);
+            }
+        }
+        for change in changes.drain(..) {
+            state.kpis.count(&change);
+            if let What::Finished { .. } = change.what
+                && let Some(waiting) = state.waiting.remove(&change.task)
+            {
+                ended.push(waiting);
+            }
+        }
+        // Its room serves the next operation.
+        *state.machine.changes() = changes;
+        state.kpis.gauge(&state.machine);
+        let wake_workers = wake_workers && state.machine.has_work();
+        let wake_timer = state.machine.next_timer().is_some_and(|next| next < state.timer_at);
+        let forgotten = state.machine.take_forgotten();
+        drop(guard);
+        if wake_workers {
+            self.ready.notify_one();
+        }
+        if wake_timer {
+            self.timer.notify_one();
+        }
+        ended.iter().for_each(|waiting| waiting.notify_waiters());
+        drop(forgotten);
+        position
+    }
+
+    fn run_timers(&self) {
+        let mut state = self.lock();
+        while !state.closing {
+            let now = self.clock.millis();
+            state.machine.advance(now);
+            state.timer_at = state.machine.next_timer().unwrap_or(Millis::MAX);
+            self.settle(state, true);
+            state = self.lock();
+            // What was set meanwhile told a thread that did not wait yet.
+            if state.machine.next_timer().is_some_and(|next| next < state.timer_at) || state.closing {
+                continue;
+            }
+            // Not for ever, so that a span too long for the system's call does no harm.
+            let wait = Duration::from_millis(state.timer_at.saturating_sub(now).clamp(1, 3_600_000));
+            state = self.timer.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// A task's outcome, or a place among those who wait for it: in one step, so that nothing is missed in between.
+    fn look(&self, task: TaskId) -> Result<Look<'_>> {
+        if let Some(committer) = &self.committer {
+            committer.check()?;
+        }
+        let now = self.clock.millis();
+        let mut state = self.lock();
+        let found = state.machine.get(now, task);
+        let notify = match &found {
+            Ok((record, _)) if !record.state.is_final() => Some(Arc::clone(state.waiting.entry(task).or_default())),
+            _ => None,
+        };
+        let ended = notify.as_ref().map(|notify| Arc::clone(notify).notified_owned());
+        self.settle(state, true);
+        let (record, position) = found?;
+        Ok(match notify.zip(ended) {
+            Some((notify, ended)) => {
+                Look::Waits { waiting: Waiting { shared: self, task, notify, told: false }, ended }
+            }
+            None => Look::Ended { record: Box::new(record), position },
+        })
+    }
+
+    /// What is recorded about a task, once it is safe.
+    async fn record(&self, task: TaskId) -> Result<TaskRecord> {
+        let ((record, position), _) = self.run(|machine, now| machine.get(now, task))?;
+        self.safe(position).await?;
+        Ok(record)
+    }
+}
+
+/// Leases that nobody has taken over yet.
+struct Unclaimed<'a> {
+    shared: &'a Shared,
+    leases: Vec<Lease>,
+}
+
+impl Drop for Unclaimed<'_> {
+    fn drop(&mut self) {
+        // From the last, so that they stand in line as before.
+        for lease in self.leases.drain(..).rev() {
+            let _ = self.shared.run(|machine, now| machine.release(now, lease.task.id, lease.fence));
+        }
+    }
+}
+
+/// What somebody who wants a task's outcome finds.
+enum Look<'a> {
+    Ended {
+        record: Box<TaskRecord>,
+        position: u64,
+    },
+    /// `ended` hears of everything after the look.
+    Waits {
+        waiting: Waiting<'a>,
+        ended: OwnedNotified,
+    },
+}
+
+/// Somebody who waits for a task's outcome.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    task: TaskId,
+    notify: Arc<Notify>,
+    /// It heard of the end, for which the table was cleared.
+    told: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.told {
+            return;
+        }
+        let mut state = self.shared.lock();
+        // Ours and the table's: nobody else waits.
+        if Arc::strong_count(&self.notify) == 2 && state.waiting.contains_key(&self.task) {
+            state.waiting.remove(&self.task);
+        }
+    }
+}
+
+impl Scheduler for LocalScheduler {
+    fn submit(&self, task: Task) -> BoxFuture<'_, Result<Submission>> {
+        Box::pin(async move {
+            let bytes = match admission::check(&task, &self.shared.limits) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    self.shared.lock().kpis.refused(error.kind());
+                    return Err(error);
+                }
+            };
+            let task = Arc::new(task);
+            self.shared.run_safely(|machine, now| machine.submit(now, task, bytes)).await
+        })
+    }
+
+    fn lease(&self, request: LeaseRequest) -> BoxFuture<'_, Result<Vec<Lease>>> {
+        Box::pin(async move {
+            if request.tasks_max == 0 || request.lease_time.is_zero() {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    "lease",
+                    "a lease is for 1 task or more, and some time",
+                ));
+            }
+            let shared = &*self.shared;
+            loop {
+                let more = shared.ready.notified();
+                if let Some(committer) = &shared.committer {
+                    committer.check()?;
+                }
+                let mut unclaimed = Unclaimed { shared, leases: Vec::new() };
+                let position = {
+                    let now = shared.clock.millis();
+                    let mut state = shared.lock();
+                    let position = state.machine.lease(now, &request, &mut unclaimed.leases);
+                    // One that got nothing wakes nobody: the next would get nothing either, and wake this one.
+                    shared.settle(state, !unclaimed.leases.is_empty());
+                    position
+                };
+                if !unclaimed.leases.is_empty() {
+                    if shared.committer.as_ref().is_some_and(|committer| !committer.is_safe(position)) {
+                        shared.safe(position).await?;
+                    }
+                    return Ok(std::mem::take(&mut unclaimed.leases));
+                }
+                drop(unclaimed);
+                match &shared.committer {
+                    None => more.await,
+                    // A journal that fails wakes those who wait.
+                    Some(committer) => tokio::select! {
+                        () = more => {}
+                        error = committer.failed() => return Err(error),
+                    },
+                }
+            }
+        })
+    }
+
+    fn renew(&self, task: TaskId, fence: Fence, lease_time: Duration) -> BoxFuture<'_, Result<SystemTime>> {
+        Box::pin(async move {
+            let (end, _) = self.shared.run(|machine, now| machine.renew(now, task, fence, lease_time))?;
+            self.shared.lock().kpis.renewed();
+            Ok(from_millis(end))
+        })
+    }
+
+    fn complete(&self, task: TaskId, fence: Fence, completion: Completion) -> BoxFuture<'_, Result<TaskState>> {
+        Box::pin(async move {
+            let bytes = completion_bytes(&completion);
+            if bytes > self.shared.limits.completion_bytes_max {
+                let message = format!("a completion of {bytes} bytes is larger than allowed");
+                return Err(Error::new(ErrorKind::InvalidInput, "complete", message)
+                    .context("task", task)
+                    .context("limit", self.shared.limits.completion_bytes_max)
+                    .help("bound the task's output"));
+            }
+            self.shared.run_safely(|machine, now| machine.complete(now, task, fence, completion)).await
+        })
+    }
+
+    fn release(&self, task: TaskId, fence: Fence) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { self.shared.run(|machine, now| machine.release(now, task, fence)).map(drop) })
+    }
+
+    fn cancel(&self, task: TaskId) -> BoxFuture<'_, Result<TaskState>> {
+        Box::pin(async move { self.shared.run_safely(|machine, now| machine.cancel(now, task)).await })
+    }
+
+    fn get(&self, task: TaskId) -> BoxFuture<'_, Result<TaskRecord>> {
+        Box::pin(self.shared.record(task))
+    }
+
+    fn wait(&self, task: TaskId) -> BoxFuture<'_, Result<TaskRecord>> {
+        Box::pin(async move {
+            let shared = &*self.shared;
+            loop {
+                let (mut waiting, ended) = match shared.look(task)? {
+                    Look::Ended { record, position } => {
+                        shared.safe(position).await?;
+                        return Ok(*record);
+                    }
+                    Look::Waits { waiting, ended } => (waiting, ended),
+                };
+                match &shared.committer {
+                    None => ended.await,
+                    Some(committer) => tokio::select! {
+                        () = ended => {}
+                        error = committer.failed() => return Err(error),
+                    },
+                }
+                waiting.told = true;
+            }
+        })
+    }
+
+    fn dead_letters(&self, after: Option<TaskId>, tasks_max: usize) -> BoxFuture<'_, Result<Vec<TaskRecord>>> {
+        Box::pin(async move {
+            let max = tasks_max.min(self.shared.limits.batch_max);
+            let ((records, position), _) = self.shared.run(|machine, now| Ok(machine.dead_letters(now, after, max)))?;
+            self.shared.safe(position).await?;
+            Ok(records)
+        })
+    }
+
+    fn requeue(&self, task: TaskId) -> BoxFuture<'_, Result<TaskState>> {
+        Box::pin(async move { self.shared.run_safely(|machine, now| machine.requeue(now, task)).await })
+    }
+
+    fn set_mode(&self, mode: SchedulerMode) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.shared.run(|machine, _| {
+                machine.set_mode(mode);
+                Ok(())
+            })?;
+            Ok(())
+        })
+    }
+
+    fn stats(&self) -> SchedulerStats {
+        self.shared.lock().machine.stats()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use palisade_core::{ArtifactHash, WorkerId, block_on};
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_of_those_who_waited() {
+        let scheduler = LocalScheduler::open(SchedulerOptions::default()).unwrap();
+        let id = block_on(scheduler.submit(Task::new(ArtifactHash::of(b"plugin")))).unwrap().task;
+        let mut context = Context::from_waker(Waker::noop());
+        let mut waits: Vec<_> = (0..3).map(|_| scheduler.wait(id)).collect();
+        assert!(waits.iter_mut().all(|wait| wait.as_mut().poll(&mut context).is_pending()));
+        let waiting = || scheduler.shared.lock().waiting.len();
+        waits.truncate(1);
+        assert_eq!(waiting(), 1, "one still waits");
+        drop(waits);
+        assert_eq!(waiting(), 0);
+        let mut wait = scheduler.wait(id);
+        assert!(wait.as_mut().poll(&mut context).is_pending());
+        let request =
+            LeaseRequest { worker: WorkerId(uuid::Uuid::nil()), tasks_max: 1, lease_time: Duration::from_secs(1) };
+        let lease = block_on(scheduler.lease(request)).unwrap().remove(0);
+        let message = "over".to_owned();
+        let completion = Completion::HostError { message, retryable: false };
+        block_on(scheduler.complete(id, lease.fence, completion)).unwrap();
+        assert_eq!(waiting(), 0);
+        assert_eq!(block_on(wait).unwrap().state, TaskState::Failed);
+        assert_eq!(waiting(), 0);
+    }
+}

@@ -1,0 +1,452 @@
+//! Tasks run by agents, on the reference backend.
+
+mod support;
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use palisade_core::{
+    Artifact, BoxFuture, Bytes, CancelToken, Capabilities, Completion, Error, ErrorKind, HostFunctions, Module,
+    Outcome, Phase, Resource, Result, Sandbox, Scheduler, Task, TaskId, TaskRecord, TaskState,
+};
+use palisade_fabric::{
+    AgentState, AgentTemplate, Clock, Executor, ExecutorOptions, InstanceMode, LocalScheduler, RecordingSink,
+    RestartBudget, SchedulerOptions,
+};
+use palisade_fake::Fake;
+use tokio::sync::Notify;
+
+/// A probe the reference backend knows by its name; its bytes differ, so that each is a plugin of its own.
+fn probe(verb: &str) -> Artifact {
+    let custom = [&[0, verb.len() as u8 + 1, verb.len() as u8][..], verb.as_bytes()].concat();
+    Artifact::wasm([&b"\0asm\x01\0\0\0"[..], &custom].concat()).named(verb)
+}
+
+/// The reference backend, with loads that can be counted, held up and broken.
+struct Watched {
+    inner: Fake,
+    loads: AtomicUsize,
+    /// While there is one, loading waits for it.
+    hold: Option<CancelToken>,
+    /// So many loads fail first.
+    failing: AtomicUsize,
+    /// Loading panics.
+    panics: bool,
+    loading: Notify,
+}
+
+impl Watched {
+    fn new() -> Watched {
+        Watched {
+            inner: Fake::new(None),
+            loads: AtomicUsize::new(0),
+            hold: None,
+            failing: AtomicUsize::new(0),
+            panics: false,
+            loading: Notify::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watched")
+    }
+}
+
+impl Sandbox for Watched {
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn load(&self, artifact: Artifact) -> BoxFuture<'_, Result<Arc<dyn Module>>> {
+        Box::pin(async move {
+            self.loads.fetch_add(1, Ordering::SeqCst);
+            self.loading.notify_one();
+            assert!(!self.panics, "the loader panics");
+            if let Some(hold) = &self.hold {
+                hold.cancelled().await;
+            }
+            if self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+                return Err(Error::new(ErrorKind::Io, "load", "the disk stutters"));
+            }
+            self.inner.load(artifact).await
+        })
+    }
+}
+
+struct Setting {
+    scheduler: Arc<LocalScheduler>,
+    sandbox: Arc<Watched>,
+    executor: Executor,
+}
+
+fn start(sandbox: Watched, change: impl FnOnce(&mut ExecutorOptions)) -> Setting {
+    let mut options = SchedulerOptions::default();
+    options.limits.completion_bytes_max = COMPLETION_BYTES_MAX;
+    let scheduler = Arc::new(LocalScheduler::open(options).unwrap());
+    let sandbox = Arc::new(sandbox);
+    let mut options = ExecutorOptions::new(Arc::clone(&scheduler) as _, Arc::clone(&sandbox) as _);
+    change(&mut options);
+    Setting { scheduler, sandbox, executor: Executor::start(options).unwrap() }
+}
+
+/// What the schedulers of these tests keep of one completion.
+const COMPLETION_BYTES_MAX: usize = 10_000;
+
+fn task(verb: &str, input: impl Into<Bytes>) -> Task {
+    let mut task = Task::new(probe(verb).hash());
+    task.input = input.into();
+    task.retry.attempts_max = 1;
+    task
+}
+
+impl Setting {
+    fn spawn(&self, verb: &str) {
+        self.spawn_with(verb, |_| {});
+    }
+
+    fn spawn_with(&self, verb: &str, change: impl FnOnce(&mut AgentTemplate)) {
+        let mut template = AgentTemplate::new(verb, probe(verb));
+        change(&mut template);
+        self.executor.spawn(template).unwrap();
+    }
+
+    async fn submit(&self, task: Task) -> TaskId {
+        self.scheduler.submit(task).await.unwrap().task
+    }
+
+    async fn run(&self, task: Task) -> TaskRecord {
+        let id = self.submit(task).await;
+        self.scheduler.wait(id).await.unwrap()
+    }
+}
+
+fn outcome(record: &TaskRecord) -> Outcome {
+    match record.completion.as_deref() {
+        Some(Completion::Executed(execution)) => execution.outcome.clone(),
+        other => panic!("not executed: {other:?}"),
+    }
+}
+
+fn message(record: &TaskRecord) -> String {
+    match record.completion.as_deref() {
+        Some(Completion::HostError { message, .. }) => message.clone(),
+        other => panic!("no host error: {other:?}"),
+    }
+}
+
+/// Input of the probes `count` and `sleep`: how long, in turns of a loop or in nanoseconds. Years.
+fn for_ever() -> Bytes {
+    Bytes::copy_from_slice(&(1u64 << 60).to_le_bytes())
+}
+
+#[tokio::test]
+async fn tasks_run_and_their_agents_count_them() {
+    let setting = start(Watched::new(), |_| {});
+    setting.spawn("echo");
+    setting.spawn("exit");
+    let record = setting.run(task("echo", "hello")).await;
+    let Some(Completion::Executed(execution)) = record.completion.as_deref() else { panic!("{record:?}") };
+    assert_eq!((record.state, &execution.output[..]), (TaskState::Completed, &b"hello"[..]));
+    for _ in 0..9 {
+        setting.run(task("echo", "again")).await;
+    }
+    let record = setting.run(task("exit", vec![3, 0, 0, 0])).await;
+    assert_eq!((record.state, outcome(&record)), (TaskState::Failed, Outcome::from_exit_code(3)));
+    assert_eq!(setting.sandbox.loads.load(Ordering::SeqCst), 2, "each plugin is loaded once");
+    let unknown = setting.run(task("random", "")).await;
+    assert!(message(&unknown).contains("no agent here runs plugin"), "{unknown:?}");
+    let reports = setting.executor.reports();
+    let echo = &reports[0];
+    assert_eq!((echo.name.as_str(), echo.outcomes["completed"]), ("echo", 10));
+    assert!(matches!(echo.state, AgentState::Ready | AgentState::Busy));
+    assert!(echo.latency_p50 > Duration::ZERO && echo.latency_p99 >= echo.latency_p50);
+    assert!(echo.memory_peak_bytes > 0);
+    assert_eq!(reports[1].outcomes["failed"], 1);
+    let again = setting.executor.spawn(AgentTemplate::new("echo", probe("args"))).unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::InvalidInput);
+    assert_eq!(setting.executor.remove("echo").unwrap().outcomes["completed"], 10);
+    assert_eq!(setting.executor.remove("echo").unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(setting.executor.drain(Duration::from_secs(5)).await.in_time);
+}
+
+#[tokio::test]
+async fn an_outcome_that_is_too_large_to_keep_says_so() {
+    let setting = start(Watched::new(), |_| {});
+    setting.spawn("echo");
+    let fits = setting.run(task("echo", vec![7; COMPLETION_BYTES_MAX])).await;
+    assert_eq!(fits.state, TaskState::Completed);
+    let record = setting.run(task("echo", vec![7; COMPLETION_BYTES_MAX + 1])).await;
+    assert_eq!((record.state, record.lost), (TaskState::Failed, 0));
+    assert!(message(&record).contains("larger than allowed"), "{record:?}");
+}
+
+#[tokio::test]
+async fn a_cancelled_task_stops_and_makes_room() {
+    let setting = start(Watched::new(), |options| options.tasks_max = 1);
+    setting.spawn_with("sleep", |template| template.policy.quota.wall_time = None);
+    setting.spawn("echo");
+    let mut endless = task("sleep", for_ever());
+    endless.policy.quota.wall_time = None;
+    let running = setting.submit(endless).await;
+    let next = setting.submit(task("echo", "next")).await;
+    setting.sandbox.loading.notified().await;
+    assert_eq!(setting.scheduler.cancel(running).await.unwrap(), TaskState::Cancelled);
+    // The only place is free again: at once, not when the lease would have been renewed.
+    let next = tokio::time::timeout(Duration::from_secs(5), setting.scheduler.wait(next)).await.expect("it has room");
+    assert_eq!(next.unwrap().state, TaskState::Completed);
+    assert_eq!(setting.scheduler.get(running).await.unwrap().lost, 0);
+}
+
+#[tokio::test]
+async fn the_deadline_names_the_phase_it_passed_in() {
+    let deadline = |verb: &str| {
+        let mut task = task(verb, for_ever());
+        task.policy.quota.wall_time = None;
+        task.deadline = Some(SystemTime::now() + Duration::from_millis(500));
+        task
+    };
+    let phase = |record: &TaskRecord| match outcome(record) {
+        Outcome::QuotaExceeded { resource: Resource::WallTime, limit, used, phase } => {
+            assert!(used > limit && limit >= 500_000_000, "{limit} {used}");
+            phase
+        }
+        other => panic!("{other}"),
+    };
+    let open = |template: &mut AgentTemplate| template.policy.quota.wall_time = None;
+    let setting = start(Watched::new(), |_| {});
+    setting.spawn_with("count", open);
+    let record = setting.run(deadline("count")).await;
+    assert_eq!((record.state, phase(&record)), (TaskState::Failed, Phase::Running));
+    let Some(Completion::Executed(execution)) = record.completion.as_deref() else { panic!() };
+    assert!(execution.usage.wall_time > Duration::ZERO, "usage is reported on every outcome");
+
+    let mut slow = Watched::new();
+    slow.hold = Some(CancelToken::new());
+    let setting = start(slow, |_| {});
+    setting.spawn_with("count", open);
+    assert_eq!(phase(&setting.run(deadline("count")).await), Phase::Loading);
+
+    let setting = start(Watched::new(), |_| {});
+    setting.spawn_with("count", |template| {
+        open(template);
+        template.tasks_max = 1;
+    });
+    let mut endless = task("count", for_ever());
+    endless.policy.quota.wall_time = None;
+    let first = setting.submit(endless).await;
+    setting.sandbox.loading.notified().await;
+    let record = setting.run(deadline("count")).await;
+    assert_eq!(phase(&record), Phase::Queued, "it waited for its agent");
+    setting.scheduler.cancel(first).await.unwrap();
+}
+
+#[tokio::test]
+async fn leases_are_renewed_as_long_as_a_task_runs() {
+    // A host function that waits, longer than several leases.
+    let gate = CancelToken::new();
+    let sink = Arc::new(RecordingSink::new());
+    let clock = Clock::manual();
+    let mut scheduler = SchedulerOptions::default();
+    (scheduler.metrics, scheduler.clock) = (Arc::clone(&sink) as _, clock.clone());
+    let scheduler = Arc::new(LocalScheduler::open(scheduler).unwrap());
+    let mut options = ExecutorOptions::new(Arc::clone(&scheduler) as _, Arc::new(Fake::new(None)));
+    options.lease_time = Duration::from_millis(60);
+    let (opened, called) = (gate.clone(), Arc::new(AtomicUsize::new(0)));
+    let calls = Arc::clone(&called);
+    options.host = HostFunctions::new().add("wait", move |_| {
+        calls.fetch_add(1, Ordering::SeqCst);
+        let gate = opened.clone();
+        async move {
+            gate.cancelled().await;
+            Ok(Bytes::from_static(b"done"))
+        }
+    });
+    let executor = Executor::start(options).unwrap();
+    let mut template = AgentTemplate::new("host", probe("host"));
+    template.policy.grants.host_functions.insert("wait".into());
+    executor.spawn(template).unwrap();
+    let id = scheduler.submit(task("host", [&1u32.to_le_bytes()[..], b"wait"].concat())).await.unwrap().task;
+    // Each time it was renewed, most of another lease passes.
+    for renewals in 1..=8 {
+        let renewed = async {
+            while sink.value("palisade_task_leases_renewed_total", &[]) < Some(f64::from(renewals)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), renewed).await.expect("it is renewed");
+        clock.advance(Duration::from_millis(40));
+        scheduler.tick();
+    }
+    let record = scheduler.get(id).await.unwrap();
+    assert_eq!((record.state, record.lost), (TaskState::Running, 0));
+    gate.cancel();
+    let record = scheduler.wait(id).await.unwrap();
+    assert_eq!((record.state, record.lost, called.load(Ordering::SeqCst)), (TaskState::Completed, 0, 1));
+}
+
+#[tokio::test]
+async fn a_panic_stays_where_it_is() {
+    let mut sandbox = Watched::new();
+    sandbox.panics = true;
+    let setting = start(sandbox, |_| {});
+    setting.spawn("echo");
+    let record = setting.run(task("echo", "x")).await;
+    let Outcome::Crashed { message } = outcome(&record) else { panic!("{record:?}") };
+    assert!(message.contains("the loader panics"), "{message}");
+    // The executor is well, and says so about the next one.
+    let record = setting.run(task("random", "")).await;
+    assert!(self::message(&record).contains("no agent here"));
+    assert!(setting.executor.drain(Duration::from_secs(5)).await.in_time);
+}
+
+#[tokio::test]
+async fn failures_of_the_host_are_tried_again_and_agents_that_go_on_failing_end() {
+    let mut sandbox = Watched::new();
+    *sandbox.failing.get_mut() = 1;
+    let setting = start(sandbox, |_| {});
+    setting.spawn("echo");
+    let mut patient = task("echo", "x");
+    (patient.retry.attempts_max, patient.retry.backoff_initial) = (2, Duration::from_millis(1));
+    let record = setting.run(patient).await;
+    assert_eq!((record.state, record.failures), (TaskState::Completed, 1));
+    assert_eq!(setting.sandbox.loads.load(Ordering::SeqCst), 2, "a load that failed is not kept");
+
+    let mut sandbox = Watched::new();
+    sandbox.panics = true;
+    let setting = start(sandbox, |_| {});
+    setting.spawn_with("echo", |template| {
+        template.restarts =
+            RestartBudget { failures_max: 2, backoff_initial: Duration::from_millis(1), ..RestartBudget::default() };
+    });
+    for _ in 0..3 {
+        assert!(matches!(outcome(&setting.run(task("echo", "x")).await), Outcome::Crashed { .. }));
+    }
+    let record = setting.run(task("echo", "x")).await;
+    assert!(message(&record).contains("Terminated"), "{record:?}");
+    assert_eq!(record.state, TaskState::Failed);
+    assert_eq!(setting.sandbox.loads.load(Ordering::SeqCst), 3, "it is not even tried");
+    let report = &setting.executor.reports()[0];
+    assert_eq!((report.state, report.restarts, report.running), (AgentState::Terminated, 2, 0));
+}
+
+#[tokio::test]
+async fn fresh_instances_share_nothing_and_kept_ones_go_on_until_they_end_badly() {
+    // The probe `grow` takes memory that its instance keeps.
+    let pages = |pages: u32| Bytes::copy_from_slice(&pages.to_le_bytes());
+    for (mode, expected) in [
+        (InstanceMode::Fresh, [TaskState::Completed; 3]),
+        (InstanceMode::Kept, [TaskState::Completed, TaskState::Failed, TaskState::Completed]),
+    ] {
+        let setting = start(Watched::new(), |_| {});
+        setting.spawn_with("grow", |template| {
+            template.instances = mode;
+            template.policy.quota.memory_bytes = Some(100 << 16);
+            template.restarts.backoff_initial = Duration::from_millis(1);
+        });
+        let mut states = Vec::new();
+        for _ in 0..3 {
+            states.push(setting.run(task("grow", pages(60))).await.state);
+        }
+        assert_eq!(states, expected, "{mode:?}");
+    }
+}
+
+#[tokio::test]
+async fn agents_have_memories_of_their_own() {
+    let setting = start(Watched::new(), |_| {});
+    let mut memories = Vec::new();
+    for (name, verb) in [("one", "host"), ("two", "echo")] {
+        let mut template = AgentTemplate::new(name, probe(verb));
+        template.policy.grants.host_functions = ["kv.set".to_owned(), "kv.get".to_owned()].into();
+        memories.push(setting.executor.spawn(template).unwrap());
+    }
+    memories[0].set(b"argument", Bytes::from_static(b"of one")).unwrap();
+    // The probe calls the function with the input `argument`, which is a key, and writes what it gets.
+    let ask = || {
+        let mut ask = task("host", [&1u32.to_le_bytes()[..], b"kv.get"].concat());
+        ask.policy.grants.host_functions.insert("kv.get".into());
+        ask
+    };
+    let record = setting.run(ask()).await;
+    let Some(Completion::Executed(execution)) = record.completion.as_deref() else { panic!("{record:?}") };
+    assert!(execution.output.ends_with(b"\x01of one"), "{:?}", execution.output);
+    assert!(memories[1].is_empty());
+    assert_eq!(setting.executor.reports()[0].memory_bytes, 14);
+    let mut denied = ask();
+    denied.policy.grants.network = true;
+    let record = setting.run(denied).await;
+    assert!(message(&record).contains("the network"), "{record:?}");
+}
+
+#[tokio::test]
+async fn a_memory_outlives_its_executor() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("memory");
+    let template = || {
+        let mut template = AgentTemplate::new("one", probe("echo"));
+        template.memory_file = Some(file.clone());
+        template
+    };
+    let setting = start(Watched::new(), |_| {});
+    let memory = setting.executor.spawn(template()).unwrap();
+    memory.set(b"key", Bytes::from_static(b"value")).unwrap();
+    assert!(setting.executor.drain(Duration::from_secs(5)).await.unsaved.is_empty());
+    let setting = start(Watched::new(), |_| {});
+    let memory = setting.executor.spawn(template()).unwrap();
+    assert_eq!(memory.get(b"key").as_deref(), Some(&b"value"[..]));
+    memory.delete(b"key");
+    setting.executor.remove("one").unwrap();
+    assert!(setting.executor.spawn(template()).unwrap().is_empty());
+    std::fs::remove_dir_all(folder.path()).unwrap();
+    let unsaved = setting.executor.drain(Duration::from_secs(5)).await.unsaved;
+    assert_eq!((unsaved[0].0.as_str(), unsaved[0].1.kind(), unsaved.len()), ("one", ErrorKind::Io, 1));
+}
+
+#[tokio::test]
+async fn draining_is_bounded_and_gives_back_what_still_runs() {
+    let setting = start(Watched::new(), |_| {});
+    setting.spawn_with("count", |template| template.policy.quota.wall_time = None);
+    setting.spawn("echo");
+    let done = setting.run(task("echo", "x")).await;
+    assert_eq!(done.state, TaskState::Completed);
+    let mut endless = task("count", for_ever());
+    endless.policy.quota.wall_time = None;
+    let id = setting.submit(endless).await;
+    while setting.scheduler.get(id).await.unwrap().state != TaskState::Running {
+        tokio::task::yield_now().await;
+    }
+    let Setting { scheduler, executor, .. } = setting;
+    let drained = executor.drain(Duration::from_millis(20)).await;
+    assert!(!drained.in_time);
+    let record = scheduler.get(id).await.unwrap();
+    assert_eq!((record.state, record.lost, record.failures), (TaskState::Queued, 0, 0), "given back, uncounted");
+    let late = scheduler.submit(task("echo", "late")).await.unwrap().task;
+    assert_eq!(scheduler.get(late).await.unwrap().state, TaskState::Queued, "nobody leases any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tasks_of_many_agents() {
+    const TASKS: usize = 2000;
+    let setting = start(Watched::new(), |options| options.modules_max = 2);
+    let verbs = ["echo", "args", "environ", "random"];
+    verbs.iter().for_each(|verb| setting.spawn(verb));
+    let ids = Mutex::new(Vec::new());
+    for number in 0..TASKS {
+        let input = if number % 4 == 3 { 8u32.to_le_bytes().to_vec() } else { b"x".to_vec() };
+        let id = setting.submit(task(verbs[number % 4], input)).await;
+        ids.lock().unwrap().push(id);
+    }
+    let ids = ids.into_inner().unwrap();
+    for id in ids {
+        let record = setting.scheduler.wait(id).await.unwrap();
+        assert_eq!(record.state, TaskState::Completed, "{record:?}");
+    }
+    let drained = setting.executor.reports().iter().map(|report| report.outcomes["completed"]).sum::<u64>();
+    assert_eq!(drained, TASKS as u64);
+    let loads = setting.sandbox.loads.load(Ordering::SeqCst);
+    assert!((4..TASKS).contains(&loads), "{loads} loads with room for two modules");
+}

@@ -1,0 +1,343 @@
+//! The scheduler's async face, in memory.
+
+mod support;
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use palisade_core::{
+    Completion, ErrorKind, Outcome, Phase, Priority, Scheduler, SchedulerMode, TaskState, Tenant, block_on,
+};
+use palisade_fabric::{Clock, LocalScheduler, PrometheusSink, RecordingSink, SchedulerOptions};
+use support::{again, ended, ids, request, success, task};
+
+fn manual(change: impl FnOnce(&mut SchedulerOptions)) -> (LocalScheduler, Clock) {
+    let clock = Clock::manual();
+    let mut options = SchedulerOptions::default();
+    (options.clock, options.seed) = (clock.clone(), Some(1));
+    change(&mut options);
+    (LocalScheduler::open(options).unwrap(), clock)
+}
+
+/// Counts how often it was woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Woken {
+    fn times(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn a_waiting_worker_is_woken_once_and_a_dropped_one_takes_nothing() {
+    let (scheduler, _) = manual(|_| {});
+    let (first, second) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
+    let (first_waker, second_waker) = (Waker::from(Arc::clone(&first)), Waker::from(Arc::clone(&second)));
+    let mut waits = Box::pin(scheduler.lease(request(1)));
+    let mut also_waits = Box::pin(scheduler.lease(request(1)));
+    assert!(waits.as_mut().poll(&mut Context::from_waker(&first_waker)).is_pending());
+    assert!(also_waits.as_mut().poll(&mut Context::from_waker(&second_waker)).is_pending());
+    let submitted = block_on(scheduler.submit(task("a"))).unwrap().task;
+    assert_eq!((first.times(), second.times()), (1, 0), "one task wakes one worker");
+    // It was told and goes away: the next one hears of it.
+    drop(waits);
+    assert_eq!(second.times(), 1);
+    let Poll::Ready(leases) = also_waits.as_mut().poll(&mut Context::from_waker(&second_waker)) else {
+        panic!("the task is there")
+    };
+    assert_eq!(ids(&leases.unwrap()), [submitted]);
+}
+
+#[test]
+fn workers_that_can_do_nothing_do_not_wake_each_other() {
+    let (scheduler, _) = manual(|options| options.limits.tenant.running_max = Some(1));
+    block_on(async {
+        for input in ["a", "b"] {
+            scheduler.submit(task(input)).await.unwrap();
+        }
+        assert_eq!(scheduler.lease(request(5)).await.unwrap().len(), 1);
+    });
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut waits = Box::pin(scheduler.lease(request(1)));
+    for _ in 0..10 {
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    }
+    assert!(woken.times() <= 1, "woken {} times by itself", woken.times());
+}
+
+#[test]
+fn waiting_for_an_outcome() {
+    let (scheduler, clock) = manual(|_| {});
+    block_on(async {
+        let submitted = scheduler.submit(task("a")).await.unwrap().task;
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut waits = pin!(scheduler.wait(submitted));
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(Box::pin(scheduler.wait(submitted)));
+        let lease = scheduler.lease(request(1)).await.unwrap().remove(0);
+        assert_eq!(woken.times(), 0);
+        // Cancelling a running task ends it at once; its worker hears of it by waiting too.
+        assert_eq!(scheduler.cancel(submitted).await.unwrap(), TaskState::Cancelled);
+        assert_eq!(woken.times(), 1);
+        let record = waits.await.unwrap();
+        assert_eq!(record.state, TaskState::Cancelled);
+        assert_eq!(record.completion.as_deref(), Some(&ended(Outcome::Cancelled { phase: Phase::Running })));
+        assert_eq!(record.finished_at, Some(clock.now()));
+        assert_eq!(scheduler.cancel(submitted).await.unwrap(), TaskState::Cancelled);
+        let late = scheduler.complete(submitted, lease.fence, success()).await.unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::Stale);
+        assert!(late.to_string().contains("stop working on it"), "{late}");
+        let unknown = scheduler.wait(task("never submitted").id).await.unwrap_err();
+        assert_eq!(unknown.kind(), ErrorKind::NotFound);
+    });
+}
+
+#[test]
+fn time_is_the_clocks() {
+    let (scheduler, clock) = manual(|_| {});
+    block_on(async {
+        let mut later = task("later");
+        later.not_before = Some(clock.now() + Duration::from_secs(60));
+        let later = scheduler.submit(later).await.unwrap().task;
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut waits = pin!(scheduler.lease(request(1)));
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        clock.advance(Duration::from_millis(59_999));
+        scheduler.tick();
+        assert_eq!(woken.times(), 0);
+        clock.advance(Duration::from_millis(1));
+        scheduler.tick();
+        assert_eq!(woken.times(), 1);
+        let lease = waits.await.unwrap().remove(0);
+        assert_eq!(lease.task.id, later);
+        assert_eq!(lease.expires_at, clock.now() + Duration::from_secs(30));
+        clock.advance(Duration::from_secs(29));
+        let renewed = scheduler.renew(later, lease.fence, Duration::from_secs(30)).await.unwrap();
+        assert_eq!(renewed, clock.now() + Duration::from_secs(30));
+        clock.advance(Duration::from_secs(30));
+        assert_eq!(scheduler.get(later).await.unwrap().state, TaskState::Queued);
+        assert_eq!(scheduler.get(later).await.unwrap().lost, 1);
+    });
+}
+
+#[test]
+fn with_the_systems_clock_things_happen_by_themselves() {
+    let scheduler = LocalScheduler::open(SchedulerOptions::default()).unwrap();
+    block_on(async {
+        let submitted = scheduler.submit(task("a")).await.unwrap().task;
+        let mut short = request(1);
+        short.lease_time = Duration::from_millis(20);
+        let lost = scheduler.lease(short).await.unwrap().remove(0);
+        // Nothing but the timer's thread can bring it back.
+        let again_leased = scheduler.lease(request(1)).await.unwrap().remove(0);
+        assert_eq!((again_leased.task.id, again_leased.attempt), (submitted, 2));
+        assert!(again_leased.fence > lost.fence);
+        scheduler.complete(submitted, again_leased.fence, again(Duration::from_millis(20))).await.unwrap();
+        let third = scheduler.lease(request(1)).await.unwrap().remove(0);
+        assert_eq!(third.attempt, 3);
+        scheduler.complete(submitted, third.fence, success()).await.unwrap();
+        let mut hopeless = task("b");
+        hopeless.deadline = Some(std::time::SystemTime::now() + Duration::from_millis(300));
+        scheduler.set_mode(SchedulerMode::Paused).await.unwrap();
+        let hopeless = scheduler.submit(hopeless).await.unwrap().task;
+        assert_eq!(scheduler.wait(hopeless).await.unwrap().state, TaskState::Failed);
+    });
+}
+
+#[test]
+fn the_same_steps_and_seed_give_the_same_order() {
+    let run = || {
+        let (scheduler, clock) = manual(|_| {});
+        let mut order = Vec::new();
+        block_on(async {
+            for number in 0..300u32 {
+                let mut one = task(number.to_le_bytes().to_vec());
+                one.priority = Priority::ALL[number as usize % 4];
+                one.tenant = Tenant(format!("tenant {}", number % 7));
+                scheduler.submit(one).await.unwrap();
+            }
+            for step in 0.. {
+                clock.advance(Duration::from_millis(10));
+                scheduler.tick();
+                let stats = scheduler.stats();
+                if stats.queued == 0 {
+                    if stats.delayed == 0 {
+                        break;
+                    }
+                    continue;
+                }
+                for lease in scheduler.lease(request(3)).await.unwrap() {
+                    let number = u32::from_le_bytes(lease.task.input[..].try_into().unwrap());
+                    order.push((number, lease.fence));
+                    let how = if (number + step) % 3 == 0 {
+                        ended(Outcome::Crashed { message: String::new() })
+                    } else {
+                        success()
+                    };
+                    scheduler.complete(lease.task.id, lease.fence, how).await.unwrap();
+                }
+            }
+        });
+        order
+    };
+    let order = run();
+    assert!(order.len() > 300, "some were tried again");
+    assert_eq!(order, run());
+}
+
+#[test]
+fn the_dead_letter_queue_is_listed_in_pages() {
+    let (scheduler, _) = manual(|_| {});
+    block_on(async {
+        let mut dead = Vec::new();
+        for number in 0..5 {
+            let mut one = task(format!("{number}"));
+            one.retry.attempts_max = 1;
+            dead.push(scheduler.submit(one).await.unwrap().task);
+            let lease = scheduler.lease(request(1)).await.unwrap().remove(0);
+            let state = scheduler.complete(lease.task.id, lease.fence, again(Duration::ZERO)).await.unwrap();
+            assert_eq!(state, TaskState::DeadLettered);
+        }
+        dead.sort();
+        let mut listed = Vec::new();
+        while let page = scheduler.dead_letters(listed.last().copied(), 2).await.unwrap()
+            && !page.is_empty()
+        {
+            assert!(page.len() <= 2);
+            listed.extend(page.iter().map(|record| record.task.id));
+        }
+        assert_eq!(listed, dead);
+        assert_eq!(scheduler.requeue(dead[3]).await.unwrap(), TaskState::Queued);
+        assert_eq!(scheduler.requeue(dead[3]).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(scheduler.dead_letters(None, 10).await.unwrap().len(), 4);
+        let lease = scheduler.lease(request(1)).await.unwrap().remove(0);
+        assert_eq!((lease.task.id, lease.attempt), (dead[3], 1));
+        assert_eq!(scheduler.complete(dead[3], lease.fence, success()).await.unwrap(), TaskState::Completed);
+    });
+}
+
+#[test]
+fn figures_are_told() {
+    let sink = Arc::new(RecordingSink::new());
+    let (scheduler, clock) = manual(|options| {
+        options.metrics = Arc::clone(&sink) as _;
+        options.tenant_labels_max = 1;
+        options.limits.tasks_max = 3;
+    });
+    block_on(async {
+        for tenant in ["a", "b", "b"] {
+            let mut one = task(tenant);
+            (one.tenant, one.priority) = (Tenant(tenant.into()), Priority::High);
+            scheduler.submit(one).await.unwrap();
+        }
+        assert!(scheduler.submit(task("too many")).await.is_err());
+        let mut malformed = task("");
+        malformed.retry.attempts_max = 0;
+        assert!(scheduler.submit(malformed).await.is_err());
+        clock.advance(Duration::from_millis(1500));
+        let leases = scheduler.lease(request(10)).await.unwrap();
+        let high = [("class", "high")];
+        assert_eq!(sink.value("palisade_queue_tasks", &high), Some(0.0));
+        assert_eq!(sink.value("palisade_running_tasks", &[]), Some(3.0));
+        scheduler.complete(leases[0].task.id, leases[0].fence, success()).await.unwrap();
+        scheduler.complete(leases[1].task.id, leases[1].fence, again(Duration::from_secs(9))).await.unwrap();
+        assert!(scheduler.complete(leases[1].task.id, leases[1].fence, success()).await.is_err());
+        clock.advance(Duration::from_secs(30));
+        scheduler.tick();
+        assert_eq!(sink.value("palisade_tasks_submitted_total", &high), Some(3.0));
+        assert_eq!(sink.value("palisade_submissions_refused_total", &[("reason", "exhausted")]), Some(1.0));
+        assert_eq!(sink.value("palisade_submissions_refused_total", &[("reason", "invalid")]), Some(1.0));
+        assert_eq!(sink.value("palisade_queue_tasks", &high), Some(2.0));
+        assert_eq!(sink.value("palisade_running_tasks", &[]), Some(0.0));
+        assert_eq!(sink.observed("palisade_queue_wait_seconds", &high), Some(vec![1.5; 3]));
+        assert_eq!(sink.observed("palisade_tenant_queue_wait_seconds", &[("tenant", "a")]), Some(vec![1.5]));
+        assert_eq!(sink.observed("palisade_tenant_queue_wait_seconds", &[("tenant", "b")]), None);
+        assert_eq!(sink.observed("palisade_tenant_queue_wait_seconds", &[("tenant", "other")]), Some(vec![1.5; 2]));
+        let outcome = [("class", "high"), ("outcome", "completed")];
+        assert_eq!(sink.value("palisade_tasks_finished_total", &outcome), Some(1.0));
+        assert_eq!(sink.value("palisade_task_retries_total", &high), Some(1.0));
+        assert_eq!(sink.value("palisade_task_leases_lost_total", &high), Some(1.0));
+        assert_eq!(sink.value("palisade_stale_completions_total", &[]), Some(1.0));
+    });
+}
+
+#[test]
+fn every_figure_of_the_scheduler_can_be_exported() {
+    let sink = Arc::new(PrometheusSink::new());
+    let (scheduler, _) = manual(|options| options.metrics = Arc::clone(&sink) as _);
+    block_on(scheduler.submit(task("a"))).unwrap();
+    let text = sink.export().unwrap();
+    assert!(text.contains("palisade_tasks_submitted_total{class=\"normal\"} 1"), "{text}");
+    assert!(text.contains("palisade_queue_tasks{class=\"normal\"} 1.0"), "{text}");
+    assert!(text.contains("# UNIT palisade_queue_wait_seconds seconds"), "{text}");
+}
+
+#[test]
+fn many_threads_and_not_one_task_lost_or_done_twice() {
+    const TASKS: usize = 4000;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().unwrap();
+    let scheduler = Arc::new(LocalScheduler::open(SchedulerOptions::default()).unwrap());
+    let completed = Arc::new(Mutex::new(Vec::new()));
+    runtime.block_on(async {
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                let (scheduler, completed) = (Arc::clone(&scheduler), Arc::clone(&completed));
+                tokio::spawn(async move {
+                    loop {
+                        for lease in scheduler.lease(request(7)).await.unwrap() {
+                            let fails = lease.attempt == 1 && lease.task.id.0.as_u128() % 5 == 0;
+                            let how = if fails { again(Duration::from_millis(1)) } else { success() };
+                            let state = scheduler.complete(lease.task.id, lease.fence, how).await.unwrap();
+                            if state.is_final() {
+                                completed.lock().unwrap().push(lease.task.id);
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        let submitters: Vec<_> = (0..4)
+            .map(|number| {
+                let scheduler = Arc::clone(&scheduler);
+                tokio::spawn(async move {
+                    let mut waits = Vec::new();
+                    for at in 0..TASKS / 4 {
+                        let mut one = task("x");
+                        one.tenant = Tenant(format!("{number} {}", at % 3));
+                        let id = scheduler.submit(one).await.unwrap().task;
+                        let scheduler = Arc::clone(&scheduler);
+                        waits.push(tokio::spawn(async move { scheduler.wait(id).await.unwrap() }));
+                    }
+                    for wait in waits {
+                        let record = wait.await.unwrap();
+                        assert_eq!(record.state, TaskState::Completed);
+                        assert!(matches!(record.completion.as_deref(), Some(Completion::Executed(_))));
+                    }
+                })
+            })
+            .collect();
+        for submitter in submitters {
+            submitter.await.unwrap();
+        }
+        workers.into_iter().for_each(|worker| worker.abort());
+    });
+    let completed = completed.lock().unwrap();
+    assert_eq!(completed.iter().collect::<HashSet<_>>().len(), TASKS);
+    assert_eq!(completed.len(), TASKS);
+    assert_eq!(scheduler.stats(), palisade_core::SchedulerStats::default());
+}
