@@ -27,8 +27,10 @@ use crate::sys::{self, Ended, EndedBy, protocol as wire};
 
 /// Longest arguments of a call, in bytes; the worker's own bound is a little larger.
 pub(crate) const ARGUMENT_BYTES_MAX: usize = 1 << 20;
-/// Longest frame a guest may send, in bytes: a piece of output, or a host call.
+/// Longest host call, in bytes.
 const FRAME_BYTES_MAX: usize = 64 << 20;
+/// Longest frame of another kind, in bytes: the worker's pieces, and what goes before them.
+const PIECE_BYTES_MAX: usize = (1 << 20) + 64;
 /// Longest name of a host function, in bytes.
 const NAME_BYTES_MAX: usize = 4096;
 /// Bytes read at once.
@@ -373,7 +375,12 @@ impl<'a> Running<'a> {
         };
         let [kind, len @ ..] = *header;
         let len = u32::from_le_bytes(len) as usize;
-        if len > FRAME_BYTES_MAX {
+        // Only a host call may be long; the rest comes in pieces.
+        let longest = match kind {
+            wire::HOST_CALL => usize::try_from(self.quota.memory_bytes.unwrap_or(u64::MAX)).unwrap_or(usize::MAX),
+            _ => PIECE_BYTES_MAX,
+        };
+        if len > longest.min(FRAME_BYTES_MAX) {
             return Err(Stop::Forged("a message of the plugin is too long"));
         }
         if rest.len() < len {

@@ -12,6 +12,9 @@ pub(crate) struct Exceeded {
     pub(crate) used: u64,
 }
 
+/// What one log record is charged besides its text.
+const RECORD_BYTES: u64 = size_of::<LogRecord>() as u64;
+
 /// Output, error text and log of one call.
 #[derive(Debug)]
 pub(crate) struct Streams {
@@ -46,11 +49,19 @@ impl Streams {
             OutputStream::Output => (Resource::Output, self.output_limit, &mut self.output_bytes),
             OutputStream::Error | OutputStream::Log(_) => (Resource::Log, self.log_limit, &mut self.log_bytes),
         };
+        if let OutputStream::Log(_) = stream {
+            // A record costs the host something, even an empty one.
+            let used = count.saturating_add(RECORD_BYTES);
+            if used > limit {
+                return Err(Exceeded { resource, limit, used });
+            }
+            *count = used;
+        }
         let fits = usize::try_from(limit - *count).unwrap_or(usize::MAX).min(bytes.len());
         let kept = &bytes[..fits];
         let used = count.saturating_add(bytes.len() as u64);
         *count += fits as u64;
-        if !kept.is_empty() || bytes.is_empty() {
+        if !kept.is_empty() || matches!(stream, OutputStream::Log(_)) {
             match (&self.sink, stream) {
                 (Some(sink), _) => sink.write(stream, kept),
                 (None, OutputStream::Output) => self.output.extend(kept),
@@ -92,19 +103,22 @@ mod tests {
     #[test]
     fn exactly_the_limit_fits() {
         let mut quota = Quota::default();
-        (quota.output_bytes, quota.log_bytes) = (Some(4), Some(3));
+        (quota.output_bytes, quota.log_bytes) = (Some(4), Some(RECORD_BYTES + 3));
         let mut streams = Streams::new(&quota, None);
         assert_eq!(streams.write(OutputStream::Output, b"abcd"), Ok(()));
         assert_eq!(streams.room(OutputStream::Output), 1);
         let exceeded = Exceeded { resource: Resource::Output, limit: 4, used: 5 };
         assert_eq!(streams.write(OutputStream::Output, b"e"), Err(exceeded));
         assert_eq!(streams.write(OutputStream::Error, b"x"), Ok(()));
-        let exceeded = Exceeded { resource: Resource::Log, limit: 3, used: 4 };
+        let limit = RECORD_BYTES + 3;
+        let exceeded = Exceeded { resource: Resource::Log, limit, used: limit + 1 };
         assert_eq!(streams.write(OutputStream::Log(LogLevel::Warn), b"abc"), Err(exceeded));
+        let exceeded = Exceeded { resource: Resource::Log, limit, used: limit + RECORD_BYTES };
+        assert_eq!(streams.write(OutputStream::Log(LogLevel::Warn), b""), Err(exceeded));
         let mut execution = Execution::new(Outcome::Completed, Usage::default());
         streams.finish(&mut execution);
         assert_eq!((&execution.output[..], &execution.error[..]), (&b"abcd"[..], &b"x"[..]));
         assert_eq!(execution.log[0].message, "ab");
-        assert_eq!((execution.usage.output_bytes, execution.usage.log_bytes), (4, 3));
+        assert_eq!((execution.usage.output_bytes, execution.usage.log_bytes), (4, RECORD_BYTES + 3));
     }
 }

@@ -86,6 +86,7 @@ fn whatever_it_does_has_an_outcome() {
         assert!(holds, "{entry}: {outcome:?}");
     }
     assert!(matches!(trapped("recurse"), Outcome::QuotaExceeded { resource: Resource::Stack, .. }));
+    assert!(matches!(trapped("logs"), Outcome::QuotaExceeded { resource: Resource::Log, .. }));
     for entry in ["exits", "floods"] {
         assert!(matches!(trapped(entry), Outcome::Trapped { trap: TrapKind::Other, .. }), "{entry}");
     }

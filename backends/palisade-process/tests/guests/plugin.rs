@@ -119,6 +119,14 @@ pub extern "C" fn forges() -> i32 {
     }
 }
 
+/// Empty log records without end.
+#[unsafe(no_mangle)]
+pub extern "C" fn logs() -> i32 {
+    loop {
+        (host().log)(0, std::ptr::null(), 0);
+    }
+}
+
 /// Announces more than it sends.
 #[unsafe(no_mangle)]
 pub extern "C" fn floods() -> i32 {
