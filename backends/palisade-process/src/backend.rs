@@ -16,6 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::elf;
 use crate::landlock;
+use crate::memory_group::{MemoryGroups, Version};
 use crate::module::{Kind, PROGRAM_ENTRY, ProcessModule, kind_of};
 use crate::seccomp::{self, Stage};
 use crate::sys;
@@ -31,6 +32,8 @@ const ARTIFACT_BYTES_MAX: usize = 512 << 20;
 const MEMORY_BYTES_MAX: u64 = 1 << 40;
 const STACK_BYTES_MIN: u64 = 128 << 10;
 const STACK_BYTES_MAX: u64 = 1 << 30;
+/// Bit of `ablated` that lifts resource limits.
+const LIMITS: u32 = 1 << 7;
 /// The self-test is a handful of system calls.
 const SELF_TEST_TIME_MAX: Duration = Duration::from_secs(20);
 
@@ -54,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) is_root: bool,
     pub(crate) landlock_abi: u32,
     pub(crate) ablated: u32,
+    /// Where memory can be bounded by control groups.
+    pub(crate) memory_groups: Option<Arc<MemoryGroups>>,
     instances: Arc<AtomicU64>,
 }
 
@@ -101,7 +106,19 @@ impl Shared {
             on("cgroup namespace", ""),
             on("no_new_privs", ""),
             on("capabilities", "none, and none to be gained"),
-            on("resource limits", "memory by address space and data"),
+            match self.memory_groups.as_ref().filter(|_| policy.quota.memory_bytes.is_some()) {
+                Some(groups) => layer(
+                    "memory control group",
+                    LayerStatus::Enforced,
+                    format!("version {}", if groups.version() == Version::One { 1 } else { 2 }).into(),
+                ),
+                None => layer(
+                    "memory control group",
+                    LayerStatus::NotAskedFor,
+                    "memory is bounded by address space, and system calls that make other objects are refused".into(),
+                ),
+            },
+            on("resource limits", ""),
             layer(
                 "landlock",
                 LayerStatus::Enforced,
@@ -147,11 +164,13 @@ impl ProcessSandbox {
             )
         })?;
         let is_root = rustix::process::geteuid().is_root();
+        let memory_groups = if ablated() & LIMITS == 0 { MemoryGroups::find() } else { None };
         let shared = Shared {
-            capabilities: capabilities(options),
+            capabilities: capabilities(options, memory_groups.is_some()),
             is_root,
             landlock_abi,
             ablated: ablated(),
+            memory_groups,
             instances: Arc::default(),
         };
         // With protections left out on purpose attacks work, and some would stop the test itself.
@@ -242,7 +261,7 @@ impl Sandbox for ProcessSandbox {
     }
 }
 
-fn capabilities(options: &BackendOptions) -> Capabilities {
+fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
     let mut quotas = BTreeMap::new();
     for resource in Resource::ALL {
         let enforcement = match resource {
@@ -273,14 +292,21 @@ fn capabilities(options: &BackendOptions) -> Capabilities {
         stack_bytes_max: STACK_BYTES_MAX,
         instances_max: options.instances_max.unwrap_or(INSTANCES_DEFAULT).into(),
         fuel_deterministic: false,
-        caveats: vec![
-            "memory is bounded by address space: a guest beyond its quota is refused more, and decides itself how to end"
-                .to_owned(),
-            "an executable reads the processor's own clock; it runs only where fine clocks are granted".to_owned(),
-            "bytes written into a granted directory cannot be bounded; read-write grants need `disk_bytes` lifted".to_owned(),
-            "the guest is process 1 of its namespace: signals it sends to itself without handling them are ignored".to_owned(),
-            "caches and timing of the processor are shared with neighbours".to_owned(),
-        ],
+        caveats: [
+            (!memory_groups).then_some(
+                "memory is bounded by address space: a guest beyond its quota is refused more, and decides itself how to end",
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .chain([
+            "an executable reads the processor's own clock; it runs only where fine clocks are granted",
+            "bytes written into a granted directory cannot be bounded; read-write grants need `disk_bytes` lifted",
+            "the guest is process 1 of its namespace: signals it sends to itself without handling them are ignored",
+            "caches and timing of the processor are shared with neighbours",
+        ])
+        .map(str::to_owned)
+        .collect(),
     }
 }
 
@@ -370,6 +396,23 @@ fn probe(options: &BackendOptions) -> Vec<Finding> {
             "use Linux 6.2 or later",
         ),
         None => finding("Landlock", FindingStatus::Missing, "not there".into(), "boot with `lsm=landlock,...`"),
+    });
+    findings.push(match MemoryGroups::find() {
+        Some(groups) => {
+            let version = if groups.version() == Version::One { 1 } else { 2 };
+            finding(
+                "memory control groups",
+                FindingStatus::Ok,
+                format!("version {version}; one was made and removed"),
+                "",
+            )
+        }
+        None => finding(
+            "memory control groups",
+            FindingStatus::Degraded,
+            "none can be made here; memory is bounded by address space instead".into(),
+            "delegate a group with the memory controller to this user (systemd: `Delegate=memory`), or start as root",
+        ),
     });
     let who = if rustix::process::geteuid().is_root() {
         "started as root; guests run as a user of their own"

@@ -20,6 +20,7 @@ use palisade_core::{
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::instance::Process;
+use crate::memory_group::MemoryGroup;
 use crate::module::{Kind, ProcessPrepared};
 use crate::outcome;
 use crate::streams::{Exceeded, Streams};
@@ -630,6 +631,12 @@ impl<'a> Running<'a> {
             Some(Stop::Cancelled) => Outcome::Cancelled { phase },
             Some(Stop::Denied(grant)) => Outcome::Denied { grant },
             Some(Stop::Crashed(message)) => Outcome::Crashed { message },
+            _ if ended.by == EndedBy::Signal(libc::SIGKILL)
+                && self.process.group.as_ref().is_some_and(MemoryGroup::overran) =>
+            {
+                let limit = self.quota.memory_bytes.unwrap_or(0);
+                Outcome::QuotaExceeded { resource: Resource::Memory, limit, used: limit.saturating_add(1), phase }
+            }
             Some(Stop::Forged(message)) => Outcome::Trapped { trap: TrapKind::Other, message: message.to_owned() },
             Some(Stop::LoadFailed(message)) => {
                 Outcome::Trapped { trap: TrapKind::Other, message: format!("cannot be loaded: {message}") }
@@ -666,7 +673,8 @@ impl<'a> Running<'a> {
             },
             _ => outcome,
         };
-        Ok(self.execution(outcome, wall_time, cpu_time, ended.resident_peak_bytes))
+        let peak = self.process.group.as_ref().map_or(ended.resident_peak_bytes, MemoryGroup::peak_bytes);
+        Ok(self.execution(outcome, wall_time, cpu_time, peak))
     }
 
     fn execution(&mut self, outcome: Outcome, wall_time: Duration, cpu_time: Duration, peak: u64) -> Execution {

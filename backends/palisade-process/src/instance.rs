@@ -12,6 +12,7 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use crate::backend::Slot;
 use crate::call;
+use crate::memory_group::MemoryGroup;
 use crate::module::{Kind, ProcessPrepared};
 use crate::sys;
 use crate::watched::Watched;
@@ -34,6 +35,8 @@ pub(crate) struct Process {
     pub(crate) request: Watched,
     /// From the worker, and once guest code runs from the guest.
     pub(crate) reply: Option<Watched>,
+    /// The group that bounds its memory.
+    pub(crate) group: Option<MemoryGroup>,
     /// What the kernel says about it, opened when it is first looked at.
     status: Option<File>,
     /// CPU time of its earlier calls.
@@ -87,7 +90,7 @@ impl Process {
                 Error::new(ErrorKind::Io, "instantiate", "a pipe of the new instance cannot be used").source(error)
             })
         };
-        Ok(Process {
+        let mut process = Process {
             pid: created.pid,
             pidfd: Some(watched(created.pidfd)?),
             stdin: stdin.map(watched).transpose()?,
@@ -95,17 +98,29 @@ impl Process {
             stderr: Some(watched(stderr)?),
             request: watched(request)?,
             reply: Some(watched(reply)?),
+            group: None,
             status: None,
             cpu_time: Duration::ZERO,
             loaded: false,
             parked: false,
-        })
+        };
+        if let (Some(groups), Some(bytes)) = (&prepared.shared.memory_groups, prepared.policy.quota.memory_bytes) {
+            // It is parked and uses nothing yet. Without the group it must not go on.
+            let group = groups.take(bytes).and_then(|group| group.attach(process.pid).map(|()| group));
+            process.group = Some(group.map_err(|error| {
+                Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance").source(error)
+            })?);
+        }
+        Ok(process)
     }
 }
 
 impl Process {
     /// Most memory it had resident at once, while it lives.
     pub(crate) fn resident_peak_bytes(&mut self) -> u64 {
+        if let Some(group) = &self.group {
+            return group.peak_bytes();
+        }
         let file = match &mut self.status {
             Some(file) => file,
             none => match File::open(format!("/proc/{}/status", self.pid)) {
@@ -128,7 +143,7 @@ impl Drop for Process {
             sys::kill(&pidfd);
             // Process 1 of its namespace: the kernel kills everything in it before this one is gone.
             if !matches!(sys::reap(pidfd.as_fd(), false), Ok(Some(_)) | Err(_)) {
-                reap_later(Later::Instance(pidfd.into_inner()));
+                reap_later(Later::Instance(pidfd.into_inner(), self.group.take()));
             }
         }
     }

@@ -32,6 +32,7 @@ mod instance;
 mod interpreter;
 mod landlock;
 mod libraries;
+mod memory_group;
 mod module;
 mod outcome;
 mod seccomp;

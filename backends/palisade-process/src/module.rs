@@ -202,7 +202,7 @@ impl ProcessModule {
             preload: if is_library { PRELOADED.map(str::to_owned).to_vec() } else { Vec::new() },
             program,
             environment: policy.grants.environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-            limits: limits(&policy.quota, policy),
+            limits: limits(&policy.quota, policy, shared.memory_groups.is_some()),
             landlock: landlock::handled(shared.landlock_abi),
             landlock_rules: rules,
             filter: seccomp::filter(if is_library { Stage::LibraryLoading } else { Stage::Executable }, policy),
@@ -300,7 +300,7 @@ fn refuse_overlaps(mounts: &[Mount]) -> Result<()> {
 }
 
 /// Resource limits of an instance.
-fn limits(quota: &Quota, policy: &Policy) -> Vec<(u32, u64)> {
+fn limits(quota: &Quota, policy: &Policy, memory_groups: bool) -> Vec<(u32, u64)> {
     let seconds = |time: Duration| time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
     // A backstop for when the host cannot look: the host is stopped or dead.
     let cpu = match (quota.cpu_time, quota.wall_time) {
@@ -309,10 +309,12 @@ fn limits(quota: &Quota, policy: &Policy) -> Vec<(u32, u64)> {
         _ => u64::MAX,
     };
     let writable = policy.grants.directories.iter().any(|directory| directory.access == Access::ReadWrite);
+    // A control group counts what is used, not what is reserved.
+    let address_space = quota.memory_bytes.filter(|_| !memory_groups).unwrap_or(u64::MAX);
     let mut limits = vec![
         (libc::RLIMIT_CPU, cpu),
-        (libc::RLIMIT_AS, quota.memory_bytes.unwrap_or(u64::MAX)),
-        (libc::RLIMIT_DATA, quota.memory_bytes.unwrap_or(u64::MAX)),
+        (libc::RLIMIT_AS, address_space),
+        (libc::RLIMIT_DATA, address_space),
         (libc::RLIMIT_STACK, quota.stack_bytes.unwrap_or(8 << 20)),
         (libc::RLIMIT_FSIZE, if writable { quota.disk_bytes.unwrap_or(u64::MAX) } else { 0 }),
         // One byte: with zero, a kernel set up to pipe core dumps to a program would still do so.

@@ -16,6 +16,7 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
 
+use crate::memory_group::MemoryGroup;
 use crate::sys::WORKER;
 use crate::sys::protocol::{CREATE, INSTANCE_FDS, Plan};
 
@@ -199,7 +200,8 @@ pub(crate) fn sealed(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
 /// Something that was killed and must be waited for, but not by the thread that killed it.
 pub(crate) enum Later {
     Zygote(Child),
-    Instance(OwnedFd),
+    /// With the group it is in, which is free only when it is empty.
+    Instance(OwnedFd, Option<MemoryGroup>),
 }
 
 /// Waits for what was killed, on a thread made for it.
@@ -207,7 +209,10 @@ pub(crate) fn reap_later(later: Later) {
     static REAPER: OnceLock<Mutex<Sender<Later>>> = OnceLock::new();
     let reap = |later: Later| match later {
         Later::Zygote(mut child) => drop(child.wait()),
-        Later::Instance(pidfd) => drop(crate::sys::reap(pidfd.as_fd(), true)),
+        Later::Instance(pidfd, group) => {
+            let _ = crate::sys::reap(pidfd.as_fd(), true);
+            drop(group);
+        }
     };
     let reaper = REAPER.get_or_init(|| {
         let (sender, all) = channel::<Later>();

@@ -1,0 +1,243 @@
+//! Memory bounded by control groups, where this host may make them: version 1 and 2.
+//!
+//! A group counts everything a guest makes the kernel hold, and the kernel says when it had to end a guest for it. Groups are
+//! made when they are first needed and used again: making one costs several times what joining one does.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Most groups kept for later.
+const KEPT_MAX: usize = 64;
+/// Names of groups begin with this, the host's process id and a dash.
+const PREFIX: &str = "palisade-";
+
+/// Which interface the memory controller has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    One,
+    Two,
+}
+
+/// Where groups can be made, and those that are free.
+#[derive(Debug)]
+pub(crate) struct MemoryGroups {
+    version: Version,
+    parent: PathBuf,
+    free: Mutex<Vec<PathBuf>>,
+    made: AtomicU64,
+}
+
+impl MemoryGroups {
+    /// Finds a place to make groups at, by making one. `None` when there is none.
+    pub(crate) fn find() -> Option<Arc<MemoryGroups>> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        candidates(&own, &mounts).into_iter().find_map(|(version, parent)| {
+            let groups = Arc::new(MemoryGroups { version, parent, free: Mutex::default(), made: AtomicU64::new(0) });
+            groups.sweep();
+            // A group that can be made but bounds nothing is no group.
+            let group = groups.take(1 << 30).ok()?;
+            drop(group);
+            Some(groups)
+        })
+    }
+
+    /// Version of the interface.
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Removes what hosts left behind that were killed.
+    fn sweep(&self) {
+        for entry in fs::read_dir(&self.parent).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let host = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('-')?.0.parse::<u32>().ok());
+            if host.is_some_and(|host| !Path::new(&format!("/proc/{host}")).exists()) {
+                // One that is still in use cannot be removed.
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
+
+    /// An empty group that holds at most `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> io::Result<MemoryGroup> {
+        let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let path = match kept {
+            Some(path) => path,
+            None => {
+                let number = self.made.fetch_add(1, Ordering::Relaxed);
+                let path = self.parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
+                fs::create_dir(&path)?;
+                path
+            }
+        };
+        let mut group = MemoryGroup { groups: Arc::clone(self), kills_before: 0, path };
+        match self.version {
+            Version::One => {
+                // With a limit on memory and swap together in place, the one on memory cannot rise above it.
+                let _ = group.write("memory.memsw.limit_in_bytes", "-1");
+                group.write("memory.limit_in_bytes", &bytes.to_string())?;
+                let _ = group.write("memory.memsw.limit_in_bytes", &bytes.to_string());
+                let _ = group.write("memory.force_empty", "0");
+                group.write("memory.max_usage_in_bytes", "0")?;
+            }
+            Version::Two => {
+                group.write("memory.max", &bytes.to_string())?;
+                let _ = group.write("memory.swap.max", "0");
+                let _ = group.write("memory.oom.group", "1");
+                // Where the kernel cannot reset the peak, a group serves once.
+                let _ = group.write("memory.peak", "0");
+            }
+        }
+        group.kills_before = group.kills();
+        Ok(group)
+    }
+}
+
+impl Drop for MemoryGroups {
+    fn drop(&mut self) {
+        for path in self.free.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+/// Where this process may make groups: its own group in each hierarchy that has a memory controller.
+fn candidates(own: &str, mounts: &str) -> Vec<(Version, PathBuf)> {
+    let mut found = Vec::new();
+    for line in mounts.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let (Some(root), Some(point)) = (before.split(' ').nth(3), before.split(' ').nth(4)) else { continue };
+        let mut after = after.split(' ');
+        let (kind, options) = (after.next().unwrap_or_default(), after.nth(1).unwrap_or_default());
+        let version = match kind {
+            "cgroup" if options.split(',').any(|option| option == "memory") => Version::One,
+            "cgroup2" => Version::Two,
+            _ => continue,
+        };
+        let group = own.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            let matches = match version {
+                Version::One => controllers.split(',').any(|controller| controller == "memory"),
+                Version::Two => controllers.is_empty(),
+            };
+            matches.then_some(path)
+        });
+        let Some(group) = group else { continue };
+        let inside = group.strip_prefix(root.trim_end_matches('/')).unwrap_or(group);
+        let parent = Path::new(point).join(inside.trim_start_matches('/'));
+        let usable = version == Version::One
+            || fs::read_to_string(parent.join("cgroup.subtree_control")).is_ok_and(|list| list.contains("memory"));
+        if usable {
+            found.push((version, parent));
+        }
+    }
+    found
+}
+
+/// A group for one instance. Dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct MemoryGroup {
+    groups: Arc<MemoryGroups>,
+    path: PathBuf,
+    kills_before: u64,
+}
+
+impl MemoryGroup {
+    fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        fs::write(self.path.join(file), text)
+    }
+
+    fn number(&self, file: &str, name: &str) -> u64 {
+        let text = fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        value.trim().parse().unwrap_or(0)
+    }
+
+    /// Moves a process that does nothing yet into the group.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub(crate) fn attach(&self, pid: i32) -> io::Result<()> {
+        self.write("cgroup.procs", &pid.to_string())
+    }
+
+    fn kills(&self) -> u64 {
+        match self.groups.version {
+            Version::One => self.number("memory.oom_control", "oom_kill "),
+            Version::Two => self.number("memory.events", "oom_kill "),
+        }
+    }
+
+    /// Whether the kernel ended a process of the group for its memory.
+    pub(crate) fn overran(&self) -> bool {
+        self.kills() > self.kills_before
+    }
+
+    /// Most memory the group held at once.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        match self.groups.version {
+            Version::One => self.number("memory.max_usage_in_bytes", ""),
+            Version::Two => self.number("memory.peak", ""),
+        }
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let path = std::mem::take(&mut self.path);
+        let mut free = self.groups.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < KEPT_MAX && self.groups.version == Version::One {
+            free.push(path);
+        } else {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_groups_follows_from_what_the_kernel_lists() {
+        let mounts = "25 22 0:22 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+                      26 22 0:23 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                      27 22 0:24 /box /mnt/memory rw - cgroup cgroup rw,memory\n\
+                      broken line\n";
+        let own = "5:cpu:/x\n4:memory:/box/a\n0::/\n";
+        let found = candidates(own, mounts);
+        assert_eq!(
+            found,
+            [
+                (Version::One, PathBuf::from("/sys/fs/cgroup/memory/box/a")),
+                (Version::One, PathBuf::from("/mnt/memory/a"))
+            ]
+        );
+        assert!(candidates("", mounts).is_empty() && candidates(own, "").is_empty());
+    }
+
+    #[test]
+    fn groups_are_used_again_and_removed_in_the_end() {
+        // An ordinary user has no place for groups; then there is nothing to leave behind.
+        let Some(groups) = MemoryGroups::find() else { return };
+        let first = groups.take(1 << 20).unwrap();
+        let path = first.path.clone();
+        assert!(path.is_dir() && !first.overran());
+        drop(first);
+        let second = groups.take(1 << 21).unwrap();
+        assert_eq!(second.path == path, groups.version() == Version::One);
+        drop(second);
+        drop(groups);
+        assert!(!path.exists());
+    }
+}
