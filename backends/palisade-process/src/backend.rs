@@ -266,7 +266,8 @@ fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
     for resource in Resource::ALL {
         let enforcement = match resource {
             Resource::Fuel => Enforcement::Unsupported,
-            Resource::Processes => Enforcement::AlwaysZero,
+            // Each process has an address space of its own: only a control group bounds their memory together.
+            Resource::Processes if !memory_groups => Enforcement::AlwaysZero,
             _ => Enforcement::Enforced,
         };
         quotas.insert(resource, enforcement);
@@ -286,7 +287,9 @@ fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
             GrantKind::HostFunctions,
             GrantKind::Interpreter,
         ]
-        .into(),
+        .into_iter()
+        .chain(memory_groups.then_some(GrantKind::ChildProcesses))
+        .collect(),
         memory_bytes_max: MEMORY_BYTES_MAX,
         stack_bytes_min: STACK_BYTES_MIN,
         stack_bytes_max: STACK_BYTES_MAX,

@@ -631,9 +631,8 @@ impl<'a> Running<'a> {
             Some(Stop::Cancelled) => Outcome::Cancelled { phase },
             Some(Stop::Denied(grant)) => Outcome::Denied { grant },
             Some(Stop::Crashed(message)) => Outcome::Crashed { message },
-            _ if ended.by == EndedBy::Signal(libc::SIGKILL)
-                && self.process.group.as_ref().is_some_and(MemoryGroup::overran) =>
-            {
+            // Also when it was a child process that the kernel chose to end, and the first went on without it.
+            None if self.process.group.as_ref().is_some_and(MemoryGroup::overran) => {
                 let limit = self.quota.memory_bytes.unwrap_or(0);
                 Outcome::QuotaExceeded { resource: Resource::Memory, limit, used: limit.saturating_add(1), phase }
             }

@@ -131,6 +131,27 @@ impl ProcessModule {
         {
             return unsupported("the clock's step cannot be made coarser than the kernel's tick", "ask for 1ms");
         }
+        if grants.child_processes {
+            if matches!(self.kind, Kind::Library) {
+                return unsupported("a shared library cannot start child processes", "build an executable");
+            }
+            if policy.quota.memory_bytes.is_none() {
+                return unsupported("child processes need a bound on memory", "set `memory_bytes`");
+            }
+            if policy.quota.cpu_time.is_some() {
+                return unsupported(
+                    "CPU time cannot be bounded over child processes",
+                    "lift the bound on CPU time; the wall time holds for all of them",
+                );
+            }
+            let (processes, threads) = (policy.quota.processes, policy.quota.threads);
+            if processes.is_some_and(|processes| processes > 0) && threads != Some(0) {
+                return unsupported(
+                    "the kernel counts threads and processes together",
+                    "grant child processes without threads, or lift the bound on both",
+                );
+            }
+        }
         let writable = grants.directories.iter().any(|directory| directory.access == Access::ReadWrite);
         if writable && policy.quota.disk_bytes.is_some() {
             return unsupported(
@@ -208,7 +229,7 @@ impl ProcessModule {
             filter: seccomp::filter(if is_library { Stage::LibraryLoading } else { Stage::Executable }, policy),
             filter_locked: if is_library { seccomp::filter(Stage::LibraryLocked, policy) } else { Vec::new() },
             trap_tsc: matches!(policy.grants.clocks, Clocks::Coarse { .. }),
-            own_user_namespace: policy.quota.threads.is_some_and(|threads| threads > 0),
+            own_user_namespace: tasks(policy).is_some(),
             ablated: shared.ablated,
         })
     }
@@ -299,6 +320,14 @@ fn refuse_overlaps(mounts: &[Mount]) -> Result<()> {
     Ok(())
 }
 
+/// Most threads or child processes besides the first, where there may be some and they are bounded. They are counted in a
+/// user namespace of the instance's own, where nobody else counts.
+fn tasks(policy: &Policy) -> Option<u64> {
+    let processes = policy.quota.processes.filter(|_| policy.grants.child_processes);
+    let granted = if policy.grants.child_processes { processes } else { policy.quota.threads };
+    granted.filter(|tasks| *tasks > 0)
+}
+
 /// Resource limits of an instance.
 fn limits(quota: &Quota, policy: &Policy, memory_groups: bool) -> Vec<(u32, u64)> {
     let seconds = |time: Duration| time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
@@ -325,9 +354,8 @@ fn limits(quota: &Quota, policy: &Policy, memory_groups: bool) -> Vec<(u32, u64)
         (libc::RLIMIT_RTPRIO, 0),
         (libc::RLIMIT_NICE, 0),
     ];
-    if let Some(threads) = quota.threads.filter(|threads| *threads > 0) {
-        // Counted in a user namespace of the instance's own, where nobody else counts.
-        limits.push((libc::RLIMIT_NPROC, threads.saturating_add(1)));
+    if let Some(tasks) = tasks(policy) {
+        limits.push((libc::RLIMIT_NPROC, tasks.saturating_add(1)));
     }
     if let Some(files) = quota.open_files {
         limits.push((libc::RLIMIT_NOFILE, files.saturating_add(3)));

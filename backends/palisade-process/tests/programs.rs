@@ -179,6 +179,35 @@ fn threads_are_those_granted_and_are_counted_apart_from_other_guests() {
 }
 
 #[test]
+fn child_processes_are_those_granted_and_die_with_the_first() {
+    let groups = sandbox().capabilities().grants.contains(&GrantKind::ChildProcesses);
+    let mut policy = fine();
+    policy.grants.child_processes = true;
+    if !groups {
+        assert_eq!(prepare(&guest(), &policy).unwrap_err().kind(), ErrorKind::Unsupported);
+        return;
+    }
+    // Granted, but none of them.
+    assert_eq!(output(&act(&["children"], &policy)), "0\n");
+    policy.quota.processes = Some(5);
+    let execution = act(&["children"], &policy);
+    // The grandchild counts too, and is made by one of the five.
+    assert!(["4\n", "5\n"].contains(&output(&execution).as_str()), "{execution:?}");
+    assert!(output(&act(&["run", "exit", "7"], &policy)).contains("7"));
+    assert!(output(&act(&["run", "cat", "/etc/passwd"], &policy)).starts_with("refused"));
+    assert_eq!(output(&act(&["thread"], &policy)), "refused");
+    // Memory is bounded over all of them.
+    policy.quota.memory_bytes = Some(64 << 20);
+    let outcome = act(&["run", "touch", &(100 << 20).to_string()], &policy).outcome;
+    assert!(matches!(outcome, Outcome::QuotaExceeded { resource: Resource::Memory, .. }), "{outcome:?}");
+    // All of them go at the deadline, whatever session they are in.
+    policy.quota.wall_time = Some(Duration::from_millis(150));
+    assert_exceeded(&act(&["children", "stay"], &policy), Resource::WallTime);
+    policy.quota.cpu_time = Some(Duration::from_secs(1));
+    assert_eq!(prepare(&guest(), &policy).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
 fn granted_directories_are_seen_and_read_only_ones_do_not_change() {
     let host = tempfile::tempdir().unwrap();
     std::fs::write(host.path().join("file"), "contents").unwrap();
@@ -271,7 +300,6 @@ fn what_cannot_be_enforced_is_refused() {
     for change in [
         |policy: &mut Policy| policy.quota.fuel = Some(1),
         |policy: &mut Policy| policy.grants.network = true,
-        |policy: &mut Policy| policy.grants.child_processes = true,
         |policy: &mut Policy| policy.grants.randomness = Randomness::Seeded(1),
         |policy: &mut Policy| policy.grants.interpreter = Some("python3".into()),
     ] {

@@ -58,6 +58,9 @@ pub(crate) struct PolicyOptions {
     /// Let the guest see clocks of full resolution; native programs and scripts always do
     #[arg(long, help_heading = "Grants")]
     fine_clocks: bool,
+    /// Let the guest start child processes, at most this many at once
+    #[arg(long, value_name = "COUNT", value_parser = limit(units::parse_count), help_heading = "Grants")]
+    processes: Option<Limit<u64>>,
     /// Run a script with this interpreter, which the guest sees with its libraries: a name such as python3, or a path
     #[arg(long, value_name = "NAME", help_heading = "Grants")]
     interpreter: Option<String>,
@@ -108,6 +111,7 @@ impl PolicyOptions {
         set(&mut quota.open_files, self.open_files);
         set(&mut quota.disk_bytes, self.disk);
         set(&mut quota.threads, self.threads);
+        set(&mut quota.processes, self.processes);
         let grants = &mut policy.grants;
         for text in &self.dir {
             grants.directories.push(parse_directory(text)?);
@@ -122,6 +126,9 @@ impl PolicyOptions {
         let native = matches!(artifact, ArtifactKind::Executable | ArtifactKind::Script);
         if self.fine_clocks || native && self.policy.is_none() {
             grants.clocks = Clocks::Fine;
+        }
+        if self.processes.is_some() {
+            grants.child_processes = true;
         }
         if let Some(interpreter) = &self.interpreter {
             grants.interpreter = Some(interpreter.clone());

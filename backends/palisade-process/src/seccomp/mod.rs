@@ -46,7 +46,8 @@ fn groups(stage: Stage, policy: &Policy) -> Vec<&'static Group> {
     if policy.quota.threads != Some(0) {
         groups.push(&policy::THREADS);
     }
-    if policy.grants.child_processes && stage == Stage::Executable {
+    let processes = policy.grants.child_processes && policy.quota.processes != Some(0);
+    if processes && stage == Stage::Executable {
         groups.push(&policy::PROCESSES);
     }
     groups.push(&policy::FORBIDDEN);
@@ -97,6 +98,7 @@ mod tests {
                 policy.quota.threads = Some(4);
             }
             policy.grants.child_processes = processes;
+            policy.quota.processes = processes.then_some(2);
             if directories {
                 policy.grants.directories.push(palisade_core::DirectoryGrant::read_only("/a", "/a"));
             }

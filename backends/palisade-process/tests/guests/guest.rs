@@ -81,6 +81,38 @@ fn main() {
         },
         "fork" => print!("{}", unsafe { fork() }),
         "thread" => print!("{}", if std::thread::Builder::new().spawn(|| {}).is_ok() { "made" } else { "refused" }),
+        // Children that wait until they are killed; one of them in a session of its own, with a child of its own.
+        "children" => {
+            unsafe extern "C" {
+                fn setsid() -> i32;
+                fn pause() -> i32;
+            }
+            let mut made = 0;
+            while made < 100 {
+                match unsafe { fork() } {
+                    0 => unsafe {
+                        if made == 1 && fork() > 0 {
+                            setsid();
+                        }
+                        loop {
+                            pause();
+                        }
+                    },
+                    1.. => made += 1,
+                    _ => break,
+                }
+            }
+            println!("{made}");
+            if text(2) == "stay" {
+                loop {
+                    unsafe { pause() };
+                }
+            }
+        }
+        "run" => {
+            let status = std::process::Command::new("/plugin/guest").args(&arguments[2..]).status();
+            print!("{status:?}");
+        }
         "burn-threads" => {
             let spin = || loop {
                 std::hint::black_box(0);
