@@ -299,11 +299,14 @@ mod tests {
         let theirs = Arc::clone(&control);
         let guard = Arc::new(());
         let held = Arc::clone(&guard);
+        let polled = Arc::new(AtomicBool::new(false));
+        let theirs_polled = Arc::clone(&polled);
         let guest = std::thread::spawn(move || {
             let look = || Err(());
             assert_eq!(theirs.wait(Some(Box::pin(async {})), None, look), Ok(true));
             let forever = async move {
                 let _held = held;
+                theirs_polled.store(true, Ordering::SeqCst);
                 std::future::pending().await
             };
             assert_eq!(theirs.wait(Some(Box::pin(forever)), None, look), Err(()));
@@ -311,14 +314,12 @@ mod tests {
             assert_eq!(theirs.wait(None, Some(Instant::now()), look), Ok(false));
             theirs.end(9);
         });
-        let mut polls = 0;
         let answer = palisade_core::block_on(std::future::poll_fn(|context| {
-            polls += 1;
-            if Arc::strong_count(&guard) == 2 && polls > 1 {
+            let poll = control.poll(context);
+            if polled.swap(false, Ordering::SeqCst) {
                 control.interrupt();
             }
-            context.waker().wake_by_ref();
-            control.poll(context)
+            poll
         }));
         guest.join().unwrap();
         assert_eq!((answer, Arc::strong_count(&guard)), (9, 1));

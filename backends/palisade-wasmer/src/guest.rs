@@ -87,31 +87,34 @@ impl Guest {
         self.account.hold(self.streams.held_bytes() + self.host.held_bytes())
     }
 
-    /// Looks at everything that may end the call, and sees to it that it is looked at again in time.
-    pub(crate) fn check(&mut self) -> Result<(), Stop> {
+    /// Looks whether somebody wants the call to end, and sees to it that its time is looked at when it may be up.
+    pub(crate) fn check_wanted(&mut self) -> Result<(), Stop> {
         let Some(control) = &self.control else { return Ok(()) };
         // Before looking: what comes afterwards interrupts again.
         control.acknowledge();
         if control.is_dropped() || self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
             return Err(Stop::Cancelled);
         }
-        let mut next: Option<Instant> = None;
-        if let Some(limit) = self.quota.wall_time {
-            exceeded(Resource::WallTime, Some(limit), self.meter.wall_time())?;
-            next = self.meter.started().checked_add(limit);
-        }
-        if let Some(limit) = self.quota.cpu_time {
-            let used = self.meter.cpu_time();
-            exceeded(Resource::CpuTime, Some(limit), used)?;
+        let wall = self.quota.wall_time.and_then(|limit| self.meter.started().checked_add(limit));
+        let cpu = self.quota.cpu_time.and_then(|limit| {
             // Not before that it can be used up.
-            let at = Instant::now().checked_add(limit - used);
-            next = [next, at].into_iter().flatten().min();
-        }
-        self.timer = next.map(|at| {
+            Instant::now().checked_add(limit.saturating_sub(self.meter.cpu_time()))
+        });
+        self.timer = [wall, cpu].into_iter().flatten().min().map(|at| {
             let at = at.max(Instant::now() + TICK_MIN);
             self.watchdog.wake_at(at, Waker::from(Arc::clone(control)))
         });
         Ok(())
+    }
+
+    /// Looks at everything that may end the call.
+    pub(crate) fn check(&mut self) -> Result<(), Stop> {
+        self.check_wanted()?;
+        exceeded(Resource::WallTime, self.quota.wall_time, self.meter.wall_time())?;
+        match self.quota.cpu_time {
+            Some(_) => exceeded(Resource::CpuTime, self.quota.cpu_time, self.meter.cpu_time()),
+            None => Ok(()),
+        }
     }
 
     /// What the compiled-in code asks when fuel is used up or the host wants it to stop.

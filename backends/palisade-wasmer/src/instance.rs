@@ -202,7 +202,7 @@ impl Live {
         let fuel = i64::try_from(quota.fuel.unwrap_or(u64::MAX)).unwrap_or(i64::MAX);
         let guest = self.guest();
         guest.begin_call(call, Arc::clone(control), started);
-        let begun = guest.charge().and_then(|()| guest.check());
+        let begun = guest.charge().and_then(|()| guest.check_wanted());
         let (ended, fuel_left) = match begun {
             Err(stop) => (Err(Ended::Stop(stop)), fuel),
             Ok(()) => self.execute(prepared, index, fuel, control),

@@ -401,9 +401,10 @@ impl Rewriter {
                 code.local_get(0).if_(BlockType::Empty).local_get(0).i32_const(1).i32_sub().call(probe).end();
             }
             Helper::MemoryGrow => {
-                code.local_get(0).memory_grow(0);
+                code.local_get(0).memory_grow(0).local_tee(0).i32_const(-1).i32_eq().if_(BlockType::Empty);
                 // The host may have refused it for the quota.
-                self.check(code);
+                self.call_host(code, Reason::Check);
+                code.end().local_get(0);
             }
             Helper::MemoryFill => {
                 self.bounds(code, Size::Memory, 0, 2);

@@ -207,7 +207,7 @@ mod tests {
         let gates: Vec<_> = (0..2)
             .map(|_| {
                 let (open, closed) = channel::<()>();
-                threads.run(Box::new(move || drop(closed.recv()))).unwrap();
+                threads.run(Box::new(move || assert!(closed.recv().is_err()))).unwrap();
                 open
             })
             .collect();

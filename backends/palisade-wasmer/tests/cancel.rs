@@ -3,14 +3,13 @@
 mod support;
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use palisade_core::{
-    Artifact, BackendOptions, Bytes, Call, CancelToken, ErrorKind, Execution, HostFunctions, Input, Outcome, Phase,
-    Policy, PreparedExt, Sandbox,
+    Artifact, BackendOptions, Bytes, Call, CancelToken, ErrorKind, HostFunctions, Input, Outcome, OutputSink, OutputStream,
+    Phase, Policy, PreparedExt, Sandbox,
 };
 use palisade_wasmer::Wasmer;
 use support::{SLEEP, SPIN, block_on, generous, prepare};
@@ -26,54 +25,74 @@ const READS: &str = r#"(module
   (memory (export "memory") 1) (data (i32.const 0) "\10\00\00\00\10\00\00\00")
   (func (export "_start") (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))))"#;
 
-fn never() -> Input {
-    struct Never;
-    impl futures_core::Stream for Never {
-        type Item = std::io::Result<Bytes>;
-        fn poll_next(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
-            Poll::Pending
-        }
+/// Says that it is there, then spins.
+const SAYS_AND_SPINS: &str = r#"(module (import "palisade" "output_write" (func $write (param i32 i32)))
+  (memory (export "memory") 1)
+  (func (export "_start") (call $write (i32.const 0) (i32.const 1)) (loop (br 0))))"#;
+
+/// The same in its start function.
+const SAYS_AND_SPINS_EARLY: &str = r#"(module (import "palisade" "output_write" (func $write (param i32 i32)))
+  (memory (export "memory") 1)
+  (func $f (call $write (i32.const 0) (i32.const 1)) (loop (br 0))) (start $f) (func (export "_start")))"#;
+
+/// Says that it is there, then sleeps for as long as a clock can say. Between the two, nothing looks for a cancellation.
+const SAYS_AND_SLEEPS: &str = r#"(module
+  (import "palisade" "output_write" (func $write (param i32 i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "\01\00\00\00")
+  (data (i32.const 24) "\ff\ff\ff\ff\ff\ff\ff\ff")
+  (func (export "_start")
+    (call $write (i32.const 0) (i32.const 1))
+    (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))"#;
+
+/// Cancels when something happens.
+#[derive(Debug)]
+struct Cancels(CancelToken);
+
+impl OutputSink for Cancels {
+    fn write(&self, _: OutputStream, _: &[u8]) {
+        self.0.cancel();
     }
-    Input::Stream(Box::pin(Never))
 }
 
-/// Runs a guest and cancels it after its future was polled `polls` times.
-fn cancelled_after(wat: &str, functions: HostFunctions, input: Input, polls: usize) -> Execution {
-    block_on(async {
-        let token = CancelToken::new();
-        let prepared = prepare(wat, generous(), functions).await.unwrap();
-        let mut run = pin!(prepared.run(Call::new().cancel(token.clone()).input(input)));
-        let mut polled = 0;
-        poll_fn(|context| {
-            polled += 1;
-            let poll = run.as_mut().poll(context);
-            if polled == polls {
-                token.cancel();
-            }
-            poll
-        })
-        .await
-        .unwrap()
-    })
+/// An input of which nothing ever comes; cancels when it is waited for.
+struct Never(Option<CancelToken>);
+
+impl futures_core::Stream for Never {
+    type Item = std::io::Result<Bytes>;
+    fn poll_next(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(token) = &self.0 {
+            token.cancel();
+        }
+        Poll::Pending
+    }
 }
 
-fn waits_forever() -> HostFunctions {
-    HostFunctions::new().add("f", |_| std::future::pending())
+fn never() -> Input {
+    Input::Stream(Box::pin(Never(None)))
 }
 
 #[test]
 fn a_token_ends_a_call_wherever_it_is() {
-    let cancelled = |wat, input, polls| cancelled_after(wat, waits_forever_if(wat), input, polls).outcome;
-    assert_eq!(cancelled(SPIN, Input::default(), 3), Outcome::Cancelled { phase: Phase::Running });
-    assert_eq!(cancelled(SLEEP, Input::default(), 1), Outcome::Cancelled { phase: Phase::HostCall });
-    assert_eq!(cancelled(CALLS_HOST, Input::default(), 1), Outcome::Cancelled { phase: Phase::HostCall });
-    assert_eq!(cancelled(READS, never(), 1), Outcome::Cancelled { phase: Phase::HostCall });
-    let start = r#"(module (func $f (loop (br 0))) (start $f) (func (export "_start")))"#;
-    assert_eq!(cancelled(start, Input::default(), 2), Outcome::Cancelled { phase: Phase::Starting });
-}
-
-fn waits_forever_if(wat: &str) -> HostFunctions {
-    if wat == CALLS_HOST { waits_forever() } else { HostFunctions::new() }
+    let cancelled = |wat: &str| {
+        let token = CancelToken::new();
+        let theirs = token.clone();
+        let functions = HostFunctions::new().add("f", move |_| {
+            theirs.cancel();
+            std::future::pending()
+        });
+        let call = Call::new()
+            .cancel(token.clone())
+            .sink(Arc::new(Cancels(token.clone())))
+            .input(Input::Stream(Box::pin(Never(Some(token)))));
+        block_on(async { prepare(wat, generous(), functions).await.unwrap().run(call).await.unwrap().outcome })
+    };
+    assert_eq!(cancelled(SAYS_AND_SPINS), Outcome::Cancelled { phase: Phase::Running });
+    assert_eq!(cancelled(SAYS_AND_SPINS_EARLY), Outcome::Cancelled { phase: Phase::Starting });
+    assert_eq!(cancelled(SAYS_AND_SLEEPS), Outcome::Cancelled { phase: Phase::HostCall });
+    assert_eq!(cancelled(CALLS_HOST), Outcome::Cancelled { phase: Phase::HostCall });
+    assert_eq!(cancelled(READS), Outcome::Cancelled { phase: Phase::HostCall });
 }
 
 #[test]
