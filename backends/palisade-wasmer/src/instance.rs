@@ -106,7 +106,7 @@ impl Instance for WasmerInstance {
             });
             let prepared = Arc::clone(&self.prepared);
             let theirs = Arc::clone(&control);
-            let job = move || {
+            let job = move |set_free: &dyn Fn()| {
                 let stack_bytes = prepared.policy.quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT);
                 stack::prepare(stack_bytes);
                 let ran = catch_unwind(AssertUnwindSafe(|| live.run(&prepared, index, call, &theirs, started)));
@@ -117,6 +117,7 @@ impl Instance for WasmerInstance {
                 // What is not used any more is released before the caller hears of the end.
                 let live = execution.outcome.leaves_instance_usable().then_some(live);
                 drop(prepared);
+                set_free();
                 theirs.end(Answer { live, execution });
             };
             self.prepared.threads().run(Box::new(job))?;

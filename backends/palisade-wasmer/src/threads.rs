@@ -12,7 +12,9 @@ const IDLE: Duration = Duration::from_secs(5);
 /// How long an idle thread looks for work before it sleeps: waking it costs more than a short call takes.
 const SPIN: Duration = Duration::from_micros(20);
 
-type Job = Box<dyn FnOnce() + Send>;
+/// Work for a thread. It calls its argument when it is all but done: from then on the thread can be given more, so that
+/// whoever hears of the end first finds a thread that is free.
+type Job = Box<dyn FnOnce(&dyn Fn()) + Send>;
 
 /// Runs jobs, each on a thread of its own for as long as it takes.
 pub(crate) struct Threads {
@@ -129,10 +131,16 @@ impl Shared {
         loop {
             if worker.given.swap(false, Ordering::SeqCst) {
                 let job = worker.job.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let free = std::cell::Cell::new(false);
+                let set_free = || {
+                    if !free.replace(true) {
+                        self.lock().push(Arc::clone(worker));
+                    }
+                };
                 if let Some(job) = job {
-                    job();
+                    job(&set_free);
                 }
-                self.lock().push(Arc::clone(worker));
+                set_free();
             }
             if !self.wait_for_job(worker) {
                 break;
@@ -196,22 +204,22 @@ mod tests {
         let (done, ended) = channel();
         for _ in 0..1000 {
             let done = done.clone();
-            // A thread is back in the list a moment after its job has ended; two are enough in any case.
-            threads.run(Box::new(move || done.send(std::thread::current().id()).unwrap())).unwrap();
+            let job = move |set_free: &dyn Fn()| {
+                set_free();
+                done.send(()).unwrap();
+            };
+            threads.run(Box::new(job)).unwrap();
             ended.recv().unwrap();
-            while threads.shared.lock().is_empty() {
-                std::thread::yield_now();
-            }
         }
         assert_eq!(threads.alive(), 1);
         let gates: Vec<_> = (0..2)
             .map(|_| {
                 let (open, closed) = channel::<()>();
-                threads.run(Box::new(move || assert!(closed.recv().is_err()))).unwrap();
+                threads.run(Box::new(move |_| assert!(closed.recv().is_err()))).unwrap();
                 open
             })
             .collect();
-        let refused = threads.run(Box::new(|| ())).unwrap_err();
+        let refused = threads.run(Box::new(|_| ())).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Exhausted);
         drop(gates);
     }
@@ -220,7 +228,7 @@ mod tests {
     fn dropping_the_owner_ends_idle_threads() {
         let threads = Threads::new(4);
         let shared = Arc::clone(&threads.shared);
-        threads.run(Box::new(|| ())).unwrap();
+        threads.run(Box::new(|_| ())).unwrap();
         while threads.shared.lock().is_empty() {
             std::thread::yield_now();
         }

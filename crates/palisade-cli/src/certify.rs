@@ -18,8 +18,10 @@ use crate::table::{printable, table};
 use crate::{backend_options, output};
 
 /// Backends of this repository: name on the certificate, and what they are known to fail.
-const SHIPPED: &[(&str, &str, &str)] =
-    &[("wasmtime", "palisade-wasmtime", include_str!("../../../backends/palisade-wasmtime/CONFORMANCE.toml"))];
+const SHIPPED: &[(&str, &str, &str)] = &[
+    ("wasmtime", "palisade-wasmtime", include_str!("../../../backends/palisade-wasmtime/CONFORMANCE.toml")),
+    ("wasmer", "palisade-wasmer", include_str!("../../../backends/palisade-wasmer/CONFORMANCE.toml")),
+];
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("what").required(true).args(["backend", "all", "verify"]))]

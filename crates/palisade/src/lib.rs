@@ -5,6 +5,7 @@
 //! | feature | backend | |
 //! |---|---|---|
 //! | `wasmtime` (default) | `wasmtime` | WebAssembly modules, compiled by Wasmtime |
+//! | `wasmer` | `wasmer` | WebAssembly modules, compiled by Wasmer |
 //!
 //! # Example
 //!
@@ -33,6 +34,8 @@
 #![forbid(unsafe_code)]
 
 pub use palisade_core::*;
+#[cfg(feature = "wasmer")]
+pub use palisade_wasmer::Wasmer;
 #[cfg(feature = "wasmtime")]
 pub use palisade_wasmtime::Wasmtime;
 

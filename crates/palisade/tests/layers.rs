@@ -35,7 +35,8 @@ fn only_the_allowed_arrows_exist() {
         ("palisade-core", &[][..]),
         ("palisade-wasi", &["palisade-core"]),
         ("palisade-wasmtime", &["palisade-core", "palisade-wasi"]),
-        ("palisade", &["palisade-core", "palisade-wasmtime"]),
+        ("palisade-wasmer", &["palisade-core", "palisade-wasi"]),
+        ("palisade", &["palisade-core", "palisade-wasmtime", "palisade-wasmer"]),
         ("palisade-fake", &["palisade-core"]),
         // The suite knows no real backend; its own tests use the fake one.
         ("palisade-conformance", &["palisade-core"]),
