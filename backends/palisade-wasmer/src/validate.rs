@@ -206,6 +206,58 @@ mod tests {
         assert!(refused(&tables(101)).contains("101 tables"));
     }
 
+    /// Types of eight parameters each, among them `n`-th of four kinds at each place.
+    fn eight(mut n: usize) -> Vec<Type> {
+        let kinds = [Type::I32, Type::I64, Type::F32, Type::F64];
+        (0..8).map(|_| (kinds[n % 4], n /= 4).0).collect()
+    }
+
+    fn hash(first: &[Type], second: &[Type]) -> u32 {
+        FunctionType::new([first, second].concat(), vec![]).signature_hash()
+    }
+
+    /// Sixteen parameters of a type whose hash is `wanted`. The hash is linear, so halves can be looked for apart.
+    fn with_hash(wanted: u32) -> Option<Vec<Type>> {
+        let zero = eight(0);
+        let firsts: HashMap<u32, usize> = (0..1 << 16).map(|n| (hash(&eight(n), &zero), n)).collect();
+        let both = hash(&zero, &zero);
+        (0..1 << 16).find_map(|n| {
+            let first = firsts.get(&(wanted ^ hash(&zero, &eight(n)) ^ both))?;
+            Some([eight(*first), eight(n)].concat())
+        })
+    }
+
+    #[test]
+    fn a_type_that_collides_with_a_host_functions_is_refused() {
+        let module = |parameters: &[Type]| {
+            let parameters: String = parameters.iter().map(|ty| format!(" {}", ty.to_string().to_lowercase())).collect();
+            wat::parse_str(format!("(module (type (func (param{parameters}))) (func (export \"_start\")))")).unwrap()
+        };
+        // Not every hash has such a type.
+        let mut ours = IMPORTS.values().map(|import| import.ty.clone()).chain([check_type()]);
+        let colliding = ours.find_map(|ty| with_hash(ty.signature_hash())).expect("some of them can be hit");
+        assert!(refused(&module(&colliding)).contains("same hash"));
+        assert!(check(&module(&eight(7))).is_ok(), "other types are let through");
+    }
+
+    #[test]
+    fn types_that_collide_with_each_other_are_refused() {
+        let mut known = HashMap::new();
+        let found = (0..1 << 20).find_map(|n: usize| {
+            let parameters = [eight(n & 0xffff), eight(n >> 16)].concat();
+            let other = known.insert(hash(&parameters, &[]), parameters.clone())?;
+            Some((parameters, other))
+        });
+        let (one, other) = found.expect("a million types have two of the same hash");
+        let text = |parameters: &[Type]| {
+            let parameters: String = parameters.iter().map(|ty| format!(" {}", ty.to_string().to_lowercase())).collect();
+            format!("(type (func (param{parameters})))")
+        };
+        let wasm = wat::parse_str(format!("(module {} {})", text(&one), text(&other))).unwrap();
+        assert!(refused(&wasm).contains("same hash"));
+        assert!(check(&wat::parse_str(format!("(module {} {})", text(&one), text(&one))).unwrap()).is_ok());
+    }
+
     #[test]
     fn a_giant_function_is_refused() {
         let body = |nops: usize| {
