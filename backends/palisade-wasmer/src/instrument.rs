@@ -569,7 +569,7 @@ mod tests {
         let instrumented = rewritten(
             r#"(module
               (import "palisade" "input_len" (func $len (result i32)))
-              (memory 1) (data $d "abc") (table $t 1 10 funcref) (table $u 1 externref) (elem $e func $f $len)
+              (memory 1) (data $d "abc") (table $t 1 10 funcref) (table $u 1 funcref) (elem $e func $f $len)
               (global funcref (ref.func $f)) (export "f" (func $f)) (start $f)
               (func $f (local i64 f32)
                 (memory.fill (i32.const 0) (i32.const 1) (i32.const 2))
@@ -577,8 +577,8 @@ mod tests {
                 (memory.init $d (i32.const 0) (i32.const 1) (i32.const 2)) (data.drop $d)
                 (drop (memory.grow (call $len)))
                 (drop (table.grow $t (ref.func $f) (i32.const 1)))
-                (drop (table.grow $u (ref.null extern) (i32.const 1)))
-                (table.fill $u (i32.const 0) (ref.null extern) (i32.const 1))
+                (drop (table.grow $u (ref.null func) (i32.const 1)))
+                (table.fill $u (i32.const 0) (ref.null func) (i32.const 1))
                 (table.copy $t $t (i32.const 0) (i32.const 0) (i32.const 1))
                 (table.init $t $e (i32.const 0) (i32.const 0) (i32.const 1)) (elem.drop $e)
                 (table.set $t (i32.const 0) (table.get $t (i32.const 0)))

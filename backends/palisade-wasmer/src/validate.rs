@@ -122,7 +122,8 @@ pub(crate) fn validate(wasm: &[u8]) -> Result<()> {
 
 /// The language both Wasm backends accept.
 fn features() -> WasmFeatures {
-    WasmFeatures::WASM2 | WasmFeatures::EXTENDED_CONST
+    // Without `externref`: no host value is ever given to a guest, and the other Wasm backend has none.
+    (WasmFeatures::WASM2 | WasmFeatures::EXTENDED_CONST).difference(WasmFeatures::GC_TYPES)
 }
 
 fn at_most(what: &str, count: u32, max: u32) -> Result<()> {
