@@ -83,9 +83,7 @@ pub(crate) fn explain_missing(import: &ImportInfo) -> String {
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let advice = match (module.as_str(), nearest) {
         (_, Some((_, nearest))) => format!("did you mean `{nearest}`?"),
-        ("env", _) if ty.starts_with("memory") => {
-            "memories are never imported; build without `--import-memory`".into()
-        }
+        ("env", _) if ty.starts_with("memory") => "memories are never imported; build without `--import-memory`".into(),
         ("env", _) => "an undefined C symbol or Emscripten; link it in, or build for `wasm32-wasip1`".into(),
         ("extism:host/env", _) => "the Extism plug-in kit; not provided by this version".into(),
         (module, _) if module.starts_with("wasi:") || module == "wasi_snapshot_preview2" => {
@@ -281,7 +279,8 @@ fn capabilities(instances: u32) -> Capabilities {
         caveats: vec![
             "guests share the host's process: a defect of the engine is a defect of the wall".to_owned(),
             "each call holds a thread until it ends, also while it waits".to_owned(),
-            "stacks have their size unless other code of this process calls Wasmer as well: the engine shares them".to_owned(),
+            "stacks have their size unless other code of this process calls Wasmer as well: the engine shares them"
+                .to_owned(),
         ],
     }
 }

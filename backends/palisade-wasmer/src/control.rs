@@ -248,7 +248,8 @@ impl<T> Control<T> {
         self.interrupt();
         let state = self.lock();
         let running = |state: &mut State<T>| state.answer.is_none();
-        let (mut state, _) = self.caller.wait_timeout_while(state, time, running).unwrap_or_else(PoisonError::into_inner);
+        let (mut state, _) =
+            self.caller.wait_timeout_while(state, time, running).unwrap_or_else(PoisonError::into_inner);
         let answer = state.answer.take();
         drop(state);
         drop(answer);

@@ -4,7 +4,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use wasmer::sys::vm::{VMConfig, VMGlobal, VMGlobalDefinition, VMMemory, VMMemoryDefinition, VMTable, VMTableDefinition};
+use wasmer::sys::vm::{
+    VMConfig, VMGlobal, VMGlobalDefinition, VMMemory, VMMemoryDefinition, VMTable, VMTableDefinition,
+};
 use wasmer::sys::{BaseTunables, EngineBuilder, Features, NativeEngineExt, Target, Tunables};
 use wasmer::{Engine, GlobalType, MemoryError, MemoryStyle, MemoryType, TableStyle, TableType};
 
@@ -31,7 +33,8 @@ pub(crate) fn engine(size: usize) -> Engine {
     let mut features = Features::none();
     // One language for every Wasm backend; the validator decides, this is the engine's side of it.
     features.reference_types(true).simd(true).bulk_memory(true).multi_value(true).extended_const(true);
-    let threads = if size < PARALLEL_FROM_BYTES { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
+    let threads =
+        if size < PARALLEL_FROM_BYTES { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
     let engine = EngineBuilder::new(compiler(threads)).set_features(Some(features)).engine();
     Engine::from(engine)
 }

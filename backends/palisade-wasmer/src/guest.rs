@@ -165,10 +165,7 @@ impl Guest {
     }
 
     /// Waits for a host function.
-    pub(crate) fn wait_for_host(
-        &mut self,
-        invocation: Invocation,
-    ) -> Result<<Invocation as Future>::Output, Stop> {
+    pub(crate) fn wait_for_host(&mut self, invocation: Invocation) -> Result<<Invocation as Future>::Output, Stop> {
         let reply = Arc::new(Mutex::new(None));
         let answer = Arc::clone(&reply);
         let request = async move {

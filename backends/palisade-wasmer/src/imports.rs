@@ -117,9 +117,7 @@ fn add_reactor(imports: &mut Imports) {
     });
     add("output_write", 2, vec![], |store, env| {
         Function::new_typed_with_env(store, env, |mut env: Env<'_>, ptr: u32, len: u32| {
-            halting(with_memory(&mut env, |memory, guest| {
-                reactor::output_write(memory, &mut guest.streams, ptr, len)
-            }))
+            halting(with_memory(&mut env, |memory, guest| reactor::output_write(memory, &mut guest.streams, ptr, len)))
         })
     });
     add("error_write", 2, vec![], |store, env| {

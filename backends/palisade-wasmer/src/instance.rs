@@ -281,7 +281,8 @@ impl Live {
         unsafe { fuel_word.write(fuel) };
         // SAFETY: the instance outlives the guard, which ends with this function; the guest only reads this word.
         let attached = unsafe { control.attach(flag_word) };
-        let ended = Self::call(&mut self.store, &self.env, self.instance.as_ref(), &mut self.entry, prepared, index, fresh);
+        let ended =
+            Self::call(&mut self.store, &self.env, self.instance.as_ref(), &mut self.entry, prepared, index, fresh);
         drop(attached);
         // SAFETY: as above; no guest code runs any more.
         let fuel_left = unsafe { fuel_word.read() };
@@ -296,7 +297,7 @@ impl Live {
         }
         externs.push(imports::check(&mut self.store, &self.env).into());
         let instance = wasmer::Instance::new_by_index(&mut self.store, prepared.module(), &externs)
-            .map_err(Ended::Instantiation)?;
+            .map_err(|error| Ended::Instantiation(Box::new(error)))?;
         if prepared.has_memory {
             self.guest().memory = instance.exports.get_memory("memory").ok().cloned();
         }

@@ -63,7 +63,11 @@ pub(crate) struct Instrumented {
 pub(crate) fn instrument(wasm: &[u8]) -> Result<Instrumented> {
     let mut rewriter = Rewriter::default();
     rewriter.run(wasm).map_err(|error| {
-        Error::new(ErrorKind::InvalidArtifact, "load", format!("the limits cannot be compiled into the module: {error}"))
+        Error::new(
+            ErrorKind::InvalidArtifact,
+            "load",
+            format!("the limits cannot be compiled into the module: {error}"),
+        )
     })
 }
 
@@ -558,9 +562,7 @@ mod tests {
         let wasm = wat::parse_str(wat).unwrap();
         crate::validate::validate(&wasm).unwrap();
         let instrumented = instrument(&wasm).unwrap();
-        crate::validate::validate(&instrumented.wasm).unwrap_or_else(|error| {
-            panic!("{error}\n{:?}", wat)
-        });
+        crate::validate::validate(&instrumented.wasm).unwrap_or_else(|error| panic!("{error}\n{:?}", wat));
         instrumented
     }
 

@@ -100,8 +100,7 @@ impl WasmerModule {
         if missing.is_empty() {
             return Ok(());
         }
-        let mut list: Vec<_> =
-            missing.iter().take(LISTED_MAX).map(|import| backend::explain_missing(import)).collect();
+        let mut list: Vec<_> = missing.iter().take(LISTED_MAX).map(|import| backend::explain_missing(import)).collect();
         if missing.len() > LISTED_MAX {
             list.push(format!("and {} more", missing.len() - LISTED_MAX));
         }

@@ -15,7 +15,7 @@ const NAME_CHARS_MAX: usize = 120;
 pub(crate) enum Ended {
     Stop(Stop),
     Runtime(RuntimeError),
-    Instantiation(InstantiationError),
+    Instantiation(Box<InstantiationError>),
 }
 
 impl From<Stop> for Ended {
@@ -41,13 +41,15 @@ pub(crate) fn from_ended(
     let error = match ended {
         Ended::Stop(stop) => return from_stop(stop, phase),
         Ended::Runtime(error) => error,
-        Ended::Instantiation(InstantiationError::Start(error) | InstantiationError::Link(LinkError::Trap(error))) => error,
-        Ended::Instantiation(error) => {
-            return match memory_refused {
-                Some(stop) => from_stop(stop, phase),
-                None => Outcome::Crashed { message: error.to_string() },
-            };
-        }
+        Ended::Instantiation(error) => match *error {
+            InstantiationError::Start(error) | InstantiationError::Link(LinkError::Trap(error)) => error,
+            error => {
+                return match memory_refused {
+                    Some(stop) => from_stop(stop, phase),
+                    None => Outcome::Crashed { message: error.to_string() },
+                };
+            }
+        },
     };
     let kind = match error.downcast_ref::<Halt>() {
         Some(Halt::Stop(stop)) => return from_stop(stop.clone(), phase),
@@ -56,7 +58,12 @@ pub(crate) fn from_ended(
             Some(TrapCode::StackOverflow) => {
                 let limit = quota.get(Resource::Stack).unwrap_or(crate::engine::STACK_BYTES_DEFAULT);
                 // The engine reports that the next step did not fit, not how large it was.
-                return Outcome::QuotaExceeded { resource: Resource::Stack, limit, used: limit.saturating_add(1), phase };
+                return Outcome::QuotaExceeded {
+                    resource: Resource::Stack,
+                    limit,
+                    used: limit.saturating_add(1),
+                    phase,
+                };
             }
             Some(TrapCode::HeapAccessOutOfBounds | TrapCode::HeapMisaligned) => TrapKind::MemoryOutOfBounds,
             Some(TrapCode::TableAccessOutOfBounds) => TrapKind::TableOutOfBounds,
@@ -68,10 +75,11 @@ pub(crate) fn from_ended(
             None => return Outcome::Crashed { message: error.message() },
         },
     };
-    let place = error.trace().iter().find(|frame| frame.func_index() < functions).map(|frame| match frame.function_name() {
-        Some(name) => format!("in function `{}`", printable(name)),
-        None => format!("in function {}", frame.func_index()),
-    });
+    let place =
+        error.trace().iter().find(|frame| frame.func_index() < functions).map(|frame| match frame.function_name() {
+            Some(name) => format!("in function `{}`", printable(name)),
+            None => format!("in function {}", frame.func_index()),
+        });
     let message = match (kind, place) {
         (TrapKind::Other, Some(place)) => format!("{} {place}", error.message()),
         (TrapKind::Other, None) => error.message(),

@@ -86,8 +86,7 @@ impl Threads {
             thread: std::sync::OnceLock::new(),
         });
         let shared = Arc::clone(&self.shared);
-        let spawned =
-            std::thread::Builder::new().name("palisade-guest".into()).spawn(move || shared.work(&worker));
+        let spawned = std::thread::Builder::new().name("palisade-guest".into()).spawn(move || shared.work(&worker));
         spawned.map(drop).map_err(|error| {
             self.shared.alive.fetch_sub(1, Ordering::SeqCst);
             Error::new(ErrorKind::Exhausted, "call", "no thread for the guest").source(error)

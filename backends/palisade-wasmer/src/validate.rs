@@ -231,7 +231,8 @@ mod tests {
     #[test]
     fn a_type_that_collides_with_a_host_functions_is_refused() {
         let module = |parameters: &[Type]| {
-            let parameters: String = parameters.iter().map(|ty| format!(" {}", ty.to_string().to_lowercase())).collect();
+            let parameters: String =
+                parameters.iter().map(|ty| format!(" {}", ty.to_string().to_lowercase())).collect();
             wat::parse_str(format!("(module (type (func (param{parameters}))) (func (export \"_start\")))")).unwrap()
         };
         // Not every hash has such a type.
@@ -247,7 +248,8 @@ mod tests {
         let found = candidates.find_map(|one| Some((with_hash(hash(&one, &[]))?, one)));
         let (one, other) = found.expect("some of them can be hit");
         let text = |parameters: &[Type]| {
-            let parameters: String = parameters.iter().map(|ty| format!(" {}", ty.to_string().to_lowercase())).collect();
+            let parameters: String =
+                parameters.iter().map(|ty| format!(" {}", ty.to_string().to_lowercase())).collect();
             format!("(type (func (param{parameters})))")
         };
         let wasm = wat::parse_str(format!("(module {} {})", text(&one), text(&other))).unwrap();

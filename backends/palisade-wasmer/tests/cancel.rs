@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use palisade_core::{
-    Artifact, BackendOptions, Bytes, Call, CancelToken, ErrorKind, HostFunctions, Input, Outcome, OutputSink, OutputStream,
-    Phase, Policy, PreparedExt, Sandbox,
+    Artifact, BackendOptions, Bytes, Call, CancelToken, ErrorKind, HostFunctions, Input, Outcome, OutputSink,
+    OutputStream, Phase, Policy, PreparedExt, Sandbox,
 };
 use palisade_wasmer::Wasmer;
 use support::{SLEEP, SPIN, block_on, generous, prepare};

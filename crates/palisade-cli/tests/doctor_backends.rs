@@ -32,7 +32,8 @@ fn a_person_sees_every_capability_in_a_table() {
         assert!(value(&format!("quota {quota}")).is_some_and(|value| value != "-"), "{quota} is missing in\n{text}");
     }
     // One column for each backend.
-    let columns = |name: &str| value(name).map(|value| value.split("  ").map(str::trim).filter(|v| !v.is_empty()).collect());
+    let columns =
+        |name: &str| value(name).map(|value| value.split("  ").map(str::trim).filter(|v| !v.is_empty()).collect());
     assert_eq!(columns("quota fuel"), Some(vec!["yes, deterministic"; 2]));
     assert_eq!(columns("quota processes"), Some(vec!["always 0"; 2]));
     assert_eq!(columns("grant network"), Some(vec!["-"; 2]));

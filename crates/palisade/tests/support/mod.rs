@@ -109,7 +109,8 @@ pub(crate) fn faults_keep_apart(first: Opens, second: Opens) {
                             // Another order on each thread and in each round.
                             let engine = (thread + round + index) % 2;
                             for engine in [engine, 1 - engine] {
-                                let outcome = block_on(prepared[index][engine].run(Call::new())).expect("it runs").outcome;
+                                let outcome =
+                                    block_on(prepared[index][engine].run(Call::new())).expect("it runs").outcome;
                                 assert!(expected(&outcome), "{name} on engine {engine}: {outcome}");
                                 faults += 1;
                             }
