@@ -2,3 +2,4 @@
 
 pub mod baseline;
 pub mod paired;
+pub mod wasmer_baseline;

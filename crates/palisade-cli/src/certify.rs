@@ -20,6 +20,7 @@ use crate::{backend_options, output};
 /// Backends of this repository: name on the certificate, and what they are known to fail.
 const SHIPPED: &[(&str, &str, &str)] = &[
     ("process", "palisade-process", include_str!("../../../backends/palisade-process/CONFORMANCE.toml")),
+    ("wasmer", "palisade-wasmer", include_str!("../../../backends/palisade-wasmer/CONFORMANCE.toml")),
     ("wasmtime", "palisade-wasmtime", include_str!("../../../backends/palisade-wasmtime/CONFORMANCE.toml")),
 ];
 

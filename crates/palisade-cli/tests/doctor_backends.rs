@@ -26,15 +26,18 @@ fn a_person_sees_every_capability_in_a_table() {
     let ended = Palisade::new().run(["backends"]);
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
     let text = ended.text();
-    assert!(text.starts_with("wasmtime: "), "{text}");
+    assert!(text.starts_with("wasmer: ") && text.contains("\nwasmtime: "), "{text}");
     let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("  ").map(str::trim));
     for quota in QUOTAS {
         assert!(value(&format!("quota {quota}")).is_some_and(|value| value != "-"), "{quota} is missing in\n{text}");
     }
-    assert_eq!(value("quota fuel"), Some("yes, deterministic"));
-    assert_eq!(value("quota processes"), Some("always 0"));
-    assert_eq!(value("grant network"), Some("-"));
-    assert_eq!(value("grant host_functions"), Some("yes"));
+    // One column for each backend.
+    let columns =
+        |name: &str| value(name).map(|value| value.split("  ").map(str::trim).filter(|v| !v.is_empty()).collect());
+    assert_eq!(columns("quota fuel"), Some(vec!["yes, deterministic"; 2]));
+    assert_eq!(columns("quota processes"), Some(vec!["always 0"; 2]));
+    assert_eq!(columns("grant network"), Some(vec!["-"; 2]));
+    assert_eq!(columns("grant host_functions"), Some(vec!["yes"; 2]));
     assert!(text.contains("guests share the host's process"), "{text}");
 }
 
@@ -43,18 +46,21 @@ fn a_program_gets_the_capabilities_as_json() {
     let ended = Palisade::new().run(["backends", "--json"]);
     assert_eq!(ended.code, 0);
     let list = ended.json();
-    assert_eq!(list.as_array().map(Vec::len), Some(1), "{list:#}");
-    assert_eq!(list[0]["name"], "wasmtime");
-    let capabilities = &list[0]["capabilities"];
-    let quotas = capabilities["quotas"].as_object().expect("the quotas");
-    assert_eq!(quotas.len(), QUOTAS.len(), "{list:#}");
-    for quota in QUOTAS {
-        let expected = if ["processes", "threads"].contains(&quota) { "always_zero" } else { "enforced" };
-        assert_eq!(quotas[quota], expected, "{quota}");
+    let expected = [("wasmer", "wasmer 7.3.0"), ("wasmtime", "wasmtime 48.0.8")];
+    assert_eq!(list.as_array().map(Vec::len), Some(expected.len()), "{list:#}");
+    for (index, (name, engine)) in expected.into_iter().enumerate() {
+        assert_eq!(list[index]["name"], name);
+        let capabilities = &list[index]["capabilities"];
+        let quotas = capabilities["quotas"].as_object().expect("the quotas");
+        assert_eq!(quotas.len(), QUOTAS.len(), "{list:#}");
+        for quota in QUOTAS {
+            let expected = if ["processes", "threads"].contains(&quota) { "always_zero" } else { "enforced" };
+            assert_eq!(quotas[quota], expected, "{name}: {quota}");
+        }
+        assert_eq!(capabilities["engine"], engine);
+        assert_eq!(capabilities["fuel_deterministic"], true);
+        assert_eq!(capabilities["abis"], json!(["command", "reactor"]));
     }
-    assert_eq!(capabilities["engine"], "wasmtime 48.0.8");
-    assert_eq!(capabilities["fuel_deterministic"], true);
-    assert_eq!(capabilities["abis"], json!(["command", "reactor"]));
 }
 
 #[test]
@@ -69,10 +75,15 @@ fn the_doctor_finds_by_trying_that_every_limit_holds() {
     let ended = Palisade::new().run(["doctor"]);
     assert_eq!(ended.code, 0, "{ended:?}");
     let text = ended.text();
-    for tried in ["deadline stops a loop", "fuel stops a loop", "memory is bounded", "cache of compiled code"] {
-        let line = text.lines().find(|line| line.contains(tried)).unwrap_or_else(|| panic!("{tried:?}: {text}"));
-        assert!(line.starts_with("ok "), "{line}");
+    let (wasmer, wasmtime) = text.split_once("Backend wasmtime").expect("both backends were tried");
+    for backend in [wasmer, wasmtime] {
+        for tried in ["deadline stops a loop", "fuel stops a loop", "memory is bounded"] {
+            let line = backend.lines().find(|line| line.contains(tried)).unwrap_or_else(|| panic!("{tried:?}: {text}"));
+            assert!(line.starts_with("ok "), "{line}");
+        }
     }
+    let cache = wasmtime.lines().find(|line| line.contains("cache of compiled code")).expect("the line of the cache");
+    assert!(cache.starts_with("ok "), "{cache}");
     assert!(text.contains("Every limit holds on this machine"), "{text}");
 }
 
@@ -81,9 +92,10 @@ fn the_doctors_findings_come_as_json() {
     let ended = Palisade::new().run(["doctor", "--json"]);
     assert_eq!(ended.code, 0);
     let report = ended.json();
-    let findings = report["backends"]["wasmtime"].as_array().expect("the findings");
-    assert!(findings.len() >= 6, "{report:#}");
-    for finding in findings {
+    let of = |backend: &str| report["backends"][backend].as_array().expect("the findings").clone();
+    assert!(of("wasmtime").len() >= 6 && of("wasmer").len() >= 5, "{report:#}");
+    let findings = [of("wasmtime"), of("wasmer")].concat();
+    for finding in &findings {
         assert_ne!(finding["status"], "missing", "{finding:#}");
         assert!(finding["subject"].is_string() && finding["detail"].is_string(), "{finding:#}");
     }
@@ -99,8 +111,8 @@ fn the_doctor_says_what_is_wrong_with_the_cache_and_what_to_do() {
     std::fs::set_permissions(palisade.cache(), open).expect("permissions");
     let ended = palisade.run(["doctor"]);
     assert_eq!(ended.code, 0, "{ended:?}");
-    let line =
-        ended.text().lines().find(|line| line.contains("cache of compiled code")).expect("the line of the cache");
+    let (_, wasmtime) = ended.text().split_once("Backend wasmtime").expect("the backend was tried");
+    let line = wasmtime.lines().find(|line| line.contains("cache of compiled code")).expect("the line of the cache");
     assert!(
         line.starts_with("degraded") && line.contains("others can write to it") && line.contains("mended"),
         "{line}"

@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `wasmtime` (default) | `wasmtime` | WebAssembly modules, compiled by Wasmtime |
 //! | `process` | `process` | native programs, scripts and shared libraries in Linux processes |
+//! | `wasmer` | `wasmer` | WebAssembly modules, compiled by Wasmer |
 //!
 //! # Example
 //!
@@ -36,6 +37,8 @@
 pub use palisade_core::*;
 #[cfg(all(feature = "process", target_os = "linux"))]
 pub use palisade_process::ProcessSandbox;
+#[cfg(feature = "wasmer")]
+pub use palisade_wasmer::Wasmer;
 #[cfg(feature = "wasmtime")]
 pub use palisade_wasmtime::Wasmtime;
 

@@ -35,8 +35,9 @@ fn only_the_allowed_arrows_exist() {
         ("palisade-core", &[][..]),
         ("palisade-wasi", &["palisade-core"]),
         ("palisade-wasmtime", &["palisade-core", "palisade-wasi"]),
+        ("palisade-wasmer", &["palisade-core", "palisade-wasi"]),
         ("palisade-process", &["palisade-core"]),
-        ("palisade", &["palisade-core", "palisade-process", "palisade-wasmtime"]),
+        ("palisade", &["palisade-core", "palisade-process", "palisade-wasmtime", "palisade-wasmer"]),
         ("palisade-fabric", &["palisade-core"]),
         ("palisade-fake", &["palisade-core"]),
         // The suite knows no real backend; its own tests use the fake one.

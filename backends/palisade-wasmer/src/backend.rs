@@ -1,0 +1,385 @@
+//! The sandbox: opens engines, compiles, and knows what it can enforce.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use palisade_core::{
+    Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
+    Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
+    PreparedExt, Resource, Result, Sandbox, block_on, on_thread,
+};
+use palisade_wasi::reactor;
+use wasmer::sys::{BaseTunables, NativeEngineExt};
+use wasmer_types::{CompilationProgressCallback, UserAbort};
+
+use crate::engine::{self, MEMORY_BYTES_MAX, STACK_BYTES_MAX, STACK_BYTES_MIN};
+use crate::imports::IMPORTS;
+use crate::instrument;
+use crate::memory::Pool;
+use crate::module::{Code, WasmerModule};
+use crate::threads::Threads;
+use crate::validate;
+use crate::watchdog::Watchdog;
+
+/// Instances alive at once, unless the options say otherwise.
+const INSTANCES_DEFAULT: u32 = 1000;
+/// Artifacts being compiled at once; compiling uses all cores by itself.
+const COMPILERS_MAX: usize = 8;
+/// Time to compile one artifact.
+const COMPILE_TIME_MAX: Duration = Duration::from_secs(120);
+/// Name under which the backend registers.
+const NAME: &str = "wasmer";
+const ENGINE: &str = "wasmer 7.3.0";
+
+palisade_core::inventory::submit! {
+    BackendRegistration {
+        name: NAME,
+        summary: "WebAssembly modules, compiled by Wasmer",
+        open: |options| Ok(Arc::new(Wasmer::open(options)?)),
+        probe,
+    }
+}
+
+/// The Wasmer backend.
+#[derive(Debug)]
+pub struct Wasmer(Arc<Shared>);
+
+/// What modules, prepared modules and instances of one sandbox share.
+pub(crate) struct Shared {
+    pub(crate) capabilities: Capabilities,
+    pub(crate) watchdog: Arc<Watchdog>,
+    pub(crate) threads: Threads,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) base_tunables: BaseTunables,
+    instances: AtomicU64,
+    compilers: AtomicUsize,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("threads", &self.threads)
+            .field("instances", &self.instances)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What provides an import.
+pub(crate) fn provider(module: &str, name: &str) -> Option<String> {
+    IMPORTS.get(&(module, name))?;
+    Some(if module == reactor::MODULE { "palisade" } else { "WASI preview 1" }.to_owned())
+}
+
+/// Names a missing import and what would provide it.
+pub(crate) fn explain_missing(import: &ImportInfo) -> String {
+    let ImportInfo { module, name, ty, .. } = import;
+    let nearest = IMPORTS
+        .keys()
+        .filter(|(known, _)| known == module)
+        .map(|(_, known)| (strsim::jaro_winkler(name, known), known))
+        .filter(|(likeness, _)| *likeness > 0.85)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    let advice = match (module.as_str(), nearest) {
+        (_, Some((_, nearest))) => format!("did you mean `{nearest}`?"),
+        ("env", _) if ty.starts_with("memory") => "memories are never imported; build without `--import-memory`".into(),
+        ("env", _) => "an undefined C symbol or Emscripten; link it in, or build for `wasm32-wasip1`".into(),
+        ("extism:host/env", _) => "the Extism plug-in kit; not provided by this version".into(),
+        (module, _) if module.starts_with("wasi:") || module == "wasi_snapshot_preview2" => {
+            "WASI preview 2 or later; build for `wasm32-wasip1`".into()
+        }
+        ("wasi", _) => "WASI threads; build without threads".into(),
+        (module, _) if module.starts_with("wasix") => "WASIX; build for `wasm32-wasip1`".into(),
+        (module, _) if module == "__wbindgen_placeholder__" || module == "wbg" => {
+            "JavaScript glue of wasm-bindgen; build for `wasm32-wasip1` without it".into()
+        }
+        (module, _) if IMPORTS.keys().any(|(known, _)| *known == module) => {
+            "no such function; see `palisade inspect`".into()
+        }
+        _ => "a host function must be called through `palisade.host_call` by its name".into(),
+    };
+    format!("`{module}.{name}` ({ty}): {advice}")
+}
+
+/// Counts an instance for as long as it lives.
+pub(crate) struct Slot(Arc<Shared>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.instances.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    /// Takes one of the bounded number of instances.
+    pub(crate) fn take_slot(self: &Arc<Self>) -> Result<Slot> {
+        let max = self.capabilities.instances_max;
+        if self.instances.fetch_add(1, Ordering::Relaxed) >= max {
+            self.instances.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::new(
+                ErrorKind::Exhausted,
+                "instantiate",
+                format!("all {max} instances of this sandbox are in use"),
+            )
+            .help("drop instances, or open the backend with a larger `instances_max`"));
+        }
+        Ok(Slot(Arc::clone(self)))
+    }
+
+    /// Validates and compiles, unless `given_up` comes first. Blocks.
+    fn compile(self: &Arc<Self>, artifact: &Artifact, given_up: &Arc<AtomicBool>) -> Result<WasmerModule> {
+        let started = Instant::now();
+        let structure = validate::scan(artifact.bytes())?;
+        validate::validate(artifact.bytes())?;
+        let instrumented = instrument::instrument(artifact.bytes())?;
+        let engine = engine::engine(instrumented.wasm.len());
+        let given_up = Arc::clone(given_up);
+        let progress = CompilationProgressCallback::new(move |_| {
+            if given_up.load(Ordering::Relaxed) { Err(UserAbort::new("nobody waits for it any more")) } else { Ok(()) }
+        });
+        let module = engine.new_module_with_progress(&instrumented.wasm, progress).map_err(|error| {
+            Error::new(ErrorKind::InvalidArtifact, "load", format!("the module does not compile: {error}"))
+        })?;
+        let code = Code::new(module, engine, &instrumented);
+        let mut module = WasmerModule::new(Arc::clone(self), code, artifact, structure);
+        module.info_mut().load_time = started.elapsed();
+        Ok(module)
+    }
+}
+
+impl Wasmer {
+    /// Opens the backend. It keeps no compiled code on disk: the options' cache is not used.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] when the machine cannot run the engine.
+    pub fn open(options: &BackendOptions) -> Result<Wasmer> {
+        let instances = options.instances_max.unwrap_or(INSTANCES_DEFAULT).max(1);
+        let watchdog = Watchdog::start().map_err(|error| {
+            Error::new(ErrorKind::Io, "open", "the watchdog's thread cannot be started").source(error)
+        })?;
+        let pool = Arc::new(Pool::default());
+        pool.probe().map_err(|error| {
+            Error::new(ErrorKind::Io, "open", "there is no address space for a guest's memory")
+                .help("lift the limit on virtual memory (`ulimit -v unlimited`), or use the `wasmtime` backend")
+                .source(error)
+        })?;
+        Ok(Wasmer(Arc::new(Shared {
+            capabilities: capabilities(instances),
+            watchdog: Arc::new(watchdog),
+            // A dropped call may still hold its thread for a moment when the next one begins.
+            threads: Threads::new(2 * instances as usize),
+            pool,
+            base_tunables: engine::base_tunables(),
+            instances: AtomicU64::new(0),
+            compilers: AtomicUsize::new(0),
+        })))
+    }
+}
+
+impl Sandbox for Wasmer {
+    fn capabilities(&self) -> &Capabilities {
+        &self.0.capabilities
+    }
+
+    fn load(&self, artifact: Artifact) -> BoxFuture<'_, Result<Arc<dyn Module>>> {
+        /// Counts a compiler for as long as it runs.
+        struct Compiling(Arc<Shared>);
+        impl Drop for Compiling {
+            fn drop(&mut self) {
+                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+
+        /// Lets the compiler end early when nobody waits for it any more.
+        struct GiveUp(Arc<AtomicBool>);
+        impl Drop for GiveUp {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+
+        Box::pin(async move {
+            if artifact.kind() != ArtifactKind::Wasm {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "load",
+                    format!("backend `{NAME}` loads WebAssembly modules, not a {}", artifact.kind()),
+                )
+                .help("choose another backend (`palisade backends`)"));
+            }
+            if self.0.compilers.fetch_add(1, Ordering::Relaxed) >= COMPILERS_MAX {
+                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
+                return Err(Error::new(
+                    ErrorKind::Exhausted,
+                    "load",
+                    format!("{COMPILERS_MAX} artifacts are being compiled already"),
+                )
+                .help("try again in a moment"));
+            }
+            let compiling = Compiling(Arc::clone(&self.0));
+            let give_up = GiveUp(Arc::new(AtomicBool::new(false)));
+            let given_up = Arc::clone(&give_up.0);
+            let compiled = on_thread("palisade-compile", move || compiling.0.compile(&artifact, &given_up))
+                .map_err(|error| Error::new(ErrorKind::Io, "load", "no thread for the compiler").source(error))?;
+            let mut compiled = std::pin::pin!(compiled);
+            let mut timeout = std::pin::pin!(self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX));
+            std::future::poll_fn(|context| {
+                if let std::task::Poll::Ready(compiled) = compiled.as_mut().poll(context) {
+                    return std::task::Poll::Ready(match compiled {
+                        Ok(module) => module.map(|module| Arc::new(module) as Arc<dyn Module>),
+                        Err(_) => {
+                            Err(Error::new(ErrorKind::Internal, "load", "the compiler panicked on this artifact"))
+                        }
+                    });
+                }
+                timeout.as_mut().poll(context).map(|()| {
+                    Err(Error::new(
+                        ErrorKind::InvalidArtifact,
+                        "load",
+                        format!("the artifact takes longer than {} s to compile", COMPILE_TIME_MAX.as_secs()),
+                    ))
+                })
+            })
+            .await
+        })
+    }
+}
+
+fn capabilities(instances: u32) -> Capabilities {
+    let quotas = Resource::ALL.into_iter().map(|resource| {
+        let enforcement = match resource {
+            Resource::Processes | Resource::Threads => Enforcement::AlwaysZero,
+            _ => Enforcement::Enforced,
+        };
+        (resource, enforcement)
+    });
+    Capabilities {
+        backend: NAME.to_owned(),
+        engine: ENGINE.to_owned(),
+        artifacts: [ArtifactKind::Wasm].into(),
+        abis: [Abi::Command, Abi::Reactor].into(),
+        quotas: quotas.collect(),
+        grants: [
+            GrantKind::DirectoriesReadOnly,
+            GrantKind::DirectoriesReadWrite,
+            GrantKind::Environment,
+            GrantKind::ClocksCoarse,
+            GrantKind::ClocksFine,
+            GrantKind::RandomnessSeeded,
+            GrantKind::HostFunctions,
+        ]
+        .into(),
+        memory_bytes_max: MEMORY_BYTES_MAX,
+        stack_bytes_min: STACK_BYTES_MIN,
+        stack_bytes_max: STACK_BYTES_MAX,
+        instances_max: u64::from(instances),
+        fuel_deterministic: true,
+        caveats: vec![
+            "guests share the host's process: a defect of the engine is a defect of the wall".to_owned(),
+            "each call holds a thread until it ends, also while it waits".to_owned(),
+            "stacks have their size unless other code of this process calls Wasmer as well: the engine shares them"
+                .to_owned(),
+        ],
+    }
+}
+
+/// Finds out by trying what works on this machine.
+fn probe(options: &BackendOptions) -> Vec<Finding> {
+    let finding = |subject: &str, status, detail: String, advice: &str| Finding {
+        subject: subject.to_owned(),
+        status,
+        detail,
+        advice: advice.to_owned(),
+    };
+    let mut findings = Vec::new();
+    let sandbox = match Wasmer::open(options) {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            let detail = format!("{error}");
+            return vec![finding("wasmer engine", FindingStatus::Missing, detail, "use another backend")];
+        }
+    };
+    findings.push(finding("wasmer engine", FindingStatus::Ok, ENGINE.to_owned(), ""));
+    // (subject, module, quota, the resource that must run out)
+    type Change = fn(&mut Policy);
+    let tries: [(&str, &[u8], Change, Resource); 3] = [
+        (
+            "deadline stops a loop",
+            probes::SPIN,
+            |policy| policy.quota.wall_time = Some(Duration::from_millis(20)),
+            Resource::WallTime,
+        ),
+        ("fuel stops a loop", probes::SPIN, |policy| policy.quota.fuel = Some(10_000), Resource::Fuel),
+        ("memory is bounded", probes::GROW, |policy| policy.quota.memory_bytes = Some(1 << 20), Resource::Memory),
+    ];
+    for (subject, wasm, change, expected) in tries {
+        let mut policy = Policy::default();
+        change(&mut policy);
+        findings.push(match run_probe(&sandbox, wasm, policy) {
+            Ok(Outcome::QuotaExceeded { resource, .. }) if resource == expected => {
+                finding(subject, FindingStatus::Ok, format!("a guest over its {expected} was stopped"), "")
+            }
+            Ok(outcome) => {
+                finding(subject, FindingStatus::Missing, format!("the guest {outcome}"), "please report this")
+            }
+            Err(error) => finding(subject, FindingStatus::Missing, error.to_string(), "please report this"),
+        });
+    }
+    findings.push(finding(
+        "cache of compiled code",
+        FindingStatus::Degraded,
+        "this backend has none; every start compiles anew".to_owned(),
+        "load large artifacts with the `wasmtime` backend",
+    ));
+    findings
+}
+
+/// Modules that `probe` runs, in the binary format. The comments are their text form; a test compares them.
+mod probes {
+    /// `(module (func (export "_start") (loop (br 0))))`
+    pub(super) const SPIN: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x0a\x01\x06_start\0\0\x0a\x09\x01\x07\0\x03\x40\x0c\0\x0b\x0b";
+    /// `(module (memory 1) (func (export "_start") (drop (memory.grow (i32.const 16)))))`
+    pub(super) const GROW: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x05\x03\x01\0\x01\x07\x0a\x01\x06_start\0\0\x0a\x09\x01\x07\0\x41\x10\x40\0\x1a\x0b";
+}
+
+/// Runs a module to its end, on this thread.
+fn run_probe(sandbox: &Wasmer, wasm: &'static [u8], policy: Policy) -> Result<Outcome> {
+    block_on(async {
+        let module = sandbox.load(Artifact::wasm(wasm)).await?;
+        let prepared = module.prepare(policy, HostFunctions::new())?;
+        Ok(prepared.run(Call::new()).await?.outcome)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probes_are_what_their_comments_say() {
+        let spin = wat::parse_str(r#"(module (func (export "_start") (loop (br 0))))"#).unwrap();
+        assert_eq!(probes::SPIN, spin);
+        let grow = r#"(module (memory 1) (func (export "_start") (drop (memory.grow (i32.const 16)))))"#;
+        assert_eq!(probes::GROW, wat::parse_str(grow).unwrap());
+    }
+
+    #[test]
+    fn the_declared_engine_is_the_locked_one() {
+        let lock = include_str!("../../../Cargo.lock");
+        let version = ENGINE.strip_prefix("wasmer ").unwrap();
+        assert!(
+            lock.contains(&format!("name = \"wasmer\"\nversion = \"{version}\"\n")),
+            "Cargo.lock resolves another Wasmer"
+        );
+    }
+
+    #[test]
+    fn this_machine_passes_its_own_probes() {
+        let findings = probe(&BackendOptions::new());
+        let missing: Vec<_> = findings.iter().filter(|finding| finding.status == FindingStatus::Missing).collect();
+        assert!(missing.is_empty(), "{missing:#?}");
+        assert!(findings.len() >= 5);
+    }
+}
