@@ -19,8 +19,11 @@ pub(crate) fn read(path: &Path, is_script: bool) -> Result<Artifact> {
     let bytes = read_file(path, "load", FILE_BYTES_MAX)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let is_library = name.ends_with(".so") || name.contains(".so.");
+    let says_wasm = ["wasm", "wat"].iter().any(|name| path.extension() == Some(OsStr::new(name)));
     let native = match &bytes[..] {
         _ if is_script => Some(ArtifactKind::Script),
+        // What calls itself a module is told what is wrong with it as one.
+        _ if says_wasm => None,
         [0x7f, b'E', b'L', b'F', ..] if is_library => Some(ArtifactKind::SharedLibrary),
         [0x7f, b'E', b'L', b'F', ..] => Some(ArtifactKind::Executable),
         [b'#', b'!', ..] => Some(ArtifactKind::Script),

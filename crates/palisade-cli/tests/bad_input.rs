@@ -79,8 +79,10 @@ fn an_unknown_backend_lists_those_that_are_linked() {
     palisade.file("x.wat", guests::NOTHING);
     palisade
         .run(["run", "x.wat", "--backend", "wasmtim"])
-        .assert_error(125, &["`wasmtim`", "linked backends: wasmer, wasmtime"]);
-    palisade.run(["inspect", "x.wat", "--backend", ""]).assert_error(125, &["linked backends: wasmer, wasmtime"]);
+        .assert_error(125, &["`wasmtim`", "linked backends: process, wasmer, wasmtime"]);
+    palisade
+        .run(["inspect", "x.wat", "--backend", ""])
+        .assert_error(125, &["linked backends: process, wasmer, wasmtime"]);
 }
 
 #[test]
