@@ -225,6 +225,11 @@ fn attack(name: &str, argument: &str) -> Attack {
         "system-information" => done(number::SYSINFO, [[0u64; 64].as_mut_ptr() as u64, 0, 0, 0, 0, 0]),
         "outlive-host" => done(number::PRCTL, [1, 0, 0, 0, 0, 0]),
         "become-dumpable" => done(number::PRCTL, [4, 1, 0, 0, 0, 0]),
+        // The right to change the owner of files: nobody asks whether it is used, only whether it could ever be.
+        "capability" => match call(number::PRCTL, [23, 0, 0, 0, 0, 0])? {
+            1 => Ok("kept".into()),
+            _ => Err(refused("dropped")),
+        },
         "set-limit" => {
             let mut limit = [0u64; 2];
             call(number::PRLIMIT64, [0, 7, 0, limit.as_mut_ptr() as u64, 0, 0])?;
@@ -250,6 +255,7 @@ fn attack(name: &str, argument: &str) -> Attack {
             // Removed at once: it would outlive this process.
             done(number::SHMCTL, [id as u64, 0, 0, 0, 0, 0])
         }
+        "find-shared-memory" => done(number::SHMGET, [argument.parse().unwrap_or(0), 0, 0, 0, 0, 0]),
         "message-queue" => {
             let name = std::ffi::CString::new(argument)?;
             let opened = done(number::MQ_OPEN, [name.as_ptr() as u64, 0o102, 0o600, 0, 0, 0]);
@@ -362,6 +368,12 @@ fn main() {
     let mut out = std::io::stdout();
     match text(1) {
         "worked" => print!("worked"),
+        // For the suite itself: a segment that others may find by its key, and its end.
+        "make-shared-memory" => match call(number::SHMGET, [count(2), 4096, 0o1666, 0, 0, 0]) {
+            Ok(id) => print!("{id}"),
+            Err(error) => eprintln!("{error}"),
+        },
+        "remove-shared-memory" => drop(call(number::SHMCTL, [count(2), 0, 0, 0, 0, 0])),
         "attack" => match attack(text(2), text(3)) {
             Ok(got) => print!("worked {got}"),
             Err(error) => print!("refused {error}"),

@@ -18,6 +18,8 @@ const PROTECTIONS: &[Protection] = &[
     Protection { name: "descriptors", behind: &[] },
     Protection { name: "read-only", behind: &["landlock"] },
     Protection { name: "landlock", behind: &["read-only"] },
+    Protection { name: "capabilities", behind: &["seccomp"] },
+    Protection { name: "ipc-namespace", behind: &["seccomp"] },
     Protection { name: "network-namespace", behind: &["seccomp", "landlock"] },
     Protection { name: "pid-namespace", behind: &["seccomp", "landlock"] },
 ];

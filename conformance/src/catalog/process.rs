@@ -151,6 +151,8 @@ enum Argument {
     Queue,
     /// The process of this check.
     OwnPid,
+    /// The key of a segment of shared memory that every user of the host may find.
+    SharedMemory,
     /// A listener of this process on the loopback interface.
     Tcp,
     /// A datagram socket of this process on the loopback interface.
@@ -256,6 +258,7 @@ pub(super) const CHECKS: &[Check] = &[
     attack!("process.syscalls.device-control", SYSCALLS, "native-device-control", "device-control", Argument::None),
     attack!("process.syscalls.outlive-host", SYSCALLS, "native-outlive-host", "outlive-host", Argument::None),
     attack!("process.syscalls.become-dumpable", SYSCALLS, "native-become-dumpable", "become-dumpable", Argument::None),
+    attack!("process.syscalls.capability", SYSCALLS, "native-capability", "capability", Argument::None),
     attack!("process.syscalls.set-limit", SYSCALLS, "native-set-limit", "set-limit", Argument::None),
     attack!(
         "process.syscalls.choose-processor",
@@ -280,6 +283,13 @@ pub(super) const CHECKS: &[Check] = &[
     attack!("process.processes.fork", FORKS, "native-fork", "fork", Argument::None),
     attack!("process.processes.fork-bomb", FORKS, "native-fork-bomb", "fork-bomb", Argument::None),
     attack!("process.processes.thread", FORKS, "native-thread", "thread", Argument::None),
+    attack!(
+        "process.agents.shared-memory",
+        AGENTS,
+        "native-find-shared-memory",
+        "find-shared-memory",
+        Argument::SharedMemory
+    ),
     attack!("process.agents.signal-host", AGENTS, "native-signal-host", "signal-host", Argument::None),
     attack!("process.agents.signal-process", AGENTS, "native-signal-process", "signal-process", Argument::OwnPid),
     attack!(
@@ -355,6 +365,8 @@ pub(super) const CHECKS: &[Check] = &[
 struct Target {
     argument: String,
     _held: Option<OwnedFd>,
+    /// A segment of shared memory, to be removed.
+    shared_memory: Option<String>,
     /// A file that must be as it was.
     untouched: Option<(PathBuf, Vec<u8>)>,
     /// A path where nothing may be.
@@ -392,6 +404,15 @@ fn target(context: &mut Context, argument: Argument) -> Result<Target, Failure> 
         }
         Argument::Queue => Target { argument: format!("palisade-{nonce}"), ..Target::default() },
         Argument::OwnPid => Target { argument: std::process::id().to_string(), ..Target::default() },
+        Argument::SharedMemory => {
+            // Positive, and not the key that stands for none.
+            let key = u32::from_str_radix(&nonce[..7], 16).unwrap_or(1).max(1).to_string();
+            let id = context.outside(&["make-shared-memory", &key])?;
+            if id.is_empty() {
+                return Err(context.blocked("this machine makes no shared memory"));
+            }
+            Target { argument: key, shared_memory: Some(id), ..Target::default() }
+        }
         Argument::Tcp => {
             let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| failed(context, error))?;
             let address = listener.local_addr().map_err(|error| failed(context, error))?;
@@ -441,13 +462,16 @@ fn short(text: &str) -> String {
 fn attack(context: &mut Context, name: &str, argument: Argument) -> Result<(), Failure> {
     context.baseline(|context| {
         let target = target(context, argument)?;
-        outside(context, name, &target.argument)
+        let worked = outside(context, name, &target.argument);
+        release(context, &target)?;
+        worked
     })?;
     context.enforced(|context| {
         let target = target(context, argument)?;
         let policy = context.native_policy();
-        let execution = context.native(&["attack", name, &target.argument], &policy)?;
-        expect_stopped(context, &execution)?;
+        let execution = context.native(&["attack", name, &target.argument], &policy);
+        release(context, &target)?;
+        expect_stopped(context, &execution?)?;
         if let Some((path, contents)) = &target.untouched {
             let found = std::fs::read(path).ok();
             context.expect("the host's file", "read again", found.as_ref() == Some(contents))?;
@@ -458,6 +482,14 @@ fn attack(context: &mut Context, name: &str, argument: Argument) -> Result<(), F
         Ok(())
     })?;
     context.recovery()
+}
+
+/// Removes what would outlive this process.
+fn release(context: &mut Context, target: &Target) -> Result<(), Failure> {
+    match &target.shared_memory {
+        Some(id) => context.outside(&["remove-shared-memory", id]).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// As [`attack`], on a file of a directory granted for reading.

@@ -222,6 +222,10 @@ faults! {
     NativeBecomeDumpable = "native-become-dumpable",
     /// The attack `set-limit` works.
     NativeSetLimit = "native-set-limit",
+    /// The attack `capability` works.
+    NativeCapability = "native-capability",
+    /// The attack `find-shared-memory` works.
+    NativeFindSharedMemory = "native-find-shared-memory",
     /// The attack `choose-processor` works.
     NativeChooseProcessor = "native-choose-processor",
     /// The attack `writable-code` works.
