@@ -112,8 +112,11 @@ impl Listener {
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let private = parent.join(format!(".{}", std::process::id()));
-    fs::DirBuilder::new().mode(0o700).create(&private)?;
     let made = private.join("s");
+    // Left by a daemon that was killed right here; in a container the same number comes again.
+    let _ = fs::remove_file(&made);
+    let _ = fs::remove_dir(&private);
+    fs::DirBuilder::new().mode(0o700).create(&private)?;
     let bound = UnixListener::bind(&made).and_then(|listener| {
         fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;
         fs::rename(&made, path)?;
