@@ -6,7 +6,7 @@ use palisade::{Error, ErrorKind, Outcome, Resource};
 
 /// Shown at the end of `--help`.
 pub(crate) const HELP: &str = "\
-Exit codes of `palisade run`:
+Exit codes of `palisade run`, `wait` and `submit --wait`:
   the guest's own   it came to its end
   122               a quota other than those below ran out
   123               the guest trapped

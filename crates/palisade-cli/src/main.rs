@@ -1,8 +1,10 @@
 //! The `palisade` command: run code you don't trust, under limits you can prove.
 #![forbid(unsafe_code)]
 
+mod agents;
 mod backends;
 mod certify;
+mod daemon;
 mod doctor;
 mod exit;
 mod inspect;
@@ -10,8 +12,10 @@ mod output;
 mod plugin;
 mod policy;
 mod run;
+mod serve;
 mod stdin;
 mod table;
+mod tasks;
 
 use std::process::ExitCode;
 
@@ -41,6 +45,22 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Run the conformance suite on backends, or verify a certificate.
     Certify(certify::Certify),
+    /// Run the daemon, which takes tasks and runs them.
+    Serve(serve::Serve),
+    /// Give the daemon a task.
+    Submit(Box<tasks::Submit>),
+    /// Show where a task is.
+    Status(tasks::OneTask),
+    /// Wait for a task, and end as it did.
+    Wait(tasks::Wait),
+    /// Cancel a task.
+    Cancel(tasks::OneTask),
+    /// Show the daemon's plugins, or remove one.
+    Ls(agents::List),
+    /// Show the tasks that were given up, or try one again.
+    Dlq(tasks::DeadLetters),
+    /// Show the daemon's agents, make one anew or end it.
+    Agents(agents::Agents),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +90,14 @@ fn main() -> ExitCode {
         Command::Backends(backends) => (backends.json, backends::run(&backends)),
         Command::Doctor(doctor) => (doctor.json, doctor::run(&doctor)),
         Command::Certify(certify) => (certify.json, certify::run(&certify)),
+        Command::Serve(serve) => (false, serve::run(&serve)),
+        Command::Submit(submit) => (submit.json(), runtime.block_on(tasks::submit(*submit))),
+        Command::Status(task) => (task.output.json, runtime.block_on(tasks::status(task))),
+        Command::Wait(wait) => (wait.output.json, runtime.block_on(tasks::wait(wait))),
+        Command::Cancel(task) => (task.output.json, runtime.block_on(tasks::cancel(task))),
+        Command::Ls(list) => (list.json, runtime.block_on(agents::list(list))),
+        Command::Dlq(letters) => (letters.json(), runtime.block_on(tasks::dead_letters(letters))),
+        Command::Agents(agents) => (agents.json, runtime.block_on(agents::agents(agents))),
     };
     // A thread that still waits for standard input must not hold the end up.
     runtime.shutdown_background();
@@ -106,16 +134,18 @@ fn one_line(text: &str) -> String {
 /// Options of a backend, with the cache where this user keeps such things.
 fn backend_options(cache: bool) -> BackendOptions {
     let options = BackendOptions::new();
-    let home = |variable: &str, under_home: &str| {
-        let set = std::env::var_os(variable).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
-        set.filter(|path| path.is_absolute())
-            .or_else(|| std::env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(under_home)))
-    };
-    // The XDG base directory specification; the key is data, so that clearing caches does not touch it.
-    match (cache, home("XDG_CACHE_HOME", ".cache"), home("XDG_DATA_HOME", ".local/share")) {
+    // The key is data, so that clearing caches does not touch it.
+    match (cache, home_directory("XDG_CACHE_HOME", ".cache"), home_directory("XDG_DATA_HOME", ".local/share")) {
         (true, Some(cache), Some(data)) => options.cache(cache.join("palisade"), data.join("palisade/cache.key")),
         _ => options,
     }
+}
+
+/// A directory of this user, by the XDG base directory specification.
+fn home_directory(variable: &str, under_home: &str) -> Option<std::path::PathBuf> {
+    let set = std::env::var_os(variable).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
+    set.filter(|path| path.is_absolute())
+        .or_else(|| std::env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(under_home)))
 }
 
 /// The backend for an artifact when the person names none.

@@ -85,6 +85,27 @@ impl PolicyOptions {
         self.interpreter.is_some()
     }
 
+    /// Whether anything at all is asked for.
+    pub(crate) fn is_given(&self) -> bool {
+        let limits = [
+            self.fuel,
+            self.memory,
+            self.stack,
+            self.output_limit,
+            self.log_limit,
+            self.open_files,
+            self.disk,
+            self.threads,
+        ];
+        let has_limits = limits.iter().any(Option::is_some) || self.wall_time.is_some() || self.cpu_time.is_some();
+        let has_grants = !self.dir.is_empty()
+            || !self.env.is_empty()
+            || self.fine_clocks
+            || self.interpreter.is_some()
+            || self.seed.is_some();
+        self.policy.is_some() || has_limits || has_grants
+    }
+
     /// The policy: the file's, or the default one, with the options on top.
     ///
     /// No backend can keep a native program from reading the processor's own clock, so that the default for one is fine

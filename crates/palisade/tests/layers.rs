@@ -39,10 +39,11 @@ fn only_the_allowed_arrows_exist() {
         ("palisade-process", &["palisade-core"]),
         ("palisade", &["palisade-core", "palisade-process", "palisade-wasmtime", "palisade-wasmer"]),
         ("palisade-fabric", &["palisade-core"]),
+        ("palisade-rpc", &["palisade-core", "palisade-fabric"]),
         ("palisade-fake", &["palisade-core"]),
         // The suite knows no real backend; its own tests use the fake one.
         ("palisade-conformance", &["palisade-core"]),
-        ("palisade-cli", &["palisade", "palisade-conformance"]),
+        ("palisade-cli", &["palisade", "palisade-conformance", "palisade-fabric", "palisade-rpc"]),
         ("palisade-benches", &["palisade"]),
     ]
     .into();

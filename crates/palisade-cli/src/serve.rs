@@ -1,0 +1,179 @@
+//! `palisade serve`.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use palisade::{Error, ErrorKind, Result, Sandbox, units};
+use palisade_fabric::{Journal, LocalScheduler, PrometheusSink, SchedulerOptions, SqliteJournal};
+use palisade_rpc::{ByKind, Limits, Listener, Plugins, Server, Service, ServiceOptions, Token};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::exit::Exit;
+use crate::{daemon, open_backend, output, plugin};
+
+/// Most bytes of the file that keeps the tasks.
+const JOURNAL_BYTES_MAX: u64 = 16 << 30;
+/// Largest file with a token.
+const TOKEN_FILE_BYTES_MAX: u64 = 4096;
+/// Time that requests under way get when the daemon ends.
+const ANSWER_GRACE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Directory for tasks and plugins [default: `palisade/daemon` in the data directory of this user]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Unix socket to listen on [default: `socket` in the directory for data]
+    #[arg(long, value_name = "PATH", env = "PALISADE_SOCKET", hide_env_values = true)]
+    socket: Option<PathBuf>,
+    /// Also listen on this TCP address, for clients that show the token. Nothing is encrypted
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "token_file")]
+    listen: Option<SocketAddr>,
+    /// File with the token for clients on TCP
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    token_file: Option<PathBuf>,
+    /// Keep tasks and plugins in memory only
+    #[arg(long)]
+    ephemeral: bool,
+    /// Threads that run guests [default: one for each processor]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: Option<u16>,
+    /// Tasks run at once
+    #[arg(long, value_name = "COUNT", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    tasks: u32,
+    /// Backend to use, for the artifacts it loads; may be given several times [default: wasmtime, process]
+    #[arg(long, value_name = "NAME")]
+    backend: Vec<String>,
+    /// Time that running tasks get to end when the daemon is told to
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::parse_duration)]
+    grace: Duration,
+}
+
+pub(crate) fn run(options: &Serve) -> Result<Exit> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(workers) = options.workers {
+        runtime.worker_threads(usize::from(workers));
+    }
+    let runtime = runtime.enable_all().build().map_err(|error| io_error("the daemon gets no threads", error))?;
+    let ended = runtime.block_on(serve(options));
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(options: &Serve) -> Result<Exit> {
+    // Before anything is kept or promised: a signal must find somebody who hears it.
+    let mut signals = Signals::new().map_err(|error| io_error("signals cannot be listened to", error))?;
+    let data = options.data.clone().map_or_else(daemon::data_directory, Ok)?;
+    let socket = options.socket.clone().unwrap_or_else(|| daemon::socket_in(&data));
+    if !options.ephemeral || options.socket.is_none() {
+        make_private(&data)?;
+    }
+    let token = options.token_file.as_deref().map(read_token).transpose()?;
+
+    let metrics = Arc::new(PrometheusSink::new());
+    let mut scheduler = SchedulerOptions::default();
+    scheduler.metrics = Arc::clone(&metrics) as _;
+    let plugins = if options.ephemeral {
+        Plugins::in_memory()
+    } else {
+        // It locks its file, so that no second daemon comes further than this.
+        let journal: Box<dyn Journal> = Box::new(SqliteJournal::new(data.join("tasks.sqlite"), JOURNAL_BYTES_MAX)?);
+        scheduler.journal = Some(journal);
+        Plugins::open(data.join("plugins"))?
+    };
+    let scheduler = Arc::new(LocalScheduler::open(scheduler)?);
+    let backends = ByKind::new(backends(&options.backend)?)?;
+    let mut listeners = vec![Listener::unix(&socket).await?];
+    if let (Some(address), Some(token)) = (options.listen, token) {
+        listeners.push(Listener::tcp(address, token).await?);
+        if !address.ip().is_loopback() {
+            output::note("what goes over TCP is not encrypted; use a trusted network or a proxy that encrypts");
+        }
+    }
+    let mut service = ServiceOptions::new(Arc::clone(&scheduler) as _, backends, plugins, metrics);
+    service.durable = !options.ephemeral;
+    service.tasks_max = options.tasks as usize;
+    let service = Service::start(service).await?;
+    let names: Vec<_> = listeners.iter().map(Listener::name).collect();
+    let server = Server::start(Arc::clone(&service), listeners, Limits::default());
+    output::line("palisade:", &format!("ready on {}", names.join(" and ")));
+
+    let signal = signals.next().await;
+    output::line("palisade:", &format!("{signal}: ending the tasks that run; once more stops them"));
+    let closed = {
+        let mut closing = std::pin::pin!(service.close(options.grace));
+        tokio::select! {
+            closed = &mut closing => Some(closed),
+            _ = signals.next() => None,
+        }
+    };
+    server.stop(if closed.is_some() { ANSWER_GRACE } else { Duration::ZERO }).await;
+    for (agent, error) in closed.iter().flat_map(|closed| &closed.unsaved) {
+        output::note(&format!("the memory of agent {agent} is not saved: {error}"));
+    }
+    let (stats, fate) = (palisade::Scheduler::stats(&*scheduler), if options.ephemeral { "lost" } else { "kept" });
+    let waiting = stats.queued + stats.delayed + stats.running;
+    output::line("palisade:", &format!("ended; {waiting} tasks without an outcome are {fate}"));
+    Ok(if closed.is_some_and(|closed| closed.in_time) { Exit::Success } else { Exit::Cancelled })
+}
+
+/// What tells a daemon to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "terminated",
+            _ = self.interrupt.recv() => "interrupted",
+        }
+    }
+}
+
+/// The named backends, or those that are linked. One that nobody named and that this machine cannot have is left out,
+/// with a note: what needs it is refused.
+fn backends(names: &[String]) -> Result<Vec<Arc<dyn Sandbox>>> {
+    if !names.is_empty() {
+        return names.iter().map(|name| open_backend(name, true)).collect();
+    }
+    let mut opened = Vec::new();
+    let mut last = None;
+    for name in ["wasmtime", "process"] {
+        match open_backend(name, true) {
+            Ok(backend) => opened.push(backend),
+            Err(error) => {
+                output::note(&format!("without backend {name}: {error}"));
+                last = Some(error);
+            }
+        }
+    }
+    match last {
+        Some(error) if opened.is_empty() => Err(error),
+        _ => Ok(opened),
+    }
+}
+
+fn make_private(directory: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|error| io_error(&format!("cannot make the directory {}", directory.display()), error))
+}
+
+fn read_token(path: &Path) -> Result<Token> {
+    let bytes = plugin::read_file(path, "read token", TOKEN_FILE_BYTES_MAX)?;
+    Token::new(&String::from_utf8_lossy(&bytes))
+}
+
+fn io_error(message: &str, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, "serve", message.to_owned()).source(error)
+}

@@ -1,0 +1,309 @@
+//! The real daemon, driven by the real commands and by raw HTTP.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use support::{Ended, Palisade, repository};
+
+/// A test that waits longer hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// A daemon that is ready. Killed when the test is over, whatever happens.
+struct Daemon {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    ready: String,
+}
+
+impl Daemon {
+    fn start(palisade: &Palisade, options: &[&str]) -> Daemon {
+        let mut command: Command = palisade.command();
+        command.args(["serve", "--workers", "2"]).args(options);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        let ready = loop {
+            let mut line = String::new();
+            assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "the daemon ended: {said}");
+            if line.starts_with("palisade: ready on ") {
+                break line;
+            }
+            said += &line;
+        };
+        Daemon { child, stderr, ready }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for the end. The exit code and what was said since the start.
+    fn ended(mut self) -> (Option<i32>, String) {
+        let mut said = String::new();
+        self.stderr.read_to_string(&mut said).unwrap();
+        (self.child.wait().unwrap().code(), said)
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn socket(palisade: &Palisade) -> std::path::PathBuf {
+    palisade.data().join("daemon/socket")
+}
+
+/// Sends a request as it is written and gives the status and the body of the answer.
+fn exchange(stream: &mut (impl Read + Write), head: &str, body: &[u8]) -> (u16, String) {
+    let request = format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(request.as_bytes()).unwrap();
+    // A server that refuses a body without reading it may close first.
+    let _ = stream.write_all(body);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+fn connect(palisade: &Palisade) -> UnixStream {
+    let stream = UnixStream::connect(socket(palisade)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn post(palisade: &Palisade, body: &[u8]) -> (u16, Value) {
+    let (status, body) = exchange(&mut connect(palisade), "POST /rpc HTTP/1.1", body);
+    (status, if body.is_empty() { Value::Null } else { serde_json::from_str(&body).unwrap() })
+}
+
+fn call(palisade: &Palisade, method: &str, params: Value) -> Value {
+    let body = json!({ "jsonrpc": "2.0", "id": 7, "method": method, "params": params }).to_string();
+    let (status, answer) = post(palisade, body.as_bytes());
+    assert_eq!((status, &answer["id"]), (200, &json!(7)), "{answer:#}");
+    answer
+}
+
+fn plugin(name: &str) -> String {
+    repository("plugins").join(name).display().to_string()
+}
+
+#[track_caller]
+fn ok(ended: &Ended) -> String {
+    assert_eq!(ended.code, 0, "{ended:?}");
+    ended.text().trim().to_owned()
+}
+
+#[test]
+fn a_plugin_is_submitted_and_its_outcome_waited_for() {
+    let palisade = Palisade::new();
+    let daemon = Daemon::start(&palisade, &[]);
+    assert!(daemon.ready.contains("daemon/socket"), "{}", daemon.ready);
+    let mode = std::fs::metadata(socket(&palisade)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "only its owner may use the socket");
+
+    let task = ok(&palisade.run(["submit", &plugin("hello/hello.wat"), "-i", "Ada"]));
+    let ended = palisade.run(["wait", &task]);
+    assert_eq!((ended.code, ended.text()), (0, "Hello, Ada!\n"), "{ended:?}");
+    let report = palisade.run(["wait", &task, "--json"]).report(0);
+    assert_eq!(report["execution"]["output"], "Hello, Ada!\n", "{report:#}");
+    assert_eq!((&report["state"], &report["failures"]), (&json!("completed"), &json!(0)), "{report:#}");
+    assert!(ok(&palisade.run(["status", &task])).starts_with("completed"));
+
+    // By its name, now that it is installed; with an entry of its own; and one that fails as in `palisade run`.
+    let ended = palisade.run(["submit", "hello.wat", "-i", "Bob", "--wait"]);
+    assert_eq!((ended.code, ended.text()), (0, "Hello, Bob!\n"), "{ended:?}");
+    let ended = palisade.run(["submit", &plugin("reactor/upper.wat"), "--entry", "upper", "-i", "ahoy", "--wait"]);
+    assert_eq!((ended.code, ended.text()), (0, "AHOY"), "{ended:?}");
+    let ended = palisade.run(["submit", &plugin("spin/spin.wat"), "--wall-time", "100ms", "--attempts", "1", "--wait"]);
+    assert_eq!(ended.code, 124, "{ended:?}");
+
+    let plugins = palisade.run(["ls", "--json"]).json();
+    let names: Vec<_> = plugins["plugins"].as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
+    assert_eq!(names, ["hello.wat", "spin.wat", "upper.wat"]);
+    let agents = palisade.run(["agents", "stats", "hello.wat", "--json"]).json();
+    assert_eq!(agents["agents"][0]["outcomes"]["completed"], 2, "{agents:#}");
+
+    let (status, text) = exchange(&mut connect(&palisade), "GET /metrics HTTP/1.1", b"");
+    assert!(status == 200 && text.contains("palisade_task_run_seconds_count") && text.ends_with("# EOF\n"), "{text}");
+    assert_eq!(exchange(&mut connect(&palisade), "GET /healthz HTTP/1.1", b""), (200, "ok\n".to_owned()));
+    let health = call(&palisade, "health", json!({}));
+    assert_eq!((&health["result"]["durable"], &health["result"]["plugins"]), (&json!(true), &json!(3)), "{health:#}");
+}
+
+#[test]
+fn one_key_is_one_task() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    let submit = || palisade.run(["submit", &plugin("hello/hello.wat"), "--key", "k", "--json"]).json();
+    let (first, second) = (submit(), submit());
+    assert_eq!((&first["duplicate"], &second["duplicate"]), (&json!(false), &json!(true)));
+    assert_eq!(first["task"], second["task"]);
+}
+
+#[test]
+fn wrong_requests_get_the_standard_error_and_the_daemon_goes_on() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    let code = |body: &[u8]| post(&palisade, body).1["error"]["code"].as_i64().unwrap();
+    assert_eq!(code(b"{"), -32700);
+    assert_eq!(code("[".repeat(1 << 20).as_bytes()), -32700);
+    assert_eq!(code(b"[]"), -32600);
+    assert_eq!(code(br#"{"id":1,"method":"health"}"#), -32600);
+
+    let unknown = call(&palisade, "tasks.sumbit", json!({}));
+    assert_eq!(
+        (&unknown["error"]["code"], &unknown["error"]["data"]["nearest"]),
+        (&json!(-32601), &json!("tasks.submit"))
+    );
+    let wrong = call(&palisade, "tasks.get", json!({ "task": "seven" }));
+    assert_eq!((&wrong["error"]["code"], &wrong["error"]["data"]["method"]), (&json!(-32602), &json!("tasks.get")));
+    let typo = call(&palisade, "tasks.submit", json!({ "plugin": "x", "prioritty": "high" }));
+    assert!(typo["error"]["message"].as_str().unwrap().contains("prioritty"), "{typo:#}");
+    let missing = call(&palisade, "tasks.get", json!({ "task": "01890a5d-ac96-774b-bcce-b302099a8057" }));
+    assert_eq!((&missing["error"]["code"], &missing["error"]["data"]["kind"]), (&json!(-32006), &json!("not_found")));
+    let invalid = json!({ "name": "x", "kind": "wasm", "bytes": "AAAA" });
+    let invalid = call(&palisade, "plugins.install", invalid);
+    assert_eq!(invalid["error"]["data"]["kind"], "invalid_artifact", "{invalid:#}");
+
+    let batch = br#"[{"jsonrpc":"2.0","id":"a","method":"health"}, 1, {"jsonrpc":"2.0","method":"health"},
+        {"jsonrpc":"2.0","id":null,"method":"nothing"}]"#;
+    let (_, answers) = post(&palisade, batch);
+    assert_eq!(answers.as_array().unwrap().len(), 3, "no answer to the notification: {answers:#}");
+    assert_eq!((&answers[0]["id"], &answers[0]["result"]["durable"]), (&json!("a"), &json!(false)));
+    assert_eq!((&answers[1]["error"]["code"], &answers[2]["error"]["code"]), (&json!(-32600), &json!(-32601)));
+    assert_eq!(post(&palisade, br#"{"jsonrpc":"2.0","method":"health"}"#), (204, Value::Null));
+    let long = vec![r#"{"jsonrpc":"2.0","id":1,"method":"health"}"#; 101].join(",");
+    assert_eq!(code(format!("[{long}]").as_bytes()), -32600);
+
+    // Larger than allowed by what it announces; and one that breaks off, on a connection that is dropped.
+    let mut stream = connect(&palisade);
+    stream.write_all(b"POST /rpc HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    assert!(line.contains(" 413 "), "{line}");
+    connect(&palisade).write_all(b"POST /rpc HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{").unwrap();
+    assert_eq!(exchange(&mut connect(&palisade), "GET /rpc HTTP/1.1", b"").0, 405);
+    assert_eq!(exchange(&mut connect(&palisade), "GET /else HTTP/1.1", b"").0, 404);
+    assert!(call(&palisade, "health", json!({}))["result"].is_object());
+}
+
+#[test]
+fn tcp_is_for_those_who_show_the_token() {
+    let palisade = Palisade::new();
+    palisade.file("token", TOKEN);
+    let daemon = Daemon::start(&palisade, &["--ephemeral", "--listen", "127.0.0.1:0", "--token-file", "token"]);
+    let address = daemon.ready.trim().rsplit_once("http://").unwrap().1.to_owned();
+    let send = |head: &str| {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        exchange(&mut stream, head, br#"{"jsonrpc":"2.0","id":1,"method":"health"}"#)
+    };
+    let (status, body) = send("POST /rpc HTTP/1.1");
+    assert_eq!(status, 401);
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["error"]["code"], -32050, "{body}");
+    assert_eq!(send(&format!("POST /rpc HTTP/1.1\r\nauthorization: Bearer {}x", &TOKEN[1..])).0, 401);
+    assert_eq!(send("GET /metrics HTTP/1.1").0, 401);
+    let (status, body) = send(&format!("POST /rpc HTTP/1.1\r\nauthorization: Bearer {TOKEN}"));
+    assert!(status == 200 && body.contains("\"result\""), "{body}");
+    assert_eq!(send("GET /healthz HTTP/1.1").0, 200);
+
+    palisade.run(["serve", "--listen", "127.0.0.1:0"]).assert_error(125, &["--token-file"]);
+    palisade.file("weak", "secret");
+    let weak = palisade.run(["serve", "--ephemeral", "--listen", "0.0.0.0:0", "--token-file", "weak"]);
+    weak.assert_error(125, &["16 to 512"]);
+}
+
+#[test]
+fn what_was_acknowledged_outlives_a_killed_daemon() {
+    let palisade = Palisade::new();
+    let daemon = Daemon::start(&palisade, &["--tasks", "1"]);
+    // It runs and takes the only place, so that the others are queued when the daemon dies.
+    let spin = ok(&palisade.run(["submit", &plugin("spin/spin.wat"), "--wall-time", "1s", "--attempts", "1"]));
+    let submit = |name: &str| ok(&palisade.run(["submit", &plugin("hello/hello.wat"), "-i", name]));
+    let tasks: Vec<_> = ["Ada", "Bob", "Cleo"].map(|name| (submit(name), format!("Hello, {name}!\n"))).into();
+    daemon.kill();
+    palisade.run(["status", &spin]).assert_error(125, &["no daemon answers", "palisade serve"]);
+
+    let _daemon = Daemon::start(&palisade, &[]);
+    for (task, output) in &tasks {
+        let ended = palisade.run(["wait", task]);
+        assert_eq!((ended.code, ended.text()), (0, output.as_str()), "{ended:?}");
+    }
+    assert_eq!(palisade.run(["wait", &spin]).code, 124);
+    let second = palisade.run(["serve"]);
+    second.assert_error(125, &[]);
+}
+
+#[test]
+fn a_daemon_told_to_end_lets_tasks_end_and_keeps_the_others() {
+    let palisade = Palisade::new();
+    let daemon = Daemon::start(&palisade, &["--tasks", "1"]);
+    let running = ok(&palisade.run(["submit", &plugin("spin/spin.wat"), "--wall-time", "2s", "--attempts", "1"]));
+    // In the only place as soon as it is seen running.
+    let state = || palisade.run(["status", &running]).text().trim().to_owned();
+    while state() == "queued" {}
+    let queued = ok(&palisade.run(["submit", &plugin("hello/hello.wat"), "-i", "Ada"]));
+    let waiting = palisade.start(["wait", &running]);
+    daemon.signal(Signal::TERM);
+    let (code, said) = daemon.ended();
+    assert!(code == Some(0) && said.contains("1 tasks without an outcome are kept"), "{code:?} {said}");
+    let ended = waiting.finish();
+    // It was connected before the daemon ended, or came too late to reach it.
+    assert!(ended.code == 124 || ended.stderr.contains("no daemon answers"), "{ended:?}");
+    assert!(!socket(&palisade).exists(), "the socket is tidied up");
+
+    let _daemon = Daemon::start(&palisade, &[]);
+    assert_eq!(palisade.run(["wait", &running]).code, 124, "its outcome was kept");
+    assert_eq!(palisade.run(["wait", &queued]).text(), "Hello, Ada!\n");
+}
+
+#[test]
+fn a_task_that_runs_is_cancelled_and_a_wait_is_bounded() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    let task = ok(&palisade.run(["submit", &plugin("spin/spin.wat")]));
+    palisade.run(["wait", &task, "--timeout", "50ms"]).assert_error(125, &["no outcome after 50ms"]);
+    assert_eq!(ok(&palisade.run(["cancel", &task])), "cancelled");
+    assert_eq!(palisade.run(["wait", &task]).code, 130);
+
+    // An agent that was ended takes no tasks until there is a new one.
+    ok(&palisade.run(["agents", "terminate", "spin.wat"]));
+    palisade.run(["submit", "spin.wat"]).assert_error(125, &["was terminated", "agents.spawn"]);
+    ok(&palisade.run(["agents", "spawn", "spin.wat"]));
+    let task = ok(&palisade.run(["submit", "spin.wat", "--wall-time", "50ms", "--attempts", "1"]));
+    assert_eq!(palisade.run(["wait", &task]).code, 124);
+    ok(&palisade.run(["ls", "--remove", "spin.wat"]));
+    palisade.run(["submit", "spin.wat"]).assert_error(125, &["no plugin `spin.wat`"]);
+}
+
+#[test]
+fn what_failed_too_often_is_tried_again_when_asked_for() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    // It asks to be tried again, each time.
+    palisade.file("tempfail.wat", support::guests::command(r#"(func (export "_start") (call $exit (i32.const 75)))"#));
+    let task = ok(&palisade.run(["submit", "./tempfail.wat", "--attempts", "1"]));
+    assert_eq!(palisade.run(["wait", &task]).code, 75);
+    let letters = palisade.run(["dlq", "--json"]).json();
+    assert_eq!((&letters["tasks"][0]["task"], &letters["tasks"][0]["state"]), (&json!(task), &json!("dead_lettered")));
+    ok(&palisade.run(["dlq", "requeue", &task]));
+    assert_eq!(palisade.run(["wait", &task]).code, 75);
+}

@@ -1,0 +1,31 @@
+//! The daemon's interface: JSON-RPC 2.0 over HTTP, on a Unix socket or on TCP with a token.
+//!
+//! * [`Service`] is what the daemon does: plugins, tasks, agents. [`METHODS`] lists its methods.
+//! * [`Server`] brings requests to it, each within [`Limits`].
+//! * [`Client`] calls it, with the same types.
+//!
+//! A request is the body of a `POST` to `/rpc`: one call or a batch. Parameters are given by name. Bytes are base64,
+//! times are milliseconds since 1970, durations and sizes in policies are written as people do (`"2s"`, `"64MiB"`).
+//! `GET /healthz` says whether the daemon serves, `GET /metrics` gives its metrics.
+#![forbid(unsafe_code)]
+
+mod client;
+mod kinds;
+mod methods;
+mod patience;
+mod plugins;
+mod protocol;
+mod server;
+mod service;
+mod token;
+mod wire;
+
+pub use client::{Address, Client};
+pub use kinds::ByKind;
+pub use methods::METHODS;
+pub use plugins::{AgentSettings, Plugin, Plugins};
+pub use protocol::{Limits, RpcError, codes};
+pub use server::{Listener, Server};
+pub use service::{Closed, Service, ServiceOptions};
+pub use token::Token;
+pub use wire::*;

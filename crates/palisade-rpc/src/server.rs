@@ -1,0 +1,402 @@
+//! HTTP in front of a service: connections, limits, the token.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::fs;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use palisade_core::{Error, ErrorKind, Result};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+
+use crate::patience::Patient;
+use crate::protocol::{Answer, Limits, ParsedCall, RpcError, codes, parse};
+use crate::{Service, Token};
+
+/// Bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// How long to wait when the system gives no more connections.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The unit in which bytes of bodies are counted.
+const BODY_UNIT: usize = 1 << 10;
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Where requests come in.
+pub struct Listener(Kind);
+
+enum Kind {
+    Unix { listener: UnixListener, path: PathBuf },
+    Tcp { listener: TcpListener, token: Token },
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+impl Listener {
+    /// Listens on a Unix socket that only its owner can use. What a daemon left there that ended is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Exhausted`] when another daemon listens there, [`ErrorKind::InvalidInput`] when something else lies
+    /// there, else [`ErrorKind::Io`].
+    pub async fn unix(path: impl Into<PathBuf>) -> Result<Listener> {
+        let path = path.into();
+        let failed = |error: io::Error| {
+            Error::new(ErrorKind::Io, "listen", format!("cannot listen on {}", path.display())).source(error)
+        };
+        match fs::symlink_metadata(&path) {
+            Ok(there) if !there.file_type().is_socket() => {
+                let message = format!("{} exists and is no socket", path.display());
+                return Err(Error::new(ErrorKind::InvalidInput, "listen", message).help("choose another path"));
+            }
+            Ok(_) if UnixStream::connect(&path).await.is_ok() => {
+                let message = format!("another daemon listens on {}", path.display());
+                return Err(Error::new(ErrorKind::Exhausted, "listen", message).help("stop it, or choose another path"));
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let listener = bind_private(&path).map_err(failed)?;
+        Ok(Listener(Kind::Unix { listener, path }))
+    }
+
+    /// Listens on TCP, for clients that show `token`. Nothing is encrypted: beyond this machine that is for a trusted
+    /// network only, or for a proxy that encrypts.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`].
+    pub async fn tcp(address: SocketAddr, token: Token) -> Result<Listener> {
+        let failed = |error| Error::new(ErrorKind::Io, "listen", format!("cannot listen on {address}")).source(error);
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        Ok(Listener(Kind::Tcp { listener, token }))
+    }
+
+    /// Where it listens, for people: a path, or an address with the port that was given.
+    pub fn name(&self) -> String {
+        match &self.0 {
+            Kind::Unix { path, .. } => path.display().to_string(),
+            Kind::Tcp { listener, .. } => {
+                listener.local_addr().map_or_else(|_| "a TCP port".to_owned(), |address| format!("http://{address}"))
+            }
+        }
+    }
+}
+
+/// Binds where nobody else can reach, and moves the socket to its place when its rights are set: at no time may others
+/// connect.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let private = parent.join(format!(".{}", std::process::id()));
+    let made = private.join("s");
+    // Left by a daemon that was killed right here; in a container the same number comes again.
+    let _ = fs::remove_file(&made);
+    let _ = fs::remove_dir(&private);
+    fs::DirBuilder::new().mode(0o700).create(&private)?;
+    let bound = UnixListener::bind(&made).and_then(|listener| {
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&made, path)?;
+        Ok(listener)
+    });
+    let _ = fs::remove_file(&made);
+    let _ = fs::remove_dir(&private);
+    bound
+}
+
+struct Shared {
+    service: Arc<Service>,
+    limits: Limits,
+    /// Bytes of bodies, in [`BODY_UNIT`].
+    bodies: Semaphore,
+    stop: watch::Sender<Option<Duration>>,
+}
+
+/// Serves a [`Service`] until it is stopped.
+pub struct Server {
+    shared: Arc<Shared>,
+    listeners: Vec<(tokio::task::JoinHandle<()>, Arc<Semaphore>)>,
+    paths: Vec<PathBuf>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Starts serving on the current Tokio runtime.
+    pub fn start(service: Arc<Service>, listeners: Vec<Listener>, limits: Limits) -> Server {
+        let bodies = Semaphore::new(limits.bodies_bytes_max.max(limits.body_bytes_max) / BODY_UNIT + 1);
+        let shared = Arc::new(Shared { service, limits, bodies, stop: watch::Sender::new(None) });
+        let mut paths = Vec::new();
+        let start = |Listener(kind): Listener| {
+            let connections = Arc::new(Semaphore::new(limits.connections_max));
+            let (shared, places) = (Arc::clone(&shared), Arc::clone(&connections));
+            let task = match kind {
+                Kind::Unix { listener, path } => {
+                    paths.push(path);
+                    tokio::spawn(async move {
+                        accept(&shared, &places, None, |context| {
+                            listener.poll_accept(context).map_ok(|(stream, _)| stream)
+                        })
+                        .await;
+                    })
+                }
+                Kind::Tcp { listener, token } => tokio::spawn(async move {
+                    accept(&shared, &places, Some(Arc::new(token)), |context| {
+                        listener.poll_accept(context).map_ok(|(stream, _)| stream)
+                    })
+                    .await;
+                }),
+            };
+            (task, connections)
+        };
+        let listeners = listeners.into_iter().map(start).collect();
+        Server { shared, listeners, paths }
+    }
+
+    /// Takes no more requests, lets those under way be answered within `grace`, then closes all connections.
+    pub async fn stop(self, grace: Duration) {
+        self.shared.stop.send_replace(Some(grace));
+        for path in &self.paths {
+            // Gone already when somebody tidied up.
+            let _ = fs::remove_file(path);
+        }
+        let all = u32::try_from(self.shared.limits.connections_max).unwrap_or(u32::MAX);
+        for (task, connections) in self.listeners {
+            let _ = task.await;
+            // Each connection ends within the grace.
+            let _ = connections.acquire_many(all).await;
+        }
+    }
+}
+
+async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    shared: &Arc<Shared>,
+    connections: &Arc<Semaphore>,
+    token: Option<Arc<Token>>,
+    next: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>> + Send + Sync,
+) {
+    let mut stop = shared.stop.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(Option::is_some) => return,
+            accepted = async {
+                // Never closed.
+                let place = Arc::clone(connections).acquire_owned().await.ok();
+                (poll_fn(&next).await, place)
+            } => accepted,
+        };
+        match accepted {
+            (Ok(stream), place) => {
+                let (shared, token) = (Arc::clone(shared), token.clone());
+                tokio::spawn(async move {
+                    connection(&shared, stream, token).await;
+                    drop(place);
+                });
+            }
+            // Too many open files, or a client that was gone at once.
+            (Err(_), _) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    shared: &Arc<Shared>,
+    stream: S,
+    token: Option<Arc<Token>>,
+) {
+    let mut stop = shared.stop.subscribe();
+    let stream = TokioIo::new(Patient::new(stream, shared.limits.write_time));
+    let service = service_fn(|request| {
+        let (shared, token) = (Arc::clone(shared), token.clone());
+        async move { Ok::<_, Infallible>(respond(&shared, token.as_deref(), request).await) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(shared.limits.read_time)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(stream, service);
+    let mut serving = pin!(serving);
+    // An error means that the client is gone, or speaks no HTTP: nobody is left to hear of it.
+    let grace = tokio::select! {
+        _ = &mut serving => return,
+        grace = async { stop.wait_for(Option::is_some).await.ok().and_then(|grace| *grace) } => grace,
+    };
+    serving.as_mut().graceful_shutdown();
+    let _ = timeout(grace.unwrap_or_default(), serving).await;
+}
+
+type Answered = Response<Full<Bytes>>;
+
+fn reply(status: StatusCode, content: &'static str, body: impl Into<Bytes>) -> Answered {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content));
+    response
+}
+
+/// A JSON-RPC error to a request whose calls were not read.
+fn refuse(status: StatusCode, error: RpcError) -> Answered {
+    let mut body = Vec::new();
+    Answer { id: None, result: Err(error) }.write(&mut body);
+    reply(status, JSON, body)
+}
+
+async fn respond(shared: &Arc<Shared>, token: Option<&Token>, request: Request<Incoming>) -> Answered {
+    let path = request.uri().path();
+    if path == "/healthz" && request.method() == Method::GET {
+        let (status, text) = match shared.service.is_open() {
+            true => (StatusCode::OK, "ok\n"),
+            false => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        };
+        return reply(status, TEXT, text);
+    }
+    let shown = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes());
+    if token.is_some_and(|token| !token.admits(shown)) {
+        let error = RpcError::new(codes::UNAUTHORIZED, "the token is missing or wrong");
+        let mut refused = refuse(StatusCode::UNAUTHORIZED, error);
+        refused.headers_mut().insert(WWW_AUTHENTICATE, hyper::header::HeaderValue::from_static("Bearer"));
+        return refused;
+    }
+    let allowed = match path {
+        "/rpc" | "/" => "POST",
+        "/metrics" | "/healthz" => "GET",
+        _ => return reply(StatusCode::NOT_FOUND, TEXT, "there are /rpc, /metrics and /healthz\n"),
+    };
+    if request.method().as_str() != allowed {
+        let mut refused = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, format!("this is for {allowed}\n"));
+        refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static(allowed));
+        return refused;
+    }
+    if path == "/metrics" {
+        return match shared.service.metrics_text() {
+            Ok(text) => reply(StatusCode::OK, OPEN_METRICS, text),
+            Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+        };
+    }
+    rpc(shared, request.into_body()).await
+}
+
+async fn rpc(shared: &Arc<Shared>, body: Incoming) -> Answered {
+    let limits = &shared.limits;
+    let too_large = || {
+        let message = format!("the body is larger than {} bytes", limits.body_bytes_max);
+        let data = serde_json::json!({ "limit": limits.body_bytes_max });
+        refuse(StatusCode::PAYLOAD_TOO_LARGE, RpcError::new(codes::TOO_LARGE, message).data(data))
+    };
+    let hint = body.size_hint();
+    if hint.lower() > limits.body_bytes_max as u64 {
+        return too_large();
+    }
+    let most = hint.upper().map_or(limits.body_bytes_max, |upper| usize::try_from(upper).unwrap_or(usize::MAX));
+    let units = most.min(limits.body_bytes_max) / BODY_UNIT + 1;
+    let read = async {
+        // Kept until the answer is made. Never closed.
+        let room = shared.bodies.acquire_many(u32::try_from(units).unwrap_or(u32::MAX)).await.ok();
+        (Limited::new(body, limits.body_bytes_max).collect().await, room)
+    };
+    let (body, _room) = match timeout(limits.read_time, read).await {
+        Ok((Ok(body), room)) => (body.to_bytes(), room),
+        Ok((Err(error), _)) if error.is::<LengthLimitError>() => return too_large(),
+        Ok((Err(_), _)) => {
+            return refuse(StatusCode::BAD_REQUEST, RpcError::new(codes::PARSE, "the body breaks off"));
+        }
+        Err(_) => {
+            let message = format!("the body did not come within {:?}", limits.read_time);
+            return refuse(StatusCode::REQUEST_TIMEOUT, RpcError::new(codes::TIMED_OUT, message));
+        }
+    };
+    let parsed = match parse(&body, limits) {
+        Ok(parsed) => parsed,
+        Err(error) => return refuse(StatusCode::OK, error),
+    };
+    let left = AtomicUsize::new(limits.answer_bytes_max);
+    let answers = join(parsed.calls.into_iter().map(|call| answer(shared, call, &left))).await;
+    let mut out = Vec::new();
+    for answer in answers.iter().flatten() {
+        out.push(if out.is_empty() { b'[' } else { b',' });
+        answer.write(&mut out);
+    }
+    if out.is_empty() {
+        // Notifications only.
+        return reply(StatusCode::NO_CONTENT, JSON, "");
+    }
+    if parsed.is_batch {
+        out.push(b']');
+    }
+    let out = Bytes::from(out);
+    reply(StatusCode::OK, JSON, if parsed.is_batch { out } else { out.slice(1..) })
+}
+
+/// The answer to a call, if it wants one.
+async fn answer(shared: &Arc<Shared>, call: Result<ParsedCall<'_>, RpcError>, left: &AtomicUsize) -> Option<Answer> {
+    let call = match call {
+        Ok(call) => call,
+        Err(error) => return Some(Answer { id: None, result: Err(error) }),
+    };
+    let result = match call.params {
+        Err(error) => Err(error),
+        Ok(params) => {
+            let time = shared.limits.call_time;
+            timeout(time, shared.service.call(&call.method, params)).await.unwrap_or_else(|_| {
+                let message =
+                    format!("{:.100} took longer than {time:?}; whether it happened is not known", call.method);
+                Err(RpcError::new(codes::TIMED_OUT, message))
+            })
+        }
+    };
+    let result = result.and_then(|result| {
+        let len = result.get().len();
+        let take = |left: usize| left.checked_sub(len);
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map(|_| result).map_err(|_| {
+            let message = "the results of this request are too large together; ask for fewer at once";
+            RpcError::new(codes::of(ErrorKind::Exhausted), message)
+        })
+    });
+    call.id.map(|id| Answer { id: Some(id.to_owned()), result })
+}
+
+/// All results, in order. The futures are driven at the same time, by one task.
+async fn join<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut under_way: Vec<Pin<Box<F>>> = futures.map(Box::pin).collect();
+    let mut results: Vec<Option<F::Output>> = under_way.iter().map(|_| None).collect();
+    poll_fn(|context| {
+        for (future, result) in under_way.iter_mut().zip(&mut results) {
+            if result.is_none()
+                && let Poll::Ready(value) = future.as_mut().poll(context)
+            {
+                *result = Some(value);
+            }
+        }
+        if results.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    results.into_iter().flatten().collect()
+}

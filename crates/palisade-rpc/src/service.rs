@@ -1,0 +1,439 @@
+//! What the daemon does: the methods, over a scheduler and an executor.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use palisade_core::{
+    Error, ErrorKind, HostFunctions, IdempotencyKey, Result, Scheduler, SchedulerMode, Task, TaskId, Tenant,
+};
+use palisade_fabric::{AgentMemory, AgentState, Drained, Executor, ExecutorOptions, PrometheusSink, admit};
+use serde::de::DeserializeOwned;
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::watch;
+
+use crate::methods::for_each_method;
+use crate::protocol::codes;
+use crate::wire::*;
+use crate::{ByKind, METHODS, Plugin, Plugins, RpcError};
+
+/// Dead letters in one list, unless asked for fewer or more, and at most.
+const LISTED: (usize, usize) = (100, 1000);
+
+/// How to start a [`Service`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ServiceOptions {
+    /// Keeps the tasks.
+    pub scheduler: Arc<dyn Scheduler>,
+    /// Run them.
+    pub backends: ByKind,
+    /// What is installed.
+    pub plugins: Plugins,
+    /// Hears all figures.
+    pub metrics: Arc<PrometheusSink>,
+    /// Tasks outlive the daemon. Only reported.
+    pub durable: bool,
+    /// Tasks run at once. Default 256.
+    pub tasks_max: usize,
+}
+
+impl ServiceOptions {
+    /// Defaults for everything but what it is made of.
+    pub fn new(
+        scheduler: Arc<dyn Scheduler>,
+        backends: ByKind,
+        plugins: Plugins,
+        metrics: Arc<PrometheusSink>,
+    ) -> ServiceOptions {
+        ServiceOptions { scheduler, backends, plugins, metrics, durable: false, tasks_max: 256 }
+    }
+}
+
+/// How a service ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Closed {
+    /// All tasks that ran came to their end; otherwise those that had not were given back to the scheduler.
+    pub in_time: bool,
+    /// Agents whose memory could not be saved, and why.
+    pub unsaved: Vec<(String, Error)>,
+}
+
+/// The daemon without its sockets.
+pub struct Service {
+    scheduler: Arc<dyn Scheduler>,
+    backends: ByKind,
+    plugins: Arc<Plugins>,
+    metrics: Arc<PrometheusSink>,
+    durable: bool,
+    started: Instant,
+    /// `None` once it closes.
+    executor: Mutex<Option<Executor>>,
+    /// Changes of plugins and their agents happen one after the other, each as a whole.
+    changing: tokio::sync::Mutex<()>,
+    /// Tells those who wait for tasks that the service is over.
+    over: watch::Sender<bool>,
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service")
+            .field("plugins", &self.plugins)
+            .field("durable", &self.durable)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// Makes the agents of all plugins, then runs tasks. On the current Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Executor::start`] and [`Executor::spawn`].
+    pub async fn start(options: ServiceOptions) -> Result<Arc<Service>> {
+        let ServiceOptions { scheduler, backends, plugins, metrics, durable, tasks_max } = options;
+        // A task that is leased before its agent is there would fail.
+        scheduler.set_mode(SchedulerMode::Paused).await?;
+        let mut executor = ExecutorOptions::new(Arc::clone(&scheduler), Arc::new(backends.clone()));
+        executor.metrics = Arc::clone(&metrics) as _;
+        executor.tasks_max = tasks_max;
+        let executor = Executor::start(executor)?;
+        for plugin in plugins.list() {
+            if let Some(template) = plugins.template(&plugin) {
+                executor.spawn(template)?;
+            }
+        }
+        scheduler.set_mode(SchedulerMode::Running).await?;
+        Ok(Arc::new(Service {
+            scheduler,
+            backends,
+            plugins: Arc::new(plugins),
+            metrics,
+            durable,
+            started: Instant::now(),
+            executor: Mutex::new(Some(executor)),
+            changing: tokio::sync::Mutex::default(),
+            over: watch::Sender::new(false),
+        }))
+    }
+
+    /// Takes no more tasks, lets those that run end within `grace`, gives the others back, and lets nobody wait any
+    /// longer. Questions are answered until the end.
+    pub async fn close(&self, grace: Duration) -> Closed {
+        // A scheduler that fails takes no tasks either.
+        let _ = self.scheduler.set_mode(SchedulerMode::Draining).await;
+        let executor = self.executor().take();
+        let closed = match executor {
+            Some(executor) => {
+                let Drained { in_time, unsaved, .. } = executor.drain(grace).await;
+                Closed { in_time, unsaved }
+            }
+            None => Closed { in_time: true, unsaved: Vec::new() },
+        };
+        self.over.send_replace(true);
+        closed
+    }
+
+    /// Metrics in the text format of OpenMetrics.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`PrometheusSink::export`].
+    pub fn metrics_text(&self) -> Result<String> {
+        self.metrics.export()
+    }
+
+    /// Whether the service takes tasks.
+    pub fn is_open(&self) -> bool {
+        self.executor().is_some()
+    }
+
+    // Whole after each statement.
+    fn executor(&self) -> MutexGuard<'_, Option<Executor>> {
+        self.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_executor<T>(&self, what: impl FnOnce(&Executor) -> Result<T>) -> Result<T> {
+        match &*self.executor() {
+            Some(executor) => what(executor),
+            None => Err(Error::new(ErrorKind::Exhausted, "call", "the daemon ends").help("ask again when it is back")),
+        }
+    }
+
+    /// Does `change` as a whole, also when nobody waits for it any more, on a thread that may block.
+    async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Service) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let service = Arc::clone(self);
+        let done = tokio::spawn(async move {
+            let theirs = Arc::clone(&service);
+            let _changing = service.changing.lock().await;
+            tokio::task::spawn_blocking(move || change(&theirs)).await
+        });
+        let lost = |error| Error::new(ErrorKind::Internal, "call", "a thread of the daemon was lost").source(error);
+        done.await.map_err(lost)?.map_err(lost)?
+    }
+
+    async fn plugins_install(self: &Arc<Self>, params: InstallPlugin) -> Result<Installed> {
+        let InstallPlugin { name, kind, bytes, policy, agent } = params;
+        policy.validate()?;
+        if agent.tasks_max == 0 {
+            return Err(Error::new(ErrorKind::InvalidInput, "install", "an agent that runs 0 tasks would run none"));
+        }
+        let backend = self.backends.backend(kind)?;
+        backend.capabilities().admit(&policy)?;
+        let artifact = palisade_core::Artifact::new(kind, bytes.0).named(name);
+        // What cannot run is refused here, to the person who installs it, and not later to one who submits a task.
+        let module = backend.load(artifact.clone()).await?;
+        let functions = AgentMemory::new(agent.memory).add_to(HostFunctions::new());
+        module.prepare(policy.clone(), functions)?;
+        let plugin = Plugin::new(artifact, policy, agent);
+        self.change(move |service| {
+            let hash = plugin.artifact.hash();
+            service.with_executor(|_| Ok(()))?;
+            let installed = service.plugins.install(plugin)?;
+            if installed {
+                let plugin = service.plugins.find(&hash.to_string())?;
+                if let Err(error) = service.spawn_agent(&plugin) {
+                    service.plugins.remove(hash)?;
+                    return Err(error);
+                }
+            }
+            Ok(Installed { plugin: hash, installed })
+        })
+        .await
+    }
+
+    async fn plugins_list(self: &Arc<Self>, _: Nothing) -> Result<PluginList> {
+        Ok(PluginList { plugins: self.plugins.list().iter().map(|plugin| info(plugin)).collect() })
+    }
+
+    async fn plugins_remove(self: &Arc<Self>, params: PluginRef) -> Result<PluginInfo> {
+        self.change(move |service| {
+            let plugin = service.plugins.find(&params.plugin)?;
+            match service.with_executor(|executor| executor.remove(&plugin.agent_name())) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            service.plugins.remove(plugin.artifact.hash())?;
+            Ok(info(&plugin))
+        })
+        .await
+    }
+
+    async fn tasks_submit(self: &Arc<Self>, params: SubmitTask) -> Result<Submission> {
+        let plugin = self.plugins.find(&params.plugin)?;
+        if plugin.agent.is_none() {
+            let message = format!("the agent of plugin `{}` was terminated", plugin.artifact.name());
+            return Err(Error::new(ErrorKind::NotFound, "submit", message).help("make it anew with `agents.spawn`"));
+        }
+        let mut task = Task::new(plugin.artifact.hash());
+        if let Some(id) = params.task {
+            if id.0.get_version_num() != 7 {
+                let message = format!("task id {id} is no UUID of version 7");
+                return Err(Error::new(ErrorKind::InvalidInput, "submit", message).help("leave it out to get one"));
+            }
+            task.id = id;
+        }
+        task.entry = params.entry.unwrap_or(task.entry);
+        task.arguments = params.arguments;
+        task.input = params.input.0;
+        task.priority = params.priority;
+        task.tenant = params.tenant.map_or(task.tenant, Tenant);
+        task.policy = params.policy.unwrap_or_else(|| plugin.policy.clone());
+        task.retry = params.retry;
+        task.not_before = params.not_before_unix_ms.map(time).transpose()?;
+        task.deadline = params.deadline_unix_ms.map(time).transpose()?;
+        task.idempotency_key = params.idempotency_key.map(IdempotencyKey);
+        task.trace = params.trace;
+        task.labels = params.labels;
+        admit(&task, self.backends.backend(plugin.artifact.kind())?.capabilities())?;
+        self.scheduler.submit(task).await
+    }
+
+    async fn tasks_get(self: &Arc<Self>, params: TaskRef) -> Result<TaskInfo> {
+        self.task(params.task).await
+    }
+
+    async fn task(&self, task: TaskId) -> Result<TaskInfo> {
+        Ok(TaskInfo::new(&self.scheduler.get(task).await?, true))
+    }
+
+    async fn tasks_wait(self: &Arc<Self>, params: WaitTask) -> Result<TaskInfo> {
+        let timeout = Duration::from_millis(params.timeout_ms.min(WaitTask::TIMEOUT_MS_MAX));
+        let mut over = self.over.subscribe();
+        let over = async { over.wait_for(|over| *over).await.map(drop) };
+        tokio::select! {
+            biased;
+            record = self.scheduler.wait(params.task) => Ok(TaskInfo::new(&record?, true)),
+            () = tokio::time::sleep(timeout) => self.task(params.task).await,
+            _ = over => self.task(params.task).await,
+        }
+    }
+
+    async fn tasks_cancel(self: &Arc<Self>, params: TaskRef) -> Result<TaskStateInfo> {
+        Ok(TaskStateInfo { task: params.task, state: self.scheduler.cancel(params.task).await? })
+    }
+
+    async fn tasks_dead_letters(self: &Arc<Self>, params: ListDeadLetters) -> Result<TaskList> {
+        let tasks_max = params.tasks_max.unwrap_or(LISTED.0).min(LISTED.1);
+        let records = self.scheduler.dead_letters(params.after, tasks_max).await?;
+        Ok(TaskList { tasks: records.iter().map(|record| TaskInfo::new(record, false)).collect() })
+    }
+
+    async fn tasks_requeue(self: &Arc<Self>, params: TaskRef) -> Result<TaskStateInfo> {
+        Ok(TaskStateInfo { task: params.task, state: self.scheduler.requeue(params.task).await? })
+    }
+
+    async fn agents_spawn(self: &Arc<Self>, params: SpawnAgent) -> Result<AgentInfo> {
+        self.change(move |service| {
+            let plugin = service.plugins.find(&params.plugin)?;
+            if params.agent.tasks_max == 0 {
+                return Err(Error::new(ErrorKind::InvalidInput, "spawn", "an agent that runs 0 tasks would run none"));
+            }
+            match service.agent(&plugin) {
+                Ok(agent) if agent.state != AgentState::Terminated => {
+                    let message = format!("plugin `{}` has its agent", plugin.artifact.name());
+                    return Err(Error::new(ErrorKind::InvalidInput, "spawn", message).help("terminate that one first"));
+                }
+                Ok(_) => drop(service.with_executor(|executor| executor.remove(&plugin.agent_name()))?),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            let plugin = service.plugins.set_agent(plugin.artifact.hash(), Some(params.agent))?;
+            service.spawn_agent(&plugin)?;
+            service.agent(&plugin)
+        })
+        .await
+    }
+
+    async fn agents_list(self: &Arc<Self>, _: Nothing) -> Result<AgentList> {
+        let reports = self.with_executor(|executor| Ok(executor.reports()))?;
+        Ok(AgentList { agents: reports.into_iter().map(AgentInfo::from).collect() })
+    }
+
+    async fn agents_stats(self: &Arc<Self>, params: PluginRef) -> Result<AgentInfo> {
+        self.agent(&*self.plugins.find(&params.plugin)?)
+    }
+
+    async fn agents_terminate(self: &Arc<Self>, params: PluginRef) -> Result<AgentInfo> {
+        self.change(move |service| {
+            let plugin = service.plugins.find(&params.plugin)?;
+            service.agent(&plugin)?;
+            service.plugins.set_agent(plugin.artifact.hash(), None)?;
+            service.with_executor(|executor| executor.remove(&plugin.agent_name())).map(AgentInfo::from)
+        })
+        .await
+    }
+
+    async fn health(self: &Arc<Self>, _: Nothing) -> Result<Health> {
+        Ok(Health {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            draining: !self.is_open(),
+            durable: self.durable,
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            plugins: self.plugins.count(),
+            tasks: self.scheduler.stats(),
+        })
+    }
+
+    async fn metrics(self: &Arc<Self>, _: Nothing) -> Result<Metrics> {
+        Ok(Metrics { text: self.metrics_text()? })
+    }
+
+    fn spawn_agent(&self, plugin: &Plugin) -> Result<()> {
+        let Some(template) = self.plugins.template(plugin) else { return Ok(()) };
+        self.with_executor(|executor| executor.spawn(template).map(drop))
+    }
+
+    fn agent(&self, plugin: &Plugin) -> Result<AgentInfo> {
+        let hash = plugin.artifact.hash();
+        let report =
+            self.with_executor(|executor| Ok(executor.reports().into_iter().find(|one| one.plugin == hash)))?;
+        report.map(AgentInfo::from).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, "find", format!("plugin `{}` has no agent", plugin.artifact.name()))
+                .help("make one with `agents.spawn`")
+        })
+    }
+}
+
+macro_rules! dispatcher {
+    ($($(#[$doc:meta])* $function:ident = $name:literal: $params:ident => $result:ident;)*) => {
+        impl Service {
+            /// Calls a method with its parameters, an object in JSON.
+            ///
+            /// # Errors
+            ///
+            /// With [`codes`]: unknown method, wrong parameters, or the method's own error.
+            pub async fn call(self: &Arc<Self>, method: &str, params: &str) -> Result<Box<RawValue>, RpcError> {
+                match method {
+                    $($name => {
+                        let params = read::<$params>($name, params)?;
+                        let result: $result = Box::pin(self.$function(params)).await?;
+                        write(&result)
+                    })*
+                    unknown => Err(unknown_method(unknown)),
+                }
+            }
+        }
+    };
+}
+for_each_method!(dispatcher);
+
+fn read<T: DeserializeOwned>(method: &str, params: &str) -> Result<T, RpcError> {
+    serde_json::from_str(params).map_err(|error| {
+        let data = serde_json::json!({ "method": method, "line": error.line(), "column": error.column() });
+        RpcError::new(codes::INVALID_PARAMS, format!("the parameters of {method} are wrong: {error:.300}")).data(data)
+    })
+}
+
+fn write<T: serde::Serialize>(result: &T) -> Result<Box<RawValue>, RpcError> {
+    to_raw_value(result).map_err(|error| {
+        Error::new(ErrorKind::Internal, "call", "the result cannot be written as JSON").source(error).into()
+    })
+}
+
+fn unknown_method(name: &str) -> RpcError {
+    let known = METHODS.iter().map(|(name, _)| *name);
+    let nearest = nearest(name, known.clone());
+    let mut message = format!("there is no method `{name:.100}`");
+    let data = match nearest {
+        Some(nearest) => {
+            message += &format!("; did you mean `{nearest}`?");
+            serde_json::json!({ "nearest": nearest })
+        }
+        None => serde_json::json!({ "methods": known.collect::<Vec<_>>() }),
+    };
+    RpcError::new(codes::METHOD_NOT_FOUND, message).data(data)
+}
+
+/// The name nearest to one that nobody knows.
+pub(crate) fn nearest<'a>(unknown: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // Long ones are no slips of the finger, and would take long.
+    let unknown: String = unknown.chars().take(64).collect();
+    let rated = names.map(|name| (strsim::jaro_winkler(&unknown, name), name));
+    rated.filter(|(likeness, _)| *likeness > 0.8).max_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, name)| name)
+}
+
+fn time(unix_ms: u64) -> Result<SystemTime> {
+    // Later than any file system or database can say: year 9999.
+    const UNIX_MS_MAX: u64 = 253_402_300_799_999;
+    if unix_ms > UNIX_MS_MAX {
+        let message = format!("{unix_ms} ms since 1970 is no time before the year 10000");
+        return Err(Error::new(ErrorKind::InvalidInput, "submit", message));
+    }
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms))
+}
+
+fn info(plugin: &Plugin) -> PluginInfo {
+    PluginInfo {
+        plugin: plugin.artifact.hash(),
+        name: plugin.artifact.name().to_owned(),
+        kind: plugin.artifact.kind(),
+        size_bytes: plugin.artifact.bytes().len() as u64,
+        policy: plugin.policy.clone(),
+        agent: plugin.agent.clone(),
+    }
+}
