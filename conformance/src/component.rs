@@ -214,7 +214,7 @@ fn try_check<T: ?Sized>(component: Component<T>, check: &Check<Trial<T>>, starte
 /// Certifies a scheduler: the whole `main` of a test with `harness = false`.
 ///
 /// ```no_run
-/// # fn open() -> palisade_core::Result<std::sync::Arc<dyn palisade_core::Scheduler>> { unimplemented!() }
+/// # fn open() -> palisade_core::Result<std::sync::Arc<dyn palisade_core::Scheduler>> { Err(palisade_core::Error::new(palisade_core::ErrorKind::NotFound, "open", "none")) }
 /// fn main() -> std::process::ExitCode {
 ///     palisade_conformance::certify_scheduler(palisade_conformance::Component {
 ///         name: env!("CARGO_PKG_NAME"),

@@ -56,6 +56,12 @@ const CHECKS: &[(&str, Check)] = &[
         let ended = python.run("print(6*7)", &[]);
         assert_eq!((ended.code, ended.text(), ended.stderr.as_str()), (0, "42\n", ""));
     }),
+    ("the_other_engine_runs_it_and_stops_it_too", |python| {
+        let ended = python.run("print(6*7)", &["--backend", "wasmer"]);
+        assert_eq!((ended.code, ended.text()), (0, "42\n"), "{ended:?}");
+        let ended = python.run(SPIN, &["--backend", "wasmer", "--json", "--wall-time", "3s"]);
+        assert_exceeded(&ended.report(124), "wall_time", 3_000_000_000, "running");
+    }),
     ("a_script_computes_with_the_standard_library", |python| {
         let script = "import json, hashlib, fractions\n\
             assert json.__file__.startswith('/library/'), json.__file__\n\

@@ -1,4 +1,6 @@
 //! A shared library whose constructor misbehaves as its build says. Compiled by the tests.
+//!
+//! This is the hostile side: its `unsafe` blocks are meant to be wrong, and no part of Palisade links them.
 #[unsafe(no_mangle)]
 pub static mut palisade_host_v1: *const u8 = std::ptr::null();
 

@@ -1,4 +1,6 @@
 //! A program that misbehaves as its arguments say. Compiled by the tests.
+//!
+//! This is the hostile side: its `unsafe` blocks are meant to be wrong, and no part of Palisade links them.
 use std::io::{Read, Write};
 
 unsafe extern "C" {

@@ -1,4 +1,6 @@
 //! A shared library that behaves, and misbehaves. Compiled by the tests.
+//!
+//! This is the hostile side: its `unsafe` blocks are meant to be wrong, and no part of Palisade links them.
 use std::ffi::c_void;
 
 #[repr(C)]
