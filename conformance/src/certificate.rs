@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::sha256;
 use crate::report::{RequirementReport, SubjectReport, SuiteReport};
-use crate::{Catalog, CheckReport, Facts, Report, Verdict};
+use crate::{Catalog, CheckReport, Facts, Need, Report, Verdict, catalog};
 
 /// Names the form of [`Certificate`].
 pub const SCHEMA: &str = "palisade-certificate/1";
@@ -27,8 +27,9 @@ pub struct Certificate {
     pub suite: SuiteReport,
     /// Each profile of the catalog.
     pub profiles: BTreeMap<String, ProfileStatus>,
-    /// What the backend declares.
-    pub capabilities: CapabilityNames,
+    /// What the backend declares; components of the host declare nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<CapabilityNames>,
     /// The machine and the build.
     pub facts: Facts,
     /// What a reader should know besides.
@@ -80,7 +81,7 @@ impl CapabilityNames {
 
 impl Certificate {
     /// What follows from `report` and `catalog`.
-    pub fn derive(report: &Report, catalog: &Catalog) -> Certificate {
+    pub fn derive<C>(report: &Report, catalog: &Catalog<C>) -> Certificate {
         let general = reasons_against(report, catalog);
         let mut profiles: BTreeMap<String, ProfileStatus> = catalog
             .profiles()
@@ -101,7 +102,7 @@ impl Certificate {
                 (profile.to_owned(), status)
             })
             .collect();
-        if !matches!(profiles.get(CORE), Some(ProfileStatus::Certified | ProfileStatus::NotApplicable)) {
+        if matches!(profiles.get(CORE), Some(ProfileStatus::NotCertified(_))) {
             for (profile, status) in &mut profiles {
                 if profile != CORE {
                     status.add("profile `core` is not certified".to_owned());
@@ -115,13 +116,19 @@ impl Certificate {
         if report.facts.ablation {
             notes.push("a protection was left out of this build on purpose".to_owned());
         }
-        notes.extend(report.capabilities.caveats.iter().map(|caveat| format!("the backend declares: {caveat}")));
+        notes.extend(
+            report
+                .capabilities
+                .iter()
+                .flat_map(|declared| &declared.caveats)
+                .map(|caveat| format!("the backend declares: {caveat}")),
+        );
         Certificate {
             schema: SCHEMA.to_owned(),
             subject: report.subject.clone(),
             suite: report.suite.clone(),
             profiles,
-            capabilities: CapabilityNames::of(&report.capabilities),
+            capabilities: report.capabilities.as_ref().map(CapabilityNames::of),
             facts: report.facts.clone(),
             notes,
             expectations_sha256: report.expectations_sha256.clone(),
@@ -172,7 +179,7 @@ impl ProfileStatus {
 }
 
 /// What stands against any certificate: the run was not the whole suite, or not a run of this suite.
-fn reasons_against(report: &Report, catalog: &Catalog) -> Vec<String> {
+fn reasons_against<C>(report: &Report, catalog: &Catalog<C>) -> Vec<String> {
     let mut reasons = Vec::new();
     if let Some(filter) = &report.filter {
         reasons.push(format!("the run was filtered: {filter}"));
@@ -190,7 +197,7 @@ fn reasons_against(report: &Report, catalog: &Catalog) -> Vec<String> {
 }
 
 /// Where the report does not belong to the catalog.
-fn mismatches(report: &Report, catalog: &Catalog) -> Vec<String> {
+fn mismatches<C>(report: &Report, catalog: &Catalog<C>) -> Vec<String> {
     let mut found = Vec::new();
     if report.suite != SuiteReport::of(catalog) {
         found.push(format!("the report is of suite {} with another catalog", report.suite.version));
@@ -210,14 +217,19 @@ fn mismatches(report: &Report, catalog: &Catalog) -> Vec<String> {
     found
 }
 
+/// Whether what was tested declares `need`; what declares nothing does not.
+fn declares(report: &Report, need: Need) -> bool {
+    report.capabilities.as_ref().is_some_and(|declared| need.is_declared(declared))
+}
+
 /// Whether the backend loads what the checks of `profile` probe with.
-fn applies(report: &Report, catalog: &Catalog, profile: &str) -> bool {
+fn applies<C>(report: &Report, catalog: &Catalog<C>, profile: &str) -> bool {
     let mut checks = catalog.checks.iter().filter(|check| check.profile() == profile);
-    checks.any(|check| check.artifact().is_none_or(|kind| report.capabilities.artifacts.contains(&kind)))
+    checks.any(|check| check.artifact().is_none_or(|kind| declares(report, Need::Artifact(kind))))
 }
 
 /// Reasons, and whether any check passed.
-fn reasons_against_profile(report: &Report, catalog: &Catalog, profile: &str) -> (Vec<String>, bool) {
+fn reasons_against_profile<C>(report: &Report, catalog: &Catalog<C>, profile: &str) -> (Vec<String>, bool) {
     let mut reasons = Vec::new();
     let counted = |check: &&CheckReport| {
         let known = catalog.check(&check.id);
@@ -237,9 +249,9 @@ fn reasons_against_profile(report: &Report, catalog: &Catalog, profile: &str) ->
 }
 
 /// Why a verdict does not follow from what stands beside it in the report.
-fn unsound(check: &CheckReport, report: &Report, catalog: &Catalog) -> Option<String> {
+fn unsound<C>(check: &CheckReport, report: &Report, catalog: &Catalog<C>) -> Option<String> {
     let known = catalog.check(&check.id)?;
-    let declared = known.all_needs().all(|need| need.is_declared(&report.capabilities));
+    let declared = known.all_needs().all(|need| declares(report, need));
     let why = match check.verdict {
         Verdict::Pass if !declared => "passed without what it needs",
         Verdict::Pass if !check.evidence_suffices() => "passed without evidence",
@@ -259,10 +271,20 @@ fn unsound(check: &CheckReport, report: &Report, catalog: &Catalog) -> Option<St
 ///
 /// Everything that is wrong, for people.
 pub fn verify(certificate_json: &str, report_json: &str) -> Result<(), Vec<String>> {
-    verify_with(certificate_json, report_json, &Catalog::current())
+    // A certificate that claims a profile of another catalog is refused by the one it is verified with.
+    let claims = |profile: &str| {
+        Certificate::from_json(certificate_json).is_ok_and(|certificate| certificate.profiles.contains_key(profile))
+    };
+    if claims("scheduler") {
+        verify_with(certificate_json, report_json, &catalog::scheduler::catalog())
+    } else if claims("metrics") {
+        verify_with(certificate_json, report_json, &catalog::metrics::catalog())
+    } else {
+        verify_with(certificate_json, report_json, &Catalog::current())
+    }
 }
 
-fn verify_with(certificate_json: &str, report_json: &str, catalog: &Catalog) -> Result<(), Vec<String>> {
+fn verify_with<C>(certificate_json: &str, report_json: &str, catalog: &Catalog<C>) -> Result<(), Vec<String>> {
     let certificate = Certificate::from_json(certificate_json).map_err(|error| vec![error])?;
     let report = Report::from_json(report_json).map_err(|error| vec![error])?;
     let mut errors = Vec::new();
@@ -326,8 +348,9 @@ mod tests {
     fn a_whole_run_certifies_and_verifies() {
         let certificate = Certificate::derive(&report(), &catalog());
         assert_eq!(certificate.certified(), ["core", "quota"]);
-        assert!(certificate.capabilities.declared.contains(&"quota memory_bytes".to_owned()));
-        assert!(certificate.capabilities.declined.contains(&"grant child_processes".to_owned()));
+        let declared = certificate.capabilities.as_ref().unwrap();
+        assert!(declared.declared.contains(&"quota memory_bytes".to_owned()));
+        assert!(declared.declined.contains(&"grant child_processes".to_owned()));
         assert!(certificate.notes.contains(&"a debug build was tested".to_owned()) || !cfg!(debug_assertions));
         assert_eq!(verify_with(&certificate.to_json(), &report().to_json(), &catalog()), Ok(()));
         let value: serde_json::Value = serde_json::from_str(&certificate.to_json()).unwrap();
@@ -371,7 +394,7 @@ mod tests {
     #[test]
     fn a_profile_in_which_nothing_passed_or_was_left_out_is_not_certified() {
         let mut changed = report();
-        changed.capabilities.quotas.clear();
+        changed.capabilities.as_mut().unwrap().quotas.clear();
         changed.checks[1] = check("quota.memory.grow", Verdict::Unsupported);
         assert_eq!(reasons(&Certificate::derive(&changed, &catalog()), "quota"), ["no check passed"]);
         changed = report();

@@ -47,8 +47,13 @@ pub struct Check<C = Context> {
     pub run: fn(&mut C) -> Result<(), Failure>,
 }
 
-impl Check {
-    /// The kind of artifact its probes are.
+impl<C> Check<C> {
+    /// The profile: the first part of the id.
+    pub fn profile(&self) -> &'static str {
+        self.id.split('.').next().unwrap_or(self.id)
+    }
+
+    /// The kind of artifact its probes are; none when it is a component of the host that is looked at.
     pub fn artifact(&self) -> Option<ArtifactKind> {
         match self.profile() {
             "core" | "isolation" | "quota" => Some(ArtifactKind::Wasm),
@@ -57,16 +62,9 @@ impl Check {
         }
     }
 
-    /// Everything the backend must declare: what the check names, and that its probes can be loaded.
+    /// Everything a backend must declare: what the check names, and that its probes can be loaded.
     pub fn all_needs(&self) -> impl Iterator<Item = Need> {
         self.artifact().map(Need::Artifact).into_iter().chain(self.needs.iter().copied())
-    }
-}
-
-impl<C> Check<C> {
-    /// The profile: the first part of the id.
-    pub fn profile(&self) -> &'static str {
-        self.id.split('.').next().unwrap_or(self.id)
     }
 }
 

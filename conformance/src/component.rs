@@ -3,16 +3,16 @@
 //! They run no hostile code, so their checks need no process of their own: each has a thread and a time.
 
 use std::fmt::{self, Display};
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use palisade_core::{Error, ErrorKind, MetricsSink, Scheduler};
+use palisade_core::{Error, ErrorKind, MetricDescriptor, MetricId, MetricsSink, Scheduler};
 
+use crate::harness::component_main;
 use crate::run::{CHECK_TIME_MAX, panic_text};
-use crate::{Catalog, Check, CheckReport, Evidence, Failure, Step, Verdict, catalog};
+use crate::{About, Check, CheckReport, Evidence, Failure, Step, Verdict, catalog};
 
 /// What is certified: facts, and how to make a fresh one.
 pub struct Component<T: ?Sized> {
@@ -20,8 +20,26 @@ pub struct Component<T: ?Sized> {
     pub name: &'static str,
     /// Version.
     pub version: &'static str,
+    /// The command that runs everything again; with the id of a check behind it, that check alone.
+    pub reproduce: &'static str,
     /// Makes a fresh one; called once for each check.
     pub open: fn() -> palisade_core::Result<Arc<T>>,
+}
+
+impl<T: ?Sized> Component<T> {
+    /// What is known of a run besides what its checks find out; `filter` is [`Selection::description`].
+    ///
+    /// [`Selection::description`]: crate::Selection::description
+    pub fn about(&self, filter: Option<String>) -> About {
+        About {
+            name: self.name.to_owned(),
+            version: self.version.to_owned(),
+            capabilities: None,
+            expectations: "version = 1".to_owned(),
+            filter,
+            reproduce: self.reproduce.to_owned(),
+        }
+    }
 }
 
 // Derived, these would ask the same of `T`.
@@ -43,6 +61,39 @@ impl<T: ?Sized> fmt::Debug for Component<T> {
 pub trait ReadableSink: MetricsSink {
     /// What the sink shows for a metric now; `None` when it shows none of that name and these labels.
     fn read(&self, name: &str, labels: &[(String, String)]) -> Option<Reading>;
+}
+
+/// A sink that exports the text format of Prometheus or OpenMetrics.
+#[derive(Debug)]
+pub struct TextSink<S> {
+    /// The sink.
+    pub sink: S,
+    /// Exports its text; `None` when that fails.
+    pub export: fn(&S) -> Option<String>,
+}
+
+impl<S: MetricsSink> ReadableSink for TextSink<S> {
+    fn read(&self, name: &str, labels: &[(String, String)]) -> Option<Reading> {
+        read_text(&(self.export)(&self.sink)?, name, labels)
+    }
+}
+
+impl<S: MetricsSink> MetricsSink for TextSink<S> {
+    fn register(&self, descriptor: &MetricDescriptor) -> palisade_core::Result<MetricId> {
+        self.sink.register(descriptor)
+    }
+
+    fn add(&self, counter: MetricId, amount: u64) {
+        self.sink.add(counter, amount);
+    }
+
+    fn set(&self, gauge: MetricId, value: f64) {
+        self.sink.set(gauge, value);
+    }
+
+    fn observe(&self, histogram: MetricId, value: f64) {
+        self.sink.observe(histogram, value);
+    }
 }
 
 /// What a sink shows for one metric.
@@ -219,59 +270,18 @@ fn try_check<T: ?Sized>(component: Component<T>, check: &Check<Trial<T>>, starte
 ///     palisade_conformance::certify_scheduler(palisade_conformance::Component {
 ///         name: env!("CARGO_PKG_NAME"),
 ///         version: env!("CARGO_PKG_VERSION"),
+///         reproduce: "cargo test --test conformance --",
 ///         open, // a fresh, empty one for each check
 ///     })
 /// }
 /// ```
 pub fn certify_scheduler(component: Component<dyn Scheduler>) -> ExitCode {
-    certify("scheduler", component, &catalog::scheduler::catalog())
+    component_main(component, &catalog::scheduler::catalog())
 }
 
 /// Certifies a metrics sink: the whole `main` of a test with `harness = false`. See [`certify_scheduler`].
 pub fn certify_metrics(component: Component<dyn ReadableSink>) -> ExitCode {
-    certify("metrics", component, &catalog::metrics::catalog())
-}
-
-/// Runs every check whose id holds one of the command line's filters, or lists them with `--list`. Exit code 0: the
-/// profile is certified, or all chosen checks passed. 1: not so. 2: nothing was chosen.
-fn certify<T>(profile: &str, component: Component<T>, catalog: &Catalog<Trial<T>>) -> ExitCode
-where
-    T: ?Sized + Send + Sync + 'static,
-{
-    let mut out = std::io::stdout().lock();
-    let mut print = |line: String| drop(writeln!(out, "{line}"));
-    // Cargo hands the options of libtest to every test; only `--list` and filters mean something here.
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let filters: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let chosen = |check: &&&'static Check<Trial<T>>| {
-        filters.is_empty() || filters.iter().any(|filter| check.id.contains(filter.as_str()))
-    };
-    let checks: Vec<_> = catalog.checks.iter().filter(chosen).copied().collect();
-    if arguments.iter().any(|argument| argument == "--list") {
-        checks.iter().for_each(|check| print(format!("{}: test", check.id)));
-        return ExitCode::SUCCESS;
-    }
-    if checks.is_empty() {
-        print("no check was chosen, so nothing was shown".to_owned());
-        return ExitCode::from(2);
-    }
-    print(format!("\nrunning {} checks on {} {}\n", checks.len(), component.name, component.version));
-    let mut bad = 0;
-    for check in &checks {
-        let report = run_component_check(component, check);
-        let ok = report.verdict == Verdict::Pass;
-        // A SHOULD is shown, not certified.
-        bad += usize::from(!ok && catalog.counts(check));
-        print(format!("{:<11}  {:>6} ms  {}  {}", report.verdict, report.duration_ms, report.id, report.message));
-    }
-    let whole = checks.len() == catalog.checks.len();
-    let status = match (bad, whole) {
-        (0, true) => "certified".to_owned(),
-        (0, false) => "not certified: not all checks were run, those that were passed".to_owned(),
-        _ => format!("not certified: {bad} checks"),
-    };
-    print(format!("\nprofile {profile} of suite {}: {status}\n", catalog.version));
-    ExitCode::from(u8::from(bad > 0))
+    component_main(component, &catalog::metrics::catalog())
 }
 
 /// The text of `components.lock`: what may not change without a new version of the suite.
@@ -293,6 +303,7 @@ pub fn component_document() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Catalog;
 
     #[test]
     fn ids_are_unique_and_checks_and_requirements_cover_each_other() {

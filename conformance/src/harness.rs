@@ -1,4 +1,4 @@
-//! The program a backend's author makes of the suite: a test without libtest.
+//! The program that the author of a backend, scheduler or sink makes of the suite: a test without libtest.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,11 +6,12 @@ use std::process::{Command, ExitCode};
 
 use crate::report::About;
 use crate::{
-    Catalog, Certificate, CheckReport, ProfileStatus, Report, Runner, Selection, Subject, Verdict, run_as_child,
+    Catalog, Certificate, Check, CheckReport, Component, ProfileStatus, Report, Runner, Selection, Subject, Trial,
+    Verdict, run_as_child, run_component_check,
 };
 
 const HELP: &str = "\
-Certifies a sandbox backend.
+Certifies a sandbox backend, a scheduler or a metrics sink.
 
 Usage: [OPTIONS] [FILTER]...
 
@@ -92,7 +93,58 @@ impl Options {
 
 /// Runs the suite on `subject`, as the command line says: the whole `main` of a test with `harness = false`.
 pub fn main(subject: Subject) -> ExitCode {
-    match Options::parse(std::env::args().skip(1)).and_then(|options| run(subject, &options)) {
+    ended(|options| {
+        let catalog = Catalog::current();
+        if let Some(id) = &options.check {
+            let check = catalog.check(id).ok_or_else(|| format!("no check `{id}`"))?;
+            run_as_child(subject, check);
+            return Ok(0);
+        }
+        let about = || {
+            let sandbox = (subject.open)().map_err(|error| format!("the backend does not open: {error}"))?;
+            Ok(About {
+                name: subject.name.to_owned(),
+                version: subject.version.to_owned(),
+                capabilities: Some(sandbox.capabilities().clone()),
+                expectations: subject.expectations.to_owned(),
+                filter: options.selection.description(),
+                reproduce: format!("cargo test -p {} --test conformance --", subject.name),
+            })
+        };
+        let program = std::env::current_exe().map_err(|error| format!("this program is not found: {error}"))?;
+        let runner = Runner::new(|id: &str| {
+            let mut command = Command::new(&program);
+            command.args(["--check", id]);
+            command
+        });
+        run(&catalog, options, about, |checks| runner.run(checks, |report| print(&line(report))))
+    })
+}
+
+/// Runs the suite on a component of the host, as the command line says.
+pub(crate) fn component_main<T>(component: Component<T>, catalog: &Catalog<Trial<T>>) -> ExitCode
+where
+    T: ?Sized + Send + Sync + 'static,
+{
+    ended(|options| {
+        if options.check.is_some() {
+            return Err("`--check` is for backends; a filter with `--exact` runs one check".to_owned());
+        }
+        let about = || Ok(component.about(options.selection.description()));
+        run(catalog, options, about, |checks| {
+            let shown = checks.iter().map(|check| {
+                let report = run_component_check(component, check);
+                print(&line(&report));
+                report
+            });
+            shown.collect()
+        })
+    })
+}
+
+/// Reads the command line and says how it went.
+fn ended(run: impl FnOnce(&Options) -> Result<u8, String>) -> ExitCode {
+    match Options::parse(std::env::args().skip(1)).and_then(|options| run(&options)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {error}");
@@ -101,24 +153,25 @@ pub fn main(subject: Subject) -> ExitCode {
     }
 }
 
-fn run(subject: Subject, options: &Options) -> Result<u8, String> {
-    let catalog = Catalog::current();
-    let print = |text: &str| {
-        let _ = writeln!(std::io::stdout(), "{text}");
-    };
+fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Does what the options ask for with the checks of `catalog`, which `execute` runs.
+fn run<C>(
+    catalog: &Catalog<C>,
+    options: &Options,
+    about: impl FnOnce() -> Result<About, String>,
+    execute: impl FnOnce(&[&'static Check<C>]) -> Vec<CheckReport>,
+) -> Result<u8, String> {
     if options.help {
         print(HELP);
-        return Ok(0);
-    }
-    if let Some(id) = &options.check {
-        let check = catalog.check(id).ok_or_else(|| format!("no check `{id}`"))?;
-        run_as_child(subject, check);
         return Ok(0);
     }
     if options.list && options.only_ignored {
         return Ok(0);
     }
-    let chosen = options.selection.choose(&catalog);
+    let chosen = options.selection.choose(catalog);
     if options.list {
         for check in chosen {
             print(&format!("{}: test", check.id));
@@ -128,32 +181,17 @@ fn run(subject: Subject, options: &Options) -> Result<u8, String> {
     if chosen.is_empty() || options.only_ignored {
         return Err("no check was chosen, so nothing was shown".to_owned());
     }
-    let sandbox = (subject.open)().map_err(|error| format!("the backend does not open: {error}"))?;
-    let about = About {
-        name: subject.name.to_owned(),
-        version: subject.version.to_owned(),
-        capabilities: sandbox.capabilities().clone(),
-        expectations: subject.expectations.to_owned(),
-        filter: options.selection.description(),
-        reproduce: format!("cargo test -p {} --test conformance --", subject.name),
-    };
-    drop(sandbox);
-    let program = std::env::current_exe().map_err(|error| format!("this program is not found: {error}"))?;
-    print(&format!("\nrunning {} checks on {} {}\n", chosen.len(), subject.name, subject.version));
-    let runner = Runner::new(|id: &str| {
-        let mut command = Command::new(&program);
-        command.args(["--check", id]);
-        command
-    });
-    let checks = runner.run(&chosen, |report| print(&line(report)));
-    let report = Report::new(&catalog, about, checks);
+    let about = about()?;
+    print(&format!("\nrunning {} checks on {} {}\n", chosen.len(), about.name, about.version));
+    let checks = execute(&chosen);
+    let report = Report::new(catalog, about, checks);
     for check in report.checks.iter().filter(|check| check.verdict > Verdict::Blocked) {
         print(&format!("\n{}", details(check)));
     }
     for error in &report.errors {
         print(&format!("\nnot as expected: {}", printable(error)));
     }
-    let certificate = options.certify.then(|| Certificate::derive(&report, &catalog));
+    let certificate = options.certify.then(|| Certificate::derive(&report, catalog));
     if let Some(folder) = &options.report_dir {
         let written = report.write(folder, certificate.as_ref());
         let written = written.map_err(|error| format!("cannot write into {}: {error}", folder.display()))?;

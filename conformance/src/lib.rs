@@ -41,8 +41,8 @@ pub use ablation::{ABLATE, Protection, ablation};
 pub use certificate::{CapabilityNames, Certificate, ProfileStatus, SCHEMA as CERTIFICATE_SCHEMA, verify};
 pub use check::{Check, Evidence, Failure, Level, Need, Requirement, Step};
 pub use component::{
-    Component, ReadableSink, Reading, Trial, certify_metrics, certify_scheduler, component_document, component_lock,
-    read_text, run_component_check,
+    Component, ReadableSink, Reading, TextSink, Trial, certify_metrics, certify_scheduler, component_document,
+    component_lock, read_text, run_component_check,
 };
 pub use context::Context;
 pub use documents::Catalog;

@@ -17,9 +17,9 @@ pub struct Selection {
 
 impl Selection {
     /// The checks of `catalog` that run.
-    pub fn choose(&self, catalog: &Catalog) -> Vec<&'static Check> {
+    pub fn choose<C>(&self, catalog: &Catalog<C>) -> Vec<&'static Check<C>> {
         let matches = |id: &str, filter: &String| if self.exact { id == filter } else { id.contains(filter.as_str()) };
-        let chosen = |check: &&&'static Check| {
+        let chosen = |check: &&&'static Check<C>| {
             self.profile.as_ref().is_none_or(|profile| check.profile() == profile)
                 && (self.filters.is_empty() || self.filters.iter().any(|filter| matches(check.id, filter)))
                 && !self.skips.iter().any(|skip| matches(check.id, skip))

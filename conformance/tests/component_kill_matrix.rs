@@ -53,6 +53,7 @@ fn every_check_of_schedulers_can_fail() {
     let component = Component::<dyn Scheduler> {
         name: "fake",
         version: "0.1.0",
+        reproduce: "cargo test -p palisade-conformance --test component_kill_matrix",
         open: || Ok(Arc::new(FakeScheduler::new(*SCHEDULER.lock().unwrap_or_else(PoisonError::into_inner)))),
     };
     let faults: Vec<_> = SchedulerFault::ALL.iter().map(|fault| fault.as_str()).collect();
@@ -95,6 +96,7 @@ fn every_check_of_sinks_can_fail() {
     let component = Component::<dyn ReadableSink> {
         name: "fake",
         version: "0.1.0",
+        reproduce: "cargo test -p palisade-conformance --test component_kill_matrix",
         open: || Ok(Arc::new(Readable(FakeSink::new(*SINK.lock().unwrap_or_else(PoisonError::into_inner))))),
     };
     let faults: Vec<_> = SinkFault::ALL.iter().map(|fault| fault.as_str()).collect();

@@ -197,7 +197,7 @@ fn ablated() -> u32 {
     #[cfg(palisade_ablation)]
     {
         // The numbers are the worker's (`worker/jail.rs`).
-        const NAMES: [&str; 14] = [
+        const NAMES: [&str; 16] = [
             "private-root",
             "read-only",
             "network-namespace",
@@ -212,6 +212,8 @@ fn ablated() -> u32 {
             "descriptors",
             "outer-user",
             "cgroup-namespace",
+            "no-new-privileges",
+            "not-dumpable",
         ];
         let asked = std::env::var("PALISADE_ABLATE").unwrap_or_default();
         let bit = |name: &str| NAMES.iter().position(|known| *known == name).map_or(0, |bit| 1 << bit);

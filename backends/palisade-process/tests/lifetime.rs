@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,12 +14,6 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 const ROLE: &str = "PALISADE_TEST_ROLE";
 /// Starts and stops in a run of the soak; a longer one is asked for by this variable.
 const CYCLES: &str = "PALISADE_SOAK_CYCLES";
-
-fn children(pid: u32) -> BTreeSet<u32> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
-}
 
 /// Descriptors, children, mounts and threads of this process.
 fn held() -> (usize, usize, usize, usize) {

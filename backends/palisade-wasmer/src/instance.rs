@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use palisade_core::{
     BoxFuture, Call, Cancelled, Error, ErrorKind, Execution, Instance, Outcome, Phase, Resource, Result, Usage,
 };
-use palisade_wasi::Stop;
+use palisade_wasi::{Stop, ablation::left_out};
 use wasmer::{FunctionEnv, Store, TypedFunction};
 
 use crate::backend::Slot;
@@ -96,6 +96,9 @@ impl Instance for WasmerInstance {
                 )
                 .help("make a fresh instance"));
             };
+            if left_out("cancel") {
+                call.cancel = None;
+            }
             let control = Control::<Answer>::new();
             let cancelled = call.cancel.as_ref().map(|token| {
                 let mut cancelled = token.cancelled();

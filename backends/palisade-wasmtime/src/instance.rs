@@ -8,13 +8,14 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use palisade_core::{BoxFuture, Call, Error, ErrorKind, Execution, Instance, Outcome, Phase, Resource, Result, Usage};
+use palisade_wasi::ablation::left_out;
 use palisade_wasi::{Stop, StreamsLimits};
 use wasmtime::{Store, TypedFunc};
 
 use crate::backend::Slot;
 use crate::guest::{Guest, Halt, exceeded};
 use crate::meter::Meter;
-use crate::module::{EntryPoint, WasmtimePrepared, left_out};
+use crate::module::{EntryPoint, WasmtimePrepared};
 use crate::outcome;
 
 /// Fuel is given out in portions of this size. Compiled code keeps its count in a register and loses it when the guest

@@ -23,8 +23,6 @@
 //!
 //! A guest in a host call is suspended on a stack of its own and needs no thread.
 
-#[cfg(palisade_ablation)]
-mod ablation;
 mod backend;
 mod cache;
 mod engine;

@@ -8,6 +8,7 @@ use palisade_core::{
     Abi, Artifact, BoxFuture, Entry, Error, ErrorKind, ExportInfo, HostFunctions, ImportInfo, Instance, Module,
     ModuleInfo, Policy, Prepared, Result,
 };
+use palisade_wasi::ablation::{self, left_out};
 use palisade_wasi::{WasiConfig, reactor};
 use wasmtime::{Engine, ExternType, InstancePre, ModuleExport};
 
@@ -102,17 +103,6 @@ impl WasmtimeModule {
     }
 }
 
-/// Whether a protection is to be left out: never, but in builds made to show what it is for.
-pub(crate) fn left_out(name: &str) -> bool {
-    #[cfg(palisade_ablation)]
-    return crate::ablation::leaves_out(name);
-    #[cfg(not(palisade_ablation))]
-    {
-        let _ = name;
-        false
-    }
-}
-
 impl Module for WasmtimeModule {
     fn info(&self) -> &ModuleInfo {
         &self.info
@@ -125,8 +115,7 @@ impl Module for WasmtimeModule {
         self.check_imports()?;
         let functions = host.granted(&policy.grants)?;
         let functions = Arc::new(if left_out("granted-functions") { host } else { functions });
-        #[cfg(palisade_ablation)]
-        let policy = crate::ablation::weaken(policy);
+        let policy = ablation::weaken(policy);
         let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy)?);
         let (provided, module) = self.for_stack(policy.quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT))?;
         let pre = provided.linker.instantiate_pre(&module).map_err(|error| {

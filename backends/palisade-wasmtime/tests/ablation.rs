@@ -11,26 +11,22 @@ use palisade_conformance::{Protection, Subject, ablation, probe};
 use palisade_core::BackendOptions;
 use palisade_wasmtime::Wasmtime;
 
-const fn alone(name: &'static str) -> Protection {
-    Protection { name, behind: &[] }
-}
-
 const PROTECTIONS: &[Protection] = &[
-    alone("wall-time"),
-    alone("cpu-time"),
-    alone("fuel"),
-    alone("memory"),
-    alone("stack"),
-    alone("output"),
-    alone("log"),
-    alone("open-files"),
-    alone("disk"),
-    alone("host-calls"),
-    alone("read-only"),
-    alone("coarse-clocks"),
-    alone("cancel"),
-    alone("admission"),
-    alone("granted-functions"),
+    Protection::alone("wall-time"),
+    Protection::alone("cpu-time"),
+    Protection::alone("fuel"),
+    Protection::alone("memory"),
+    Protection::alone("stack"),
+    Protection::alone("output"),
+    Protection::alone("log"),
+    Protection::alone("open-files"),
+    Protection::alone("disk"),
+    Protection::alone("host-calls"),
+    Protection::alone("read-only"),
+    Protection::alone("coarse-clocks"),
+    Protection::alone("cancel"),
+    Protection::alone("admission"),
+    Protection::alone("granted-functions"),
 ];
 
 fn main() -> ExitCode {
@@ -41,5 +37,5 @@ fn main() -> ExitCode {
         probe: probe::wasm,
         expectations: "version = 1",
     };
-    ablation(subject, "", PROTECTIONS, cfg!(palisade_ablation))
+    ablation(subject, "", PROTECTIONS, palisade_wasi::ablation::BUILT_FOR_IT)
 }

@@ -113,7 +113,7 @@ fn backend(page: &mut String, report: &Report) {
     for (name, value) in suite.into_iter().chain(report.facts.list()) {
         let _ = writeln!(page, "<tr><th>{name}</th><td><code>{}</code></td></tr>", escape(&value));
     }
-    for caveat in &report.capabilities.caveats {
+    for caveat in report.capabilities.iter().flat_map(|declared| &declared.caveats) {
         let _ = writeln!(page, "<tr><th>caveat</th><td>{}</td></tr>", escape(caveat));
     }
     page.push_str("</table>\n");

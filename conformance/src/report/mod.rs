@@ -21,7 +21,7 @@ pub use junit::junit;
 /// Names the form of [`Report`].
 pub const SCHEMA: &str = "palisade-conformance-report/1";
 
-/// What a run of the suite found out about one backend.
+/// What a run of the suite found out about one backend, scheduler or metrics sink.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
@@ -35,8 +35,9 @@ pub struct Report {
     pub date: String,
     /// Where.
     pub facts: Facts,
-    /// What the backend declares.
-    pub capabilities: Capabilities,
+    /// What the backend declares; components of the host declare nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
     /// What was chosen to run, when it was not everything. Such a run certifies nothing.
     pub filter: Option<String>,
     /// The requirements of the catalog.
@@ -57,7 +58,7 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SubjectReport {
-    /// Name of the backend.
+    /// Name of the backend, scheduler or sink.
     pub name: String,
     /// Its version.
     pub version: String,
@@ -79,7 +80,7 @@ pub struct SuiteReport {
 
 impl SuiteReport {
     /// That of `catalog`.
-    pub fn of(catalog: &Catalog) -> SuiteReport {
+    pub fn of<C>(catalog: &Catalog<C>) -> SuiteReport {
         SuiteReport {
             version: catalog.version.clone(),
             catalog_sha256: catalog.sha256(),
@@ -107,7 +108,7 @@ pub struct RequirementReport {
 
 impl RequirementReport {
     /// Those of `catalog`.
-    pub fn of(catalog: &Catalog) -> Vec<RequirementReport> {
+    pub fn of<C>(catalog: &Catalog<C>) -> Vec<RequirementReport> {
         let report = |requirement: &&crate::Requirement| RequirementReport {
             id: requirement.id.to_owned(),
             level: requirement.level,
@@ -122,12 +123,12 @@ impl RequirementReport {
 /// What is known about a run besides what its checks find out.
 #[derive(Debug, Clone)]
 pub struct About {
-    /// Name of the backend.
+    /// Name of the backend, scheduler or sink.
     pub name: String,
     /// Its version.
     pub version: String,
-    /// What it declares.
-    pub capabilities: Capabilities,
+    /// What it declares, when it is a backend.
+    pub capabilities: Option<Capabilities>,
     /// Text of its `CONFORMANCE.toml`.
     pub expectations: String,
     /// What was chosen to run, when it was not everything.
@@ -138,7 +139,7 @@ pub struct About {
 
 impl Report {
     /// The report on a run that ends now.
-    pub fn new(catalog: &Catalog, about: About, checks: Vec<CheckReport>) -> Report {
+    pub fn new<C>(catalog: &Catalog<C>, about: About, checks: Vec<CheckReport>) -> Report {
         let known = catalog.checks.iter().map(|check| check.id).collect();
         let judgement = match Expectations::parse(&about.expectations) {
             Ok(expectations) => expectations.judge(&checks, &known, &about.version),
@@ -149,7 +150,7 @@ impl Report {
             subject: SubjectReport { name: about.name, version: about.version },
             suite: SuiteReport::of(catalog),
             date: facts::now(),
-            facts: Facts::gather(&about.capabilities.engine),
+            facts: Facts::gather(about.capabilities.as_ref().map_or("none", |declared| &declared.engine)),
             capabilities: about.capabilities,
             filter: about.filter,
             requirements: RequirementReport::of(catalog),
@@ -361,7 +362,7 @@ pub(crate) mod tests {
         let about = About {
             name: "palisade-test".into(),
             version: "0.3.0".into(),
-            capabilities,
+            capabilities: Some(capabilities),
             expectations: "version = 1".into(),
             filter: None,
             reproduce: "cargo test -p palisade-test --test conformance --".into(),

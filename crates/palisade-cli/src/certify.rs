@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::exit::Exit;
 use crate::table::{printable, table};
-use crate::{backend_options, output};
+use crate::{backend_options, components, output};
 
 /// Backends of this repository: name on the certificate, and what they are known to fail.
 const SHIPPED: &[(&str, &str, &str)] = &[
@@ -25,12 +25,15 @@ const SHIPPED: &[(&str, &str, &str)] = &[
 ];
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("what").required(true).args(["backend", "all", "verify"]))]
+#[command(group = ArgGroup::new("what").required(true).args(["backend", "component", "all", "verify"]))]
 pub(crate) struct Certify {
     /// Certify this backend
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
-    /// Certify every linked backend
+    /// Certify a part of the host: `scheduler`, `scheduler-durable` or `prometheus`
+    #[arg(long, value_name = "NAME")]
+    component: Option<String>,
+    /// Certify every linked backend and every part of the host
     #[arg(long)]
     all: bool,
     /// Run only the checks of one profile, which certifies nothing; with --verify: this profile must be certified
@@ -40,7 +43,7 @@ pub(crate) struct Certify {
     #[arg(value_name = "FILTER", conflicts_with = "verify")]
     filter: Vec<String>,
     /// Write report.json, junit.xml, report.html, certificate.json and badge.json into this directory; with --all, into
-    /// one directory inside it for each backend
+    /// one directory inside it for each
     #[arg(long, value_name = "DIR", conflicts_with = "verify")]
     report_dir: Option<PathBuf>,
     /// Verify this certificate offline
@@ -62,9 +65,10 @@ pub(crate) fn run(options: &Certify) -> Result<Exit> {
     if let (Some(certificate), Some(report)) = (&options.verify, &options.report) {
         return verify_files(options, certificate, report);
     }
-    let registrations = match &options.backend {
-        Some(name) => vec![palisade::backend(name)?],
-        None => palisade::backends(),
+    let registrations = match (&options.backend, &options.component) {
+        (Some(name), _) => vec![palisade::backend(name)?],
+        (None, Some(_)) => Vec::new(),
+        (None, None) => palisade::backends(),
     };
     if let (Some(id), [registration]) = (&options.check, &registrations[..]) {
         return child(registration, id);
@@ -72,21 +76,15 @@ pub(crate) fn run(options: &Certify) -> Result<Exit> {
     let catalog = Catalog::current();
     let selection =
         Selection { profile: options.profile.clone(), filters: options.filter.clone(), ..Selection::default() };
-    if let Some(profile) = options.profile.as_deref().filter(|profile| !catalog.profiles().contains(profile)) {
-        let known: Vec<_> = catalog.profiles().into_iter().collect();
+    let profiles: Vec<_> = catalog.profiles().into_iter().chain(components::profiles()).collect();
+    if let Some(profile) = options.profile.as_deref().filter(|profile| !profiles.contains(profile)) {
         return Err(Error::new(ErrorKind::NotFound, "certify", format!("there is no profile `{profile}`"))
-            .help(format!("profiles: {}", known.join(", "))));
-    }
-    if registrations.is_empty() || selection.choose(&catalog).is_empty() {
-        let what = if registrations.is_empty() { "no backend is linked" } else { "no check has this in its id" };
-        return Err(Error::new(ErrorKind::NotFound, "certify", format!("nothing to certify: {what}")));
+            .help(format!("profiles: {}", profiles.join(", "))));
     }
     let mut done = Vec::new();
-    for registration in registrations {
-        let report = certify(registration, &catalog, &selection)?;
-        let certificate = Certificate::derive(&report, &catalog);
+    let mut end = |name: &'static str, report: Report, certificate: Certificate| {
         let folder = options.report_dir.as_ref().map(|folder| match options.all {
-            true => folder.join(registration.name),
+            true => folder.join(name),
             false => folder.clone(),
         });
         if let Some(folder) = &folder {
@@ -95,19 +93,42 @@ pub(crate) fn run(options: &Certify) -> Result<Exit> {
         if !options.json {
             show(&report, &certificate, folder.as_deref());
         }
-        done.push((report, certificate));
+        done.push((name, report, certificate));
+        Ok(())
+    };
+    if !selection.choose(&catalog).is_empty() {
+        for registration in registrations {
+            let report = certify(registration, &catalog, &selection)?;
+            let certificate = Certificate::derive(&report, &catalog);
+            end(registration.name, report, certificate)?;
+        }
+    }
+    for name in components::chosen(options.component.as_deref(), options.all)? {
+        let bar = progress(name);
+        let ran = components::certify(name, &selection, &bar)?;
+        bar.finish_and_clear();
+        if let Some((report, certificate)) = ran {
+            end(name, report, certificate)?;
+        }
+    }
+    if done.is_empty() {
+        let message = "nothing to certify: no such check is for what was chosen";
+        return Err(Error::new(ErrorKind::NotFound, "certify", message).help("leave out the filter to run them all"));
     }
     if let (true, Some(folder)) = (options.all, &options.report_dir) {
-        let reports: Vec<_> = done.iter().map(|(report, _)| report).collect();
+        // Components have other requirements, and pages of their own.
+        let reports: Vec<_> =
+            done.iter().map(|(_, report, _)| report).filter(|report| report.capabilities.is_some()).collect();
         std::fs::write(folder.join("matrix.html"), report::html(&reports))
             .map_err(|error| unwritable(folder, error))?;
     }
-    let green = done.iter().all(|(report, _)| report.is_green());
+    let green = done.iter().all(|(_, report, _)| report.is_green());
     if options.json {
         let list: Vec<_> = done
             .iter()
-            .map(|(report, certificate)| {
-                json!({ "backend": report.capabilities.backend, "green": report.is_green(), "summary": report.summary(),
+            .map(|(name, report, certificate)| {
+                let kind = if report.capabilities.is_some() { "backend" } else { "component" };
+                json!({ kind: name, "green": report.is_green(), "summary": report.summary(),
                     "errors": report.errors, "certificate": certificate })
             })
             .collect();
@@ -118,6 +139,15 @@ pub(crate) fn run(options: &Certify) -> Result<Exit> {
 
 fn unwritable(folder: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Io, "certify", format!("cannot write the report into {}", folder.display())).source(error)
+}
+
+fn progress(name: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(name);
+    bar
 }
 
 /// Runs the suite on one backend, each check in a process of its own.
@@ -134,17 +164,14 @@ fn certify(registration: &BackendRegistration, catalog: &Catalog, selection: &Se
     let about = About {
         name: name.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        capabilities,
+        capabilities: Some(capabilities),
         expectations: expectations.to_owned(),
         filter: selection.description(),
         reproduce: format!("palisade certify --backend {}", registration.name),
     };
     let chosen = selection.choose(catalog);
-    let bar = ProgressBar::new(chosen.len() as u64);
-    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg}") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar.set_prefix(registration.name);
+    let bar = progress(registration.name);
+    bar.set_length(chosen.len() as u64);
     let runner = Runner::new(|id: &str| {
         let mut command = Command::new(&program);
         command.args(["certify", "--backend", registration.name, "--check", id]);

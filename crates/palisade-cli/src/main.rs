@@ -4,6 +4,7 @@
 mod agents;
 mod backends;
 mod certify;
+mod components;
 mod daemon;
 mod doctor;
 mod exit;

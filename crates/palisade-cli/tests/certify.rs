@@ -41,11 +41,48 @@ fn a_backend_is_certified_and_its_certificate_verified() {
 }
 
 #[test]
+fn the_daemons_schedulers_and_sink_are_certified_too() {
+    let palisade = Palisade::new();
+    for (name, profile) in [("scheduler", "scheduler"), ("scheduler-durable", "scheduler"), ("prometheus", "metrics")] {
+        let ended = palisade.run(["certify", "--component", name, "--report-dir", "out"]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        assert!(ended.text().contains("palisade-fabric, ") && ended.text().contains(" 0 failed"), "{ended:?}");
+        let ended = palisade.run([
+            "certify",
+            "--verify",
+            "out/certificate.json",
+            "--report",
+            "out/report.json",
+            "--profile",
+            profile,
+        ]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        // A check that was cut out of the report is missed, in this catalog as in that of backends.
+        let report = std::fs::read_to_string(palisade.folder().join("out/report.json")).expect("the report");
+        let mut report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+        report["checks"].as_array_mut().expect("checks").pop();
+        palisade.file("out/report.json", report.to_string());
+        let ended = palisade.run(["certify", "--verify", "out/certificate.json", "--report", "out/report.json"]);
+        assert!(ended.code == 1 && ended.text().contains("did not run"), "{ended:?}");
+    }
+    // A profile runs on whatever it is about, and alone certifies nothing, be it all there is.
+    let ended = palisade.run(["certify", "--all", "--profile", "metrics", "--json"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let list = ended.json();
+    assert_eq!((list.as_array().map(Vec::len), &list[0]["component"]), (Some(1), &"prometheus".into()));
+    assert!(list[0]["certificate"]["profiles"]["metrics"]["not_certified"].is_array(), "{list}");
+}
+
+#[test]
 fn wrong_requests_say_what_is_right() {
     let palisade = Palisade::new();
     palisade.run(["certify", "--backend", "wasmtime", "--profile", "quotas"]).assert_error(125, &["`quotas`", "core"]);
     palisade.run(["certify", "--backend", "wasmtime", "no-such-check"]).assert_error(125, &["nothing to certify"]);
     palisade.run(["certify", "--backend", "none"]).assert_error(125, &["`none`", "wasmtime"]);
+    palisade.run(["certify", "--component", "sink"]).assert_error(125, &["`sink`", "scheduler-durable"]);
+    palisade
+        .run(["certify", "--component", "scheduler", "--profile", "quota"])
+        .assert_error(125, &["nothing to certify"]);
     palisade.run(["certify"]).assert_error(125, &["--backend"]);
     palisade.run(["certify", "--verify", "certificate.json"]).assert_error(125, &["--report"]);
 }

@@ -23,8 +23,12 @@ fn open() -> Result<Arc<dyn Scheduler>> {
 fn main() -> ExitCode {
     let set = |folder| *FOLDER.lock().unwrap_or_else(PoisonError::into_inner) = folder;
     set(tempfile::tempdir().ok());
-    let code =
-        certify_scheduler(Component { name: "palisade-fabric, durable", version: env!("CARGO_PKG_VERSION"), open });
+    let code = certify_scheduler(Component {
+        name: "palisade-fabric, durable",
+        version: env!("CARGO_PKG_VERSION"),
+        reproduce: "cargo test -p palisade-fabric --test conformance_durable --",
+        open,
+    });
     // Statics are not dropped at the end, and this one is a folder.
     set(None);
     code

@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     certify_scheduler(Component {
         name: "palisade-fabric, in memory",
         version: env!("CARGO_PKG_VERSION"),
+        reproduce: "cargo test -p palisade-fabric --test conformance_memory --",
         open: || Ok(Arc::new(LocalScheduler::open(SchedulerOptions::default())?)),
     })
 }

@@ -12,6 +12,7 @@
 //! same function with the same arguments again.
 #![forbid(unsafe_code)]
 
+pub mod ablation;
 mod args;
 mod clock;
 mod config;

@@ -1,6 +1,7 @@
 //! What the tests share.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
 use palisade_core::*;
@@ -10,6 +11,13 @@ use palisade_process::ProcessSandbox;
 pub(crate) fn sandbox() -> &'static ProcessSandbox {
     static SANDBOX: OnceLock<ProcessSandbox> = OnceLock::new();
     SANDBOX.get_or_init(|| ProcessSandbox::open(&BackendOptions::new()).unwrap_or_else(|error| panic!("{error:?}")))
+}
+
+/// Processes whose parent is `pid`.
+pub(crate) fn children(pid: u32) -> BTreeSet<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
 }
 
 /// A program of this machine.

@@ -75,7 +75,8 @@ fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
     if plan.on(protection::PARENT_DEATH) {
         ffi::set_process_attribute(PR_SET_PDEATHSIG, SIGKILL, 0).step("end with the host")?;
     }
-    ffi::set_process_attribute(PR_SET_DUMPABLE, 0, 0).step("keep memory unreadable for others")?;
+    let dumpable = u64::from(!plan.on(protection::NOT_DUMPABLE));
+    ffi::set_process_attribute(PR_SET_DUMPABLE, dumpable, 0).step("keep memory unreadable for others")?;
     if plan.on(protection::LIMITS) {
         for (resource, value) in &plan.limits {
             ffi::limit(*resource, *value).step(format!("resource limit {resource}"))?;

@@ -59,6 +59,8 @@ pub(crate) mod protection {
     pub(crate) const DESCRIPTORS: u32 = 11;
     pub(crate) const OUTER_USER: u32 = 12;
     pub(crate) const CGROUP_NAMESPACE: u32 = 13;
+    pub(crate) const NO_NEW_PRIVILEGES: u32 = 14;
+    pub(crate) const NOT_DUMPABLE: u32 = 15;
 }
 
 impl Plan {
@@ -163,9 +165,6 @@ fn root(plan: &Plan, program: Option<i32>, owner: Option<u32>) -> Result<(), Fai
     if owner.is_some() && plan.on(protection::UTS_NAMESPACE) {
         ffi::set_host_name("palisade").step("set the host name")?;
     }
-    if !plan.on(protection::PRIVATE_ROOT) {
-        return Ok(());
-    }
     let namespace =
         match (owner, plan.mounts.iter().any(|mount| matches!(mount, Mount::Directory { owner_mapped: true, .. }))) {
             (Some(owner), true) => Some(owner_namespace(owner)?),
@@ -190,6 +189,9 @@ fn root(plan: &Plan, program: Option<i32>, owner: Option<u32>) -> Result<(), Fai
         place(plan, mount, stage, source.or(program), namespace)?;
     }
     sources.into_iter().flatten().for_each(ffi::close_fd);
+    if !plan.on(protection::PRIVATE_ROOT) {
+        show_host(stage)?;
+    }
     std::env::set_current_dir(stage).step("enter the private root")?;
     ffi::pivot_root_here().step("pivot to the private root")?;
     ffi::unmount(".", MNT_DETACH).step("leave the old root")?;
@@ -199,6 +201,18 @@ fn root(plan: &Plan, program: Option<i32>, owner: Option<u32>) -> Result<(), Fai
             .step("make the private root read-only")?;
     }
     verify(plan)
+}
+
+/// Shows everything of the host's root that is not there yet.
+fn show_host(stage: &str) -> Result<(), Failed> {
+    for entry in fs::read_dir("/").step("read the host's root")?.flatten() {
+        let (from, to) = (entry.path(), format!("{stage}{}", entry.path().display()));
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && from != Path::new(stage) && !Path::new(&to).exists() {
+            fs::create_dir(&to).step("show the host's root")?;
+            ffi::mount_at(&from.to_string_lossy(), &to, "", MS_BIND | MS_REC, "").step("show the host's root")?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts one thing into the root that is being made at `stage`. `from` is the open source, or the program.
@@ -328,7 +342,7 @@ fn verify(plan: &Plan) -> Result<(), Failed> {
             }
             Mount::Link { .. } => false,
         });
-        if !granted && Path::new(hidden).exists() {
+        if !granted && Path::new(hidden).exists() && plan.on(protection::PRIVATE_ROOT) {
             return failed("the host's files are still there");
         }
     }

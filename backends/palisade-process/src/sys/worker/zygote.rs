@@ -88,7 +88,9 @@ fn start(host: i32, keep_descriptors: bool) -> Result<Ready, Failed> {
     jail::build(&plan, fds.first().copied())?;
 
     // What every instance inherits.
-    ffi::set_process_attribute(PR_SET_NO_NEW_PRIVS, 1, 0).step("no new privileges")?;
+    if plan.on(protection::NO_NEW_PRIVILEGES) {
+        ffi::set_process_attribute(PR_SET_NO_NEW_PRIVS, 1, 0).step("no new privileges")?;
+    }
     if plan.on(protection::CAPABILITIES) {
         for capability in 0..64 {
             if ffi::set_process_attribute(PR_CAPBSET_DROP, capability, 0).is_err() {

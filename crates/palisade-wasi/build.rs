@@ -1,4 +1,4 @@
-//! Lets a build leave protections out, to see which checks notice. Never for use: see `tests/ablation.rs`.
+//! Lets a build leave protections out, to see which checks notice. Never for use: see `tests/ablation.rs` of the backends.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
