@@ -76,7 +76,7 @@ impl WasmerInstance {
 }
 
 impl Instance for WasmerInstance {
-    fn call(&mut self, call: Call) -> BoxFuture<'_, Result<Execution>> {
+    fn call(&mut self, mut call: Call) -> BoxFuture<'_, Result<Execution>> {
         Box::pin(async move {
             let started = Instant::now();
             let (index, _) = self.prepared.entry(&call.entry)?;

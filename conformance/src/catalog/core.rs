@@ -170,6 +170,13 @@ pub(super) const CHECKS: &[Check] = &[
         run: drop_releases_host_call,
     },
     Check {
+        id: "core.drop.stops-a-loop",
+        requires: &["core.drop.is-cancel"],
+        needs: &[],
+        control: "spins-after-drop",
+        run: drop_stops_a_loop,
+    },
+    Check {
         id: "core.instance.refuses-after-trap",
         requires: &["core.instance.stale"],
         needs: REACTOR,
@@ -580,6 +587,56 @@ fn drop_releases_host_call(ctx: &mut Context) -> Result<(), Failure> {
         }
     })?;
     ctx.recovery()
+}
+
+/// A guest that nobody waits for any more must not go on burning what others pay for.
+fn drop_stops_a_loop(ctx: &mut Context) -> Result<(), Failure> {
+    /// Well above what a host does that only waits.
+    const BUSY: Duration = Duration::from_millis(20);
+    /// In which a busy guest uses twice as much, even beside another busy process on one processor.
+    const WINDOW: Duration = Duration::from_millis(100);
+    /// How long a guest may take to notice.
+    const PROMPTLY: Duration = Duration::from_secs(1);
+    /// Seconds of spinning, should nothing stop it.
+    const ROUNDS: u64 = 5_000_000_000;
+    let policy = ctx.generous();
+    let mut instance = ctx.baseline(|ctx| ctx.instance("count", &policy, HostFunctions::new()))?;
+    {
+        let mut running = pin!(instance.call(Call::new().input(ROUNDS.to_le_bytes().to_vec())));
+        let before = own_cpu_time();
+        let spins = ctx.block_on(poll_fn(|context| {
+            let ended = running.as_mut().poll(context).is_ready();
+            // Looked at again and again, also when the guest has a thread of its own and wakes nobody.
+            context.waker().wake_by_ref();
+            let busy = own_cpu_time().saturating_sub(before) > BUSY;
+            if ended || busy { Poll::Ready(busy && !ended) } else { Poll::Pending }
+        }));
+        ctx.baseline(|ctx| ctx.expect("a guest spins", spins, spins))?;
+    }
+    ctx.enforced(|ctx| {
+        let begun = std::time::Instant::now();
+        let used = loop {
+            let before = own_cpu_time();
+            ctx.block_on(async { tokio::time::sleep(WINDOW).await });
+            let used = own_cpu_time().saturating_sub(before);
+            if used < BUSY || begun.elapsed() > PROMPTLY {
+                break used;
+            }
+        };
+        ctx.expect("CPU time used after the call was dropped", format!("{used:?} in {WINDOW:?}"), used < BUSY)?;
+        match ctx.block_on(instance.call(Call::new())) {
+            Ok(execution) => ctx.expect("the instance's next call", &execution.outcome, false),
+            Err(error) => ctx.expect("the instance's next call", &error, error.kind() == ErrorKind::Stale),
+        }
+    })?;
+    drop(instance);
+    ctx.recovery()
+}
+
+/// CPU time of this process, all its threads together.
+fn own_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// After a trap the guest's own state may be half changed; nobody may build on it.

@@ -1,5 +1,9 @@
 //! Profile `quota`: every bound holds, exactly where it is a number, and allows what it says.
 
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use palisade_core::{
@@ -202,6 +206,13 @@ pub(super) const CHECKS: &[Check] = &[
         needs: &[REACTOR, Need::Quota(Resource::Output), Need::Quota(Resource::Memory)],
         control: "spreads-exhaustion",
         run: after_exhaustion,
+    },
+    Check {
+        id: "quota.neighbour.at-the-same-time",
+        requires: &["quota.neighbour.unaffected"],
+        needs: &[REACTOR, COMMAND, Need::Quota(Resource::Output), Need::Quota(Resource::Memory)],
+        control: "disturbs-neighbours",
+        run: at_the_same_time,
     },
     Check {
         id: "quota.edge.one-byte-less",
@@ -653,6 +664,50 @@ fn after_exhaustion(ctx: &mut Context) -> Result<(), Failure> {
         }
         Ok(())
     })?;
+    ctx.recovery()
+}
+
+/// Guests at their limits must not hurt one that is in the middle of its call, nor one on another thread.
+fn at_the_same_time(ctx: &mut Context) -> Result<(), Failure> {
+    let policy = ctx.generous();
+    let mut neighbour = ctx.baseline(|ctx| ctx.instance("stdin", &policy, HostFunctions::new()))?;
+    let waits = Arc::new(AtomicBool::new(false));
+    let theirs = Arc::clone(&waits);
+    let call = Call::new().input(ctx.late_input(LASTS, b"late", move || theirs.store(true, Ordering::SeqCst)));
+    let mut running = neighbour.call(call);
+    ctx.baseline(|ctx| {
+        let in_its_call = ctx.block_on(poll_fn(|context| {
+            let ended = running.as_mut().poll(context).is_ready();
+            let waits = waits.load(Ordering::SeqCst);
+            if ended || waits { Poll::Ready(waits && !ended) } else { Poll::Pending }
+        }));
+        ctx.expect("the neighbour waits for its input", in_its_call, in_its_call)
+    })?;
+    ctx.enforced(|ctx| {
+        let mut small = with_streams(ctx, 100);
+        small.quota.memory_bytes = Some(4 << 16);
+        let hog = ctx.prepare("write", &small, HostFunctions::new())?;
+        let hungry = ctx.prepare("grow", &small, HostFunctions::new())?;
+        let endless = ctx.prepare("count", &with_deadline(ctx), HostFunctions::new())?;
+        let busy = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().ok()?;
+            runtime.block_on(endless.run(Call::new().input(ROUNDS.to_le_bytes().to_vec()))).ok()
+        });
+        for _ in 0..5 {
+            let flood = ctx.block_on(hog.run(Call::new().input(numbers(&[0, 101, 1]))));
+            let flood = flood.map_err(|error| ctx.failure(error.to_string()))?;
+            ctx.expect_exceeded("a guest that floods", &flood, Resource::Output)?;
+            let grow = ctx.block_on(hungry.run(Call::new().input(numbers(&[8]))));
+            let grow = grow.map_err(|error| ctx.failure(error.to_string()))?;
+            ctx.expect_exceeded("a guest that grows", &grow, Resource::Memory)?;
+        }
+        let endless = busy.join().ok().flatten();
+        let endless = endless.ok_or_else(|| ctx.failure("the guest on another thread did not run"))?;
+        ctx.expect_exceeded("a guest that spins on another thread", &endless, Resource::WallTime)?;
+        let execution = ctx.block_on(running).map_err(|error| ctx.failure(error.to_string()))?;
+        ctx.expect_completed("the neighbour, after them", &execution)
+    })?;
+    drop(neighbour);
     ctx.recovery()
 }
 

@@ -58,6 +58,8 @@ faults! {
     StaleCancel = "stale-cancel",
     /// The host function of a dropped call is kept.
     KeepsDroppedCalls = "keeps-dropped-calls",
+    /// A loop goes on when its call is dropped.
+    SpinsAfterDrop = "spins-after-drop",
     /// An instance goes on after an abnormal end.
     RevivesInstances = "revives-instances",
     /// The error of a host function looks like its result.
@@ -74,6 +76,8 @@ faults! {
     NoCpuTime = "no-cpu-time",
     /// Some calls leave a file open.
     LeaksFiles = "leaks-files",
+    /// What one guest exhausts ends the others that run at that moment.
+    DisturbsNeighbours = "disturbs-neighbours",
     /// Wall time does not stop a loop.
     NoDeadlineRunning = "no-deadline-running",
     /// Wall time does not stop a start function.

@@ -62,6 +62,10 @@ struct Leaks {
     traces: Traces,
     policy: Option<Policy>,
     exhausted: Option<Outcome>,
+    /// Calls that run.
+    running: u64,
+    /// Of these, the ones that somebody else's end is to end.
+    disturbed: u64,
     tokens: Vec<palisade_core::CancelToken>,
 }
 

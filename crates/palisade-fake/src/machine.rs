@@ -106,6 +106,7 @@ impl<'a> Machine<'a> {
             }
             _ => {}
         }
+        self.disturb(&mut outcome);
         self.usage.wall_time = self.begun.elapsed();
         if self.shared.has(Fault::NoCpuTime) {
             self.usage.cpu_time = Duration::ZERO;
@@ -121,10 +122,28 @@ impl<'a> Machine<'a> {
         execution
     }
 
+    /// The call ended; what it exhausted may end others.
+    fn disturb(&self, outcome: &mut Outcome) {
+        let mut leaks = self.shared.leaks();
+        leaks.running = leaks.running.saturating_sub(1);
+        if !self.shared.has(Fault::DisturbsNeighbours) {
+            return;
+        }
+        match outcome {
+            Outcome::QuotaExceeded { .. } => leaks.disturbed = leaks.running,
+            _ if leaks.disturbed > 0 => {
+                leaks.disturbed -= 1;
+                *outcome = Outcome::Crashed { message: "somebody else took it all".to_owned() };
+            }
+            _ => {}
+        }
+    }
+
     /// What happens before the guest's first instruction.
     fn begin(&mut self, verb: &str) -> Result<(), Outcome> {
         let mut leaks = self.shared.leaks();
         leaks.calls += 1;
+        leaks.running += 1;
         if self.shared.has(Fault::LeaksFiles) && leaks.calls.is_multiple_of(100) {
             leaks.files.extend(File::open("/dev/null"));
         }
@@ -307,6 +326,8 @@ impl<'a> Machine<'a> {
     async fn count(&mut self, rounds: u64, doing: Doing) -> Result<(), Outcome> {
         let mut left = rounds;
         let mut earlier = on_cpu();
+        // Dropped with this at `true`: nobody polls on.
+        let mut spinning = Spinning { shared: self.shared, in_the_loop: false };
         while left > 0 {
             let slice = Instant::now();
             let rounds_max = (SLICE.as_nanos() as u64) * ROUNDS_PER_NANO;
@@ -323,7 +344,9 @@ impl<'a> Machine<'a> {
             };
             earlier = now;
             self.check(doing)?;
+            spinning.in_the_loop = true;
             yield_now().await;
+            spinning.in_the_loop = false;
         }
         Ok(())
     }
@@ -540,6 +563,21 @@ impl Drop for Kept<'_> {
     fn drop(&mut self) {
         if self.shared.has(Fault::KeepsDroppedCalls) {
             self.shared.leaks().invocations.extend(self.invocation.take());
+        }
+    }
+}
+
+/// Goes on spinning for a while when a call is dropped in the middle of a loop, when the fault asks for it.
+struct Spinning<'a> {
+    shared: &'a Shared,
+    in_the_loop: bool,
+}
+
+impl Drop for Spinning<'_> {
+    fn drop(&mut self) {
+        if self.in_the_loop && self.shared.has(Fault::SpinsAfterDrop) {
+            let until = Instant::now() + Duration::from_secs(3);
+            std::thread::spawn(move || while Instant::now() < until {});
         }
     }
 }
