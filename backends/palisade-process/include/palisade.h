@@ -16,6 +16,12 @@
  * The library may need the C and C++ standard libraries and no other, has no run path, no relocations in its code and no
  * executable stack. Its constructors run inside the jail, within the first call's quota, before the variable is filled in.
  * It may not end its process: that counts as a trap.
+ *
+ * A program is no plugin of this kind: its input, output and error text are its standard streams. When host functions are
+ * granted to it, it calls them over two descriptors, one call at a time. All numbers are little-endian.
+ *
+ *     to descriptor 8:    'H', u32 length of the rest, u64 length of the name, name, u64 length of the input, input
+ *     from descriptor 7:  'h', u32 length of the rest, u8 status (0 = result, 1 = error text), result
  */
 #ifndef PALISADE_H
 #define PALISADE_H

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use palisade_core::{
@@ -60,6 +60,8 @@ pub(crate) struct Shared {
     /// Where memory can be bounded by control groups.
     pub(crate) memory_groups: Option<Arc<MemoryGroups>>,
     instances: Arc<AtomicU64>,
+    /// Instances that are parked ahead of need.
+    pub(crate) parked: Arc<AtomicUsize>,
 }
 
 /// Counts an instance for as long as it lives.
@@ -172,6 +174,7 @@ impl ProcessSandbox {
             ablated: ablated(),
             memory_groups,
             instances: Arc::default(),
+            parked: Arc::default(),
         };
         // With protections left out on purpose attacks work, and some would stop the test itself.
         let escapes = if shared.ablated == 0 { self_test(&shared)? } else { Vec::new() };
@@ -341,7 +344,7 @@ fn self_test(shared: &Shared) -> Result<Vec<String>> {
     let (request_theirs, _request) = pipe()?;
     let (reply, reply_theirs) = pipe()?;
     let null = null.as_fd();
-    let created = zygote.create([null, null, null, request_theirs.as_fd(), reply_theirs.as_fd()])?;
+    let created = zygote.create([null, null, null, request_theirs.as_fd(), reply_theirs.as_fd(), null, null])?;
     drop(reply_theirs);
     let mut said = Vec::new();
     let watchdog = std::time::Instant::now();

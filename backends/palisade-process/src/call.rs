@@ -36,6 +36,8 @@ const PIECE_BYTES_MAX: usize = (1 << 20) + 64;
 const NAME_BYTES_MAX: usize = 4096;
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
+/// Input that is sent together with its call: copying it costs less than another system call.
+const AT_ONCE_BYTES: usize = 2048;
 /// How long a call may block its thread before it leaves waiting to others.
 const HURRY: Duration = Duration::from_micros(100);
 /// Shortest time between two looks at a guest's CPU clock.
@@ -304,15 +306,21 @@ impl<'a> Running<'a> {
             _ => &mut self.process.stderr,
         };
         let Some(source) = pipe else { return Ok(()) };
-        let mut buffer = [0; CHUNK];
+        let buffer = &mut self.process.buffer;
+        buffer.reserve_exact(CHUNK);
         loop {
             let room = self.streams.room(stream).min(CHUNK);
-            match rustix::io::read(&*source, &mut buffer[..room]) {
-                Ok(0) => {
+            buffer.clear();
+            let (read, _) = match rustix::io::read(&*source, &mut buffer.spare_capacity_mut()[..room]) {
+                Ok((read, rest)) => (Ok(&*read), rest),
+                Err(error) => (Err(error), &mut [][..]),
+            };
+            match read {
+                Ok([]) => {
                     *pipe = None;
                     return Ok(());
                 }
-                Ok(len) => self.streams.write(stream, &buffer[..len]).map_err(Stop::Exceeded)?,
+                Ok(bytes) => self.streams.write(stream, bytes).map_err(Stop::Exceeded)?,
                 Err(rustix::io::Errno::AGAIN) => match source.poll(context.as_deref_mut(), false) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Err(Stop::Crashed(format!("a pipe cannot be watched: {error}"))),
@@ -332,7 +340,6 @@ impl<'a> Running<'a> {
 
     /// Reads frames and acts on them.
     fn read_worker(&mut self, mut context: Option<&mut Context<'_>>) -> Result<(), Stop> {
-        let mut buffer = [0; CHUNK];
         loop {
             while let Some((kind, message)) = self.take_frame()? {
                 self.on_frame(kind, message)?;
@@ -342,20 +349,26 @@ impl<'a> Running<'a> {
                 return Ok(());
             }
             let Some(source) = &mut self.process.reply else { return Ok(()) };
-            match rustix::io::read(&*source, &mut buffer) {
+            self.from_worker.reserve(CHUNK);
+            match rustix::io::read(&*source, rustix::buffer::spare_capacity(&mut self.from_worker)) {
                 Ok(0) => {
                     self.process.reply = None;
                     return match (self.is_library(), self.phase) {
-                        // Closed by being executed.
+                        // Closed by being executed. From now on it is the program that speaks, if it may.
                         (false, _) => {
                             self.phase = Phase::Running;
+                            if let Some((answers, calls)) = self.process.host.take() {
+                                (self.process.request, self.process.reply) = (answers, Some(calls));
+                                self.process.speaks = true;
+                                continue;
+                            }
                             Ok(())
                         }
                         // It is ending, or closed its pipe to be left alone; the kernel will tell which.
                         (true, _) => Ok(()),
                     };
                 }
-                Ok(len) => self.from_worker.extend(&buffer[..len]),
+                Ok(_) => {}
                 Err(rustix::io::Errno::AGAIN) => match source.poll(context.as_deref_mut(), false) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Err(Stop::Crashed(format!("a pipe cannot be watched: {error}"))),
@@ -406,8 +419,9 @@ impl<'a> Running<'a> {
         }
         if !self.is_library() {
             return match kind {
-                wire::SETUP_FAILED => Err(Stop::Refused(setup_failed(&message))),
-                _ => Err(Stop::Forged("the program speaks on a pipe it does not have")),
+                wire::HOST_CALL if self.process.speaks => self.host_call(&message),
+                wire::SETUP_FAILED if !self.process.speaks => Err(Stop::Refused(setup_failed(&message))),
+                _ => Err(Stop::Forged("the program does not keep to the form of host calls")),
             };
         }
         let forged = Stop::Forged("the plugin says what nobody asked for");
@@ -551,8 +565,14 @@ impl<'a> Running<'a> {
                 message.text(&self.entry).number(input.len() as u64);
                 let len = u32::try_from(message.0.len() + input.len()).unwrap_or(u32::MAX);
                 self.input_bytes = input.len() as u64;
-                self.to_worker.push_back([&wire::frame_header(wire::CALL, len), &message.0[..]].concat().into());
-                self.to_worker.push_back(std::mem::take(input).into());
+                let mut frame = [&wire::frame_header(wire::CALL, len), &message.0[..]].concat();
+                let input = std::mem::take(input);
+                if input.len() <= AT_ONCE_BYTES {
+                    frame.extend(input);
+                    self.to_worker.push_back(frame.into());
+                } else {
+                    self.to_worker.extend([frame.into(), input.into()]);
+                }
                 self.call_sent = true;
                 self.phase = Phase::Running;
             }
@@ -602,7 +622,7 @@ impl<'a> Running<'a> {
                 outcome = Outcome::QuotaExceeded { resource, limit, used, phase: Phase::Running };
             }
         }
-        let peak = self.process.resident_peak_bytes();
+        let peak = self.process.memory_peak_bytes();
         self.execution(outcome, wall_time, cpu_time, peak)
     }
 
@@ -672,7 +692,10 @@ impl<'a> Running<'a> {
             },
             _ => outcome,
         };
-        let peak = self.process.group.as_ref().map_or(ended.resident_peak_bytes, MemoryGroup::peak_bytes);
+        let peak = match &self.process.group {
+            Some(_) => self.process.memory_peak_bytes(),
+            None => ended.resident_peak_bytes,
+        };
         Ok(self.execution(outcome, wall_time, cpu_time, peak))
     }
 

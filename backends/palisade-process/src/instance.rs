@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,16 +36,22 @@ pub(crate) struct Process {
     pub(crate) request: Watched,
     /// From the worker, and once guest code runs from the guest.
     pub(crate) reply: Option<Watched>,
+    /// To and from a program that may call host functions, until it runs and they take the place of the worker's.
+    pub(crate) host: Option<(Watched, Watched)>,
     /// The group that bounds its memory.
     pub(crate) group: Option<MemoryGroup>,
-    /// What the kernel says about it, opened when it is first looked at.
-    status: Option<File>,
+    /// What the kernel says about its memory, opened when it is first looked at.
+    memory: Option<File>,
+    /// For what is read from the pipes.
+    pub(crate) buffer: Vec<u8>,
     /// CPU time of its earlier calls.
     pub(crate) cpu_time: Duration,
     /// A shared library is loaded in it.
     pub(crate) loaded: bool,
     /// It reported that it is locked in.
     pub(crate) parked: bool,
+    /// It is a program that runs, and makes host calls.
+    pub(crate) speaks: bool,
 }
 
 impl fmt::Debug for Process {
@@ -63,28 +70,35 @@ impl Process {
         let (request_theirs, request) = pipe()?;
         let (reply, reply_theirs) = pipe()?;
         let (stderr, stderr_theirs) = pipe()?;
-        let created;
-        let (mut stdin, mut stdout) = (None, None);
-        if matches!(prepared.kind, Kind::Library) {
+        let null = || prepared.null.as_fd();
+        let (mut stdin, mut stdout, mut host) = (None, None, None);
+        let created = if matches!(prepared.kind, Kind::Library) {
             let _ = (fcntl_setpipe_size(&request, PIPE_BYTES), fcntl_setpipe_size(&reply, PIPE_BYTES));
-            let null = prepared.null.as_fd();
-            let fds =
-                [null, stderr_theirs.as_fd(), stderr_theirs.as_fd(), request_theirs.as_fd(), reply_theirs.as_fd()];
-            created = prepared.create(fds)?;
+            let errors = stderr_theirs.as_fd();
+            prepared.create([null(), errors, errors, request_theirs.as_fd(), reply_theirs.as_fd(), null(), null()])?
         } else {
             let (stdin_theirs, ours) = pipe()?;
             stdin = Some(ours);
             let (ours, stdout_theirs) = pipe()?;
             stdout = Some(ours);
-            let fds = [
+            let theirs = match prepared.policy.grants.host_functions.is_empty() {
+                true => None,
+                false => {
+                    let ((answers_theirs, answers), (calls, calls_theirs)) = (pipe()?, pipe()?);
+                    host = Some((answers, calls));
+                    Some((answers_theirs, calls_theirs))
+                }
+            };
+            prepared.create([
                 stdin_theirs.as_fd(),
                 stdout_theirs.as_fd(),
                 stderr_theirs.as_fd(),
                 request_theirs.as_fd(),
                 reply_theirs.as_fd(),
-            ];
-            created = prepared.create(fds)?;
-        }
+                theirs.as_ref().map_or_else(null, |(answers, _)| answers.as_fd()),
+                theirs.as_ref().map_or_else(null, |(_, calls)| calls.as_fd()),
+            ])?
+        };
         let watched = |fd: OwnedFd| {
             Watched::new(fd).map_err(|error| {
                 Error::new(ErrorKind::Io, "instantiate", "a pipe of the new instance cannot be used").source(error)
@@ -98,11 +112,17 @@ impl Process {
             stderr: Some(watched(stderr)?),
             request: watched(request)?,
             reply: Some(watched(reply)?),
+            host: match host {
+                Some((answers, calls)) => Some((watched(answers)?, watched(calls)?)),
+                None => None,
+            },
             group: None,
-            status: None,
+            memory: None,
+            buffer: Vec::new(),
             cpu_time: Duration::ZERO,
             loaded: false,
             parked: false,
+            speaks: false,
         };
         if let (Some(groups), Some(bytes)) = (&prepared.shared.memory_groups, prepared.policy.quota.memory_bytes) {
             // It is parked and uses nothing yet. Without the group it must not go on.
@@ -116,21 +136,24 @@ impl Process {
 }
 
 impl Process {
-    /// Most memory it had resident at once, while it lives.
-    pub(crate) fn resident_peak_bytes(&mut self) -> u64 {
-        if let Some(group) = &self.group {
-            return group.peak_bytes();
-        }
-        let file = match &mut self.status {
-            Some(file) => file,
-            none => match File::open(format!("/proc/{}/status", self.pid)) {
-                Ok(file) => none.insert(file),
-                Err(_) => return 0,
-            },
+    /// Most memory its group held at once, or that it had resident at once; for the latter it must be alive.
+    pub(crate) fn memory_peak_bytes(&mut self) -> u64 {
+        let file = match (&mut self.memory, &self.group) {
+            (Some(file), _) => file,
+            (none, group) => {
+                let status = || PathBuf::from(format!("/proc/{}/status", self.pid));
+                match File::open(group.as_ref().map_or_else(status, MemoryGroup::peak_file)) {
+                    Ok(file) => none.insert(file),
+                    Err(_) => return 0,
+                }
+            }
         };
         let mut text = [0; 4096];
         let len = rustix::io::pread(&*file, &mut text, 0).unwrap_or(0);
-        let text = String::from_utf8_lossy(&text[..len]);
+        let Ok(text) = std::str::from_utf8(&text[..len]) else { return 0 };
+        if self.group.is_some() {
+            return text.trim().parse().unwrap_or(0);
+        }
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
         kib.unwrap_or(0) << 10
@@ -195,7 +218,7 @@ impl Instance for ProcessInstance {
             let mut process = match self.process.take() {
                 Some(process) => process,
                 // A program ends with its call; the next call starts it anew.
-                None => Process::create(&self.prepared)?,
+                None => self.prepared.process()?,
             };
             let execution = call::run(&self.prepared, &mut process, call).await?;
             self.usable = execution.outcome.leaves_instance_usable();

@@ -5,6 +5,8 @@
 //! *zygote*: a small program carried inside this crate, which builds the jail once and runs no guest code. The zygote
 //! clones *instances*, whose parent is the host: so the kernel itself tells the host how a guest ended and what it used.
 //!
+//! Libraries talk to the host through the table of `include/palisade.h`, which also says how a program makes host calls.
+//!
 //! Nothing is silently weaker. The backend does not open on a machine where a layer is missing, and attacks a jail of its
 //! own before it opens.
 //!
@@ -35,6 +37,7 @@ mod libraries;
 mod memory_group;
 mod module;
 mod outcome;
+mod pool;
 mod seccomp;
 mod streams;
 mod sys;

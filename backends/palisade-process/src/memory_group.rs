@@ -183,12 +183,12 @@ impl MemoryGroup {
         self.kills() > self.kills_before
     }
 
-    /// Most memory the group held at once.
-    pub(crate) fn peak_bytes(&self) -> u64 {
-        match self.groups.version {
-            Version::One => self.number("memory.max_usage_in_bytes", ""),
-            Version::Two => self.number("memory.peak", ""),
-        }
+    /// The file with the most memory the group held at once, in bytes.
+    pub(crate) fn peak_file(&self) -> PathBuf {
+        self.path.join(match self.groups.version {
+            Version::One => "memory.max_usage_in_bytes",
+            Version::Two => "memory.peak",
+        })
     }
 }
 

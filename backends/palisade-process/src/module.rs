@@ -20,8 +20,9 @@ use crate::instance::{Process, ProcessInstance};
 use crate::interpreter::{self, Interpreter};
 use crate::landlock;
 use crate::libraries::{self, Files, Trust};
+use crate::pool::{Pool, fill_later};
 use crate::seccomp::{self, Stage};
-use crate::sys::protocol::{INSTANCE_FDS, Mount, Plan, Program};
+use crate::sys::protocol::{FD_ANSWERS, INSTANCE_FDS, Mount, Plan, Program};
 use crate::zygote::{Created, Zygote, sealed};
 
 /// User and group a guest sees itself as.
@@ -86,6 +87,7 @@ impl Module for ProcessModule {
             plan,
             program,
             null: null.into(),
+            pool: Pool::new(Arc::clone(&self.shared.parked)),
             zygote: Mutex::new(zygote),
         }))
     }
@@ -107,19 +109,13 @@ impl ProcessModule {
             }
             _ => {}
         }
-        if !matches!(self.kind, Kind::Library) {
-            if let Clocks::Coarse { .. } = grants.clocks {
-                return unsupported(
-                    "an executable reads the processor's own clock, which cannot be made coarse",
-                    "grant fine clocks (`--clock fine`), or build a shared library",
-                );
-            }
-            if !grants.host_functions.is_empty() {
-                return unsupported(
-                    "an executable cannot call host functions",
-                    "build a shared library, or remove this grant",
-                );
-            }
+        if !matches!(self.kind, Kind::Library)
+            && let Clocks::Coarse { .. } = grants.clocks
+        {
+            return unsupported(
+                "an executable reads the processor's own clock, which cannot be made coarse",
+                "grant fine clocks (`--clock fine`), or build a shared library",
+            );
         }
         if let Clocks::Coarse { step } = grants.clocks
             && step > KERNEL_TICK_MIN
@@ -215,6 +211,7 @@ impl ProcessModule {
         }
         refuse_overlaps(&mounts)?;
         let is_library = matches!(self.kind, Kind::Library);
+        let host_calls = !is_library && !policy.grants.host_functions.is_empty();
         Ok(Plan {
             become_id: shared.is_root.then_some(OUTER_ID),
             inner_id: INNER_ID,
@@ -223,13 +220,14 @@ impl ProcessModule {
             preload: if is_library { PRELOADED.map(str::to_owned).to_vec() } else { Vec::new() },
             program,
             environment: policy.grants.environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-            limits: limits(&policy.quota, policy, shared.memory_groups.is_some()),
+            limits: limits(&policy.quota, policy, shared.memory_groups.is_some(), host_calls),
             landlock: landlock::handled(shared.landlock_abi),
             landlock_rules: rules,
             filter: seccomp::filter(if is_library { Stage::LibraryLoading } else { Stage::Executable }, policy),
             filter_locked: if is_library { seccomp::filter(Stage::LibraryLocked, policy) } else { Vec::new() },
             trap_tsc: matches!(policy.grants.clocks, Clocks::Coarse { .. }),
             own_user_namespace: tasks(policy).is_some(),
+            host_calls,
             ablated: shared.ablated,
         })
     }
@@ -329,7 +327,7 @@ fn tasks(policy: &Policy) -> Option<u64> {
 }
 
 /// Resource limits of an instance.
-fn limits(quota: &Quota, policy: &Policy, memory_groups: bool) -> Vec<(u32, u64)> {
+fn limits(quota: &Quota, policy: &Policy, memory_groups: bool, host_calls: bool) -> Vec<(u32, u64)> {
     let seconds = |time: Duration| time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
     // A backstop for when the host cannot look: the host is stopped or dead.
     let cpu = match (quota.cpu_time, quota.wall_time) {
@@ -358,7 +356,9 @@ fn limits(quota: &Quota, policy: &Policy, memory_groups: bool) -> Vec<(u32, u64)
         limits.push((libc::RLIMIT_NPROC, tasks.saturating_add(1)));
     }
     if let Some(files) = quota.open_files {
-        limits.push((libc::RLIMIT_NOFILE, files.saturating_add(3)));
+        // The kernel bounds the numbers of descriptors, and those of host calls lie among them.
+        let own = 3 + if host_calls && files > u64::from(FD_ANSWERS.unsigned_abs()) - 3 { 2 } else { 0 };
+        limits.push((libc::RLIMIT_NOFILE, files.saturating_add(own)));
     }
     limits
 }
@@ -375,6 +375,8 @@ pub(crate) struct ProcessPrepared {
     entries: BTreeSet<String>,
     plan: Plan,
     program: OwnedFd,
+    /// Before the zygote, so that its processes end first.
+    pub(crate) pool: Pool,
     zygote: Mutex<Arc<Zygote>>,
 }
 
@@ -401,6 +403,15 @@ impl ProcessPrepared {
             }
             result => result,
         }
+    }
+
+    /// A process for one instance: one that was made ahead, if there is one.
+    pub(crate) fn process(&self) -> Result<Process> {
+        let parked = self.pool.take();
+        if self.pool.used_before() {
+            fill_later(self.this.clone());
+        }
+        parked.map_or_else(|| Process::create(self), Ok)
     }
 
     /// Whether `entry` can be called.
@@ -434,7 +445,7 @@ impl Prepared for ProcessPrepared {
             let Some(this) = self.this.upgrade() else {
                 return Err(Error::new(ErrorKind::Internal, "instantiate", "the prepared module is being dropped"));
             };
-            let process = Process::create(self)?;
+            let process = self.process()?;
             Ok(Box::new(ProcessInstance::new(this, process, slot)) as Box<dyn Instance>)
         })
     }
@@ -513,8 +524,8 @@ mod tests {
         policy
     }
 
-    #[test]
-    fn a_zygote_that_was_killed_is_replaced() {
+    /// `/bin/true`, prepared.
+    fn prepared_program() -> Arc<ProcessPrepared> {
         let sandbox = ProcessSandbox::open(&BackendOptions::new()).unwrap();
         let own = Artifact::new(ArtifactKind::Executable, std::fs::read("/bin/true").unwrap());
         let elf = crate::elf::parse(own.bytes()).unwrap();
@@ -524,7 +535,7 @@ mod tests {
         let plan = module.plan(&fine()).unwrap();
         let program = sealed("test", module.artifact.bytes()).unwrap();
         let zygote = Zygote::start(&plan, Some(&program)).unwrap();
-        let prepared = Arc::new_cyclic(|this| ProcessPrepared {
+        Arc::new_cyclic(|this| ProcessPrepared {
             this: this.clone(),
             shared: Arc::clone(&module.shared),
             kind: module.kind.clone(),
@@ -535,13 +546,38 @@ mod tests {
             entries: [PROGRAM_ENTRY.to_owned()].into(),
             plan: plan.clone(),
             program,
+            pool: Pool::new(Arc::default()),
             zygote: Mutex::new(Arc::new(zygote)),
-        });
+        })
+    }
+
+    #[test]
+    fn an_instance_is_parked_ahead_and_used_once_unless_it_died() {
+        let prepared = prepared_program();
+        assert!(prepared.pool.take().is_none());
+        prepared.pool.fill(&prepared);
+        assert_eq!(prepared.pool.pids().len(), 2);
+        let [stays, dies] = prepared.pool.pids()[..] else { unreachable!() };
+        let pid = rustix::process::Pid::from_raw(dies).unwrap();
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        rustix::event::poll(&mut [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)], None).unwrap();
+        assert_eq!(prepared.pool.take().map(|process| process.pid), Some(stays));
+        assert!(prepared.pool.take().is_none());
+        assert_eq!(block_on(prepared.run(Call::new())).unwrap().outcome, Outcome::Completed);
+    }
+
+    #[test]
+    fn a_zygote_that_was_killed_is_replaced() {
+        let prepared = prepared_program();
         let before = prepared.zygote_pid();
         assert_eq!(block_on(prepared.run(Call::new())).unwrap().outcome, Outcome::Completed);
         let pid = rustix::process::Pid::from_raw(before.cast_signed()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        assert_eq!(block_on(prepared.run(Call::new())).unwrap().outcome, Outcome::Completed);
+        // Some may still be waiting that it made.
+        for _ in 0..5 {
+            assert_eq!(block_on(prepared.run(Call::new())).unwrap().outcome, Outcome::Completed);
+        }
         assert_ne!(prepared.zygote_pid(), before);
     }
 

@@ -36,14 +36,14 @@ fn protections() -> Vec<Protection> {
         Protection::alone("ipc-namespace").behind(&["seccomp"]),
         Protection::alone("network-namespace").behind(&["seccomp", "landlock"]),
         Protection::alone("pid-namespace").behind(&["seccomp", "landlock"]),
-        Protection::alone("cgroup-namespace").own(has_control_groups_of_its_own),
-        Protection::alone("no-new-privileges").own(gets_no_new_privileges),
-        Protection::alone("not-dumpable").own(cannot_be_read),
+        Protection::alone("cgroup-namespace").own(|| of_each(has_control_groups_of_its_own)),
+        Protection::alone("no-new-privileges").own(|| of_each(gets_no_new_privileges)),
+        Protection::alone("not-dumpable").own(|| of_each(cannot_be_read)),
         Protection::alone("parent-death").own(dies_with_its_host),
     ];
     // An ordinary user has no other user to become.
     if rustix::process::geteuid().is_root() {
-        protections.push(Protection::alone("outer-user").own(is_not_root_outside));
+        protections.push(Protection::alone("outer-user").own(|| of_each(is_not_root_outside)));
     }
     protections
 }
@@ -63,17 +63,15 @@ fn main() -> ExitCode {
     ablation(subject, "process", &protections(), cfg!(palisade_ablation))
 }
 
-/// A new instance, locked in and waiting for its first call, and its process as the host sees it.
-fn parked(artifact: &Artifact) -> Result<(Box<dyn Instance>, u32), String> {
+/// A new instance, locked in and waiting for its first call, and its process as the host sees it; also that of another one,
+/// if it was made ahead already.
+fn parked(artifact: &Artifact) -> Result<(Box<dyn Instance>, Vec<u32>), String> {
     let failed = |error: palisade_core::Error| format!("there is no instance: {error}");
     let prepared = prepare(artifact, &fine()).map_err(failed)?;
     let before = children(std::process::id());
     let instance = block_on(prepared.instantiate()).map_err(failed)?;
     let new: Vec<_> = children(std::process::id()).difference(&before).copied().collect();
-    match new[..] {
-        [pid] => Ok((instance, pid)),
-        _ => Err(format!("not one new process, but {new:?}")),
-    }
+    if new.is_empty() { Err("there is no new process".to_owned()) } else { Ok((instance, new)) }
 }
 
 /// The value of a line of the process's status.
@@ -83,8 +81,13 @@ fn status(pid: u32, name: &str) -> Result<String, String> {
     value.map(|value| value.trim().to_owned()).ok_or_else(|| format!("its status has no {name}"))
 }
 
-fn has_control_groups_of_its_own() -> Result<(), String> {
-    let (_instance, pid) = parked(&plugin())?;
+/// What `look` says about the process of a parked instance.
+fn of_each(look: fn(u32) -> Result<(), String>) -> Result<(), String> {
+    let (_instance, processes) = parked(&plugin())?;
+    processes.into_iter().try_for_each(look)
+}
+
+fn has_control_groups_of_its_own(pid: u32) -> Result<(), String> {
     let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/cgroup"));
     match (of(&pid.to_string()), of("self")) {
         (Ok(theirs), Ok(own)) if theirs == own => Err("it sees the control groups of the host".to_owned()),
@@ -95,8 +98,7 @@ fn has_control_groups_of_its_own() -> Result<(), String> {
     }
 }
 
-fn gets_no_new_privileges() -> Result<(), String> {
-    let (_instance, pid) = parked(&plugin())?;
+fn gets_no_new_privileges(pid: u32) -> Result<(), String> {
     match status(pid, "NoNewPrivs")?.as_str() {
         "1" => Ok(()),
         other => Err(format!("NoNewPrivs is {other}")),
@@ -104,15 +106,13 @@ fn gets_no_new_privileges() -> Result<(), String> {
 }
 
 /// What belongs to a process that is not dumpable belongs to root, whoever the process is.
-fn cannot_be_read() -> Result<(), String> {
+fn cannot_be_read(pid: u32) -> Result<(), String> {
     use std::os::unix::fs::MetadataExt;
-    let (_instance, pid) = parked(&plugin())?;
     let owner = std::fs::metadata(format!("/proc/{pid}/mem")).map_err(|error| error.to_string())?.uid();
     if owner == 0 { Ok(()) } else { Err(format!("user {owner} may read its memory")) }
 }
 
-fn is_not_root_outside() -> Result<(), String> {
-    let (_instance, pid) = parked(&plugin())?;
+fn is_not_root_outside(pid: u32) -> Result<(), String> {
     let users = status(pid, "Uid")?;
     if users.split_whitespace().any(|user| user == "0") { Err(format!("its users are {users}")) } else { Ok(()) }
 }
@@ -125,36 +125,39 @@ fn dies_with_its_host() -> Result<(), String> {
         .spawn()
         .map_err(|error| failed(&error))?;
     let mut lines = BufReader::new(host.stdout.take().ok_or("no output")?).lines().map_while(Result::ok);
-    let guest = lines.find_map(|line| line.strip_prefix("the guest runs: ")?.parse().ok());
-    let watched = guest
-        .and_then(Pid::from_raw)
-        .ok_or("the guest does not run".to_owned())
-        .and_then(|guest| pidfd_open(guest, PidfdFlags::empty()).map_err(|error| failed(&error)));
+    let guests = lines.find_map(|line| Some(line.strip_prefix("the guest runs: ")?.to_owned()));
+    let watched = guests.ok_or("the guest does not run".to_owned()).and_then(|guests| {
+        let pids = guests.split(' ').filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+        pids.map(|pid| pidfd_open(pid, PidfdFlags::empty()).map_err(|error| failed(&error)))
+            .collect::<Result<Vec<_>, _>>()
+    });
     let ended = host.kill().and_then(|()| host.wait());
     let watched = watched?;
     ended.map_err(|error| failed(&error))?;
-    let mut ready = [rustix::event::PollFd::new(&watched, rustix::event::PollFlags::IN)];
-    let patience = rustix::event::Timespec { tv_sec: 3, tv_nsec: 0 };
-    match rustix::event::poll(&mut ready, Some(&patience)) {
-        Ok(1) => Ok(()),
-        other => {
-            let killed = pidfd_send_signal(&watched, Signal::KILL);
-            Err(format!("the guest outlived its host ({other:?}, then killed: {killed:?})"))
+    for guest in watched {
+        let mut ready = [rustix::event::PollFd::new(&guest, rustix::event::PollFlags::IN)];
+        let patience = rustix::event::Timespec { tv_sec: 3, tv_nsec: 0 };
+        let polled = rustix::event::poll(&mut ready, Some(&patience));
+        if polled != Ok(1) {
+            let killed = pidfd_send_signal(&guest, Signal::KILL);
+            return Err(format!("a guest outlived its host ({polled:?}, then killed: {killed:?})"));
         }
     }
+    Ok(())
 }
 
 /// What the other process does: runs a guest, and says so once it runs.
 fn be_a_host() {
     #[derive(Debug)]
-    struct Announce(u32);
+    struct Announce(Vec<String>);
     impl OutputSink for Announce {
         fn write(&self, _: OutputStream, _: &[u8]) {
-            println!("\nthe guest runs: {}", self.0);
+            println!("\nthe guest runs: {}", self.0.join(" "));
         }
     }
-    if let Ok((mut instance, pid)) = parked(&guest()) {
-        let call = Call::new().arguments(["say", "sleep"]).sink(Arc::new(Announce(pid)));
+    if let Ok((mut instance, processes)) = parked(&guest()) {
+        let pids = processes.iter().map(ToString::to_string).collect();
+        let call = Call::new().arguments(["say", "sleep"]).sink(Arc::new(Announce(pids)));
         let _ = block_on(instance.call(call));
     }
 }

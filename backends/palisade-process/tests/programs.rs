@@ -336,3 +336,42 @@ fn every_result_says_what_stood_around_the_guest() {
     assert!(enforced.len() >= 12, "{:?}", execution.isolation);
     assert!(enforced.iter().any(|layer| layer.name == "seccomp"));
 }
+
+#[test]
+fn a_program_calls_host_functions_within_its_grant_and_quota() {
+    let functions = || {
+        HostFunctions::new()
+            .add("shout", |call| async move { Ok(call.input.to_ascii_uppercase().into()) })
+            .add("refuse", |_| async { Err("no".into()) })
+            .add("wait", |_| std::future::pending())
+    };
+    let mut policy = fine();
+    policy.quota.wall_time = Some(Duration::from_secs(2));
+    policy.grants.host_functions = ["shout", "refuse", "wait"].map(str::to_owned).into();
+    let module = block_on(sandbox().load(guest())).unwrap();
+    let run = |policy: &Policy, arguments: &[&'static str]| {
+        let prepared = module.prepare(policy.clone(), functions()).unwrap();
+        block_on(prepared.run(Call::new().arguments(arguments.iter().copied()))).unwrap()
+    };
+    let execution = run(&policy, &["host-call", "shout", "question"]);
+    assert_eq!((output(&execution).as_str(), execution.usage.host_calls), ("0 QUESTION", 1));
+    let execution = run(&policy, &["host-call", "refuse", ""]);
+    assert_eq!((&execution.outcome, output(&execution).as_str()), (&Outcome::Completed, "1 no"));
+    assert!(matches!(run(&policy, &["host-call", "other", ""]).outcome, Outcome::Denied { .. }));
+    let outcome = run(&policy, &["host-call", "wait", ""]).outcome;
+    let holds = matches!(outcome, Outcome::QuotaExceeded { resource: Resource::WallTime, phase: Phase::HostCall, .. });
+    assert!(holds, "{outcome:?}");
+    for forged in ["kind", "setup", "long", "lengths"] {
+        let outcome = run(&policy, &["host-call-forged", forged]).outcome;
+        assert!(matches!(outcome, Outcome::Trapped { trap: TrapKind::Other, .. }), "{forged}: {outcome:?}");
+    }
+    // Its two descriptors take none of those it may open.
+    for files in [3, 4, 5, 6, 20] {
+        policy.quota.open_files = Some(files);
+        let counted = output(&run(&policy, &["files", "/dev/null"]));
+        assert_eq!(counted, files.to_string());
+    }
+    policy.quota.host_calls = Some(0);
+    assert_exceeded(&run(&policy, &["host-call", "shout", ""]), Resource::HostCalls);
+    assert_eq!(output(&act(&["host-call", "shout", ""], &fine())), "nobody answers");
+}

@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) trap_tsc: bool,
     /// Give each instance a user namespace of its own, so that its processes are counted apart.
     pub(crate) own_user_namespace: bool,
+    /// The program may call host functions.
+    pub(crate) host_calls: bool,
     /// Protections to leave out, one bit each; only in builds made to show what the suite notices.
     pub(crate) ablated: u32,
 }
@@ -74,8 +76,9 @@ pub(crate) enum Program {
 /// Requests to the zygote.
 pub(crate) const CREATE: u8 = b'C';
 
-/// Descriptors of an instance, in the order in which they come with a request.
-pub(crate) const INSTANCE_FDS: usize = 5;
+/// Descriptors of an instance, in the order in which they come with a request: standard streams, the worker's two pipes,
+/// and those of a program's host calls, or two that are of no use.
+pub(crate) const INSTANCE_FDS: usize = 7;
 /// Descriptor on which an instance hears the host.
 #[cfg_attr(not(palisade_worker), allow(dead_code, reason = "used by the worker"))]
 pub(crate) const FD_REQUEST: i32 = 3;
@@ -84,6 +87,11 @@ pub(crate) const FD_REQUEST: i32 = 3;
 pub(crate) const FD_REPLY: i32 = 4;
 /// Descriptor of the program while it is being executed.
 pub(crate) const FD_PROGRAM: i32 = 5;
+/// Descriptor on which a program hears the answers to its host calls, when it was granted any.
+pub(crate) const FD_ANSWERS: i32 = 7;
+/// Descriptor on which a program makes host calls, when it was granted any.
+#[cfg_attr(not(palisade_worker), allow(dead_code, reason = "used by the worker"))]
+pub(crate) const FD_CALLS: i32 = 8;
 /// Descriptor of the Landlock rules while they are being applied.
 #[cfg_attr(not(palisade_worker), allow(dead_code, reason = "used by the worker"))]
 pub(crate) const FD_RULES: i32 = 6;
@@ -226,7 +234,8 @@ impl Plan {
             w.text(path).number(*rights);
         }
         w.bytes(&self.filter).bytes(&self.filter_locked);
-        w.number(self.trap_tsc.into()).number(self.own_user_namespace.into()).number(self.ablated.into());
+        w.number(self.trap_tsc.into()).number(self.own_user_namespace.into());
+        w.number(self.host_calls.into()).number(self.ablated.into());
         w.0
     }
 
@@ -276,6 +285,7 @@ impl Plan {
         plan.filter_locked = r.bytes()?.to_vec();
         plan.trap_tsc = r.flag()?;
         plan.own_user_namespace = r.flag()?;
+        plan.host_calls = r.flag()?;
         plan.ablated = u32::try_from(r.number()?).ok()?;
         r.0.is_empty().then_some(plan)
     }
@@ -314,6 +324,7 @@ mod tests {
             filter_locked: vec![2; 8],
             trap_tsc: true,
             own_user_namespace: true,
+            host_calls: true,
             ablated: 1,
         }
     }

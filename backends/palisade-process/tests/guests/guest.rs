@@ -31,6 +31,24 @@ fn main() {
         "exit" => std::process::exit(number(2) as i32),
         "arguments" => print!("{}", arguments.join("|")),
         "environment" => std::env::vars().for_each(|(name, value)| println!("{name}={value}")),
+        "host-call" => match host_call(text(2), text(3)) {
+            Some((status, result)) => print!("{status} {}", String::from_utf8_lossy(&result)),
+            None => print!("nobody answers"),
+        },
+        "host-call-forged" => {
+            let frames: &[&[u8]] = match text(2) {
+                "kind" => &[b"R\x0c\0\0\0", &[0; 12]],
+                "setup" => &[b"E\x04\0\0\0", &[2, 0, 0, 0]],
+                "long" => &[b"H\xff\xff\xff\xff"],
+                _ => &[b"H\x08\0\0\0", &[0xff; 8]],
+            };
+            for frame in frames {
+                unsafe { write(8, frame.as_ptr(), frame.len()) };
+            }
+            loop {
+                std::thread::park();
+            }
+        }
         "spin" => loop {
             std::hint::black_box(0);
         },
@@ -161,4 +179,37 @@ fn main() {
             std::process::exit(64);
         }
     }
+}
+
+unsafe extern "C" {
+    fn write(fd: i32, from: *const u8, len: usize) -> isize;
+    fn read(fd: i32, to: *mut u8, len: usize) -> isize;
+}
+
+/// As `palisade.h` describes it: status and result.
+fn host_call(name: &str, input: &str) -> Option<(u8, Vec<u8>)> {
+    let mut message = Vec::new();
+    for part in [name, input] {
+        message.extend((part.len() as u64).to_le_bytes());
+        message.extend(part.as_bytes());
+    }
+    let mut frame = vec![b'H'];
+    frame.extend((message.len() as u32).to_le_bytes());
+    frame.extend(message);
+    if unsafe { write(8, frame.as_ptr(), frame.len()) } != frame.len() as isize {
+        return None;
+    }
+    let exact = |len: usize| {
+        let (mut bytes, mut done) = (vec![0; len], 0);
+        while done < len {
+            match unsafe { read(7, bytes[done..].as_mut_ptr(), len - done) } {
+                n @ 1.. => done += n as usize,
+                _ => return None,
+            }
+        }
+        Some(bytes)
+    };
+    let header = exact(5)?;
+    let answer = exact(u32::from_le_bytes(header[1..].try_into().unwrap()) as usize)?;
+    (header[0] == b'h').then(|| (answer[0], answer[1..].to_vec()))
 }

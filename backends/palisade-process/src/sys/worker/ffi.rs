@@ -338,6 +338,17 @@ pub(crate) fn read_exact(fd: i32, to: &mut [u8]) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Reads what is there, or waits for something to be there. Zero bytes: the other end is closed.
+pub(crate) fn read_once(fd: i32, to: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // SAFETY: pointer and length are of one slice.
+        match check(unsafe { read(fd, to.as_mut_ptr().cast(), to.len()) } as c_long) {
+            Err(error) if error.raw_os_error() == Some(EINTR) => {}
+            read => return read.map(|len| len as usize),
+        }
+    }
+}
+
 /// Writes all of `from`. Async-signal-safe.
 pub(crate) fn write_all(fd: i32, mut from: &[u8]) -> io::Result<()> {
     while !from.is_empty() {

@@ -8,8 +8,8 @@ use super::ffi;
 use super::jail::{Failed, Step, protection};
 use super::library;
 use super::protocol::{
-    FD_PROGRAM, FD_REPLY, FD_REQUEST, FD_RULES, FRAME_HEADER, GO, INSTANCE_FDS, PARKED, Program, Reader, SETUP_FAILED,
-    frame_header,
+    FD_ANSWERS, FD_CALLS, FD_PROGRAM, FD_REPLY, FD_REQUEST, FD_RULES, FRAME_HEADER, GO, INSTANCE_FDS, PARKED, Program,
+    Reader, SETUP_FAILED, frame_header,
 };
 use super::zygote::Ready;
 
@@ -60,7 +60,8 @@ pub(crate) fn hear() -> io::Result<(u8, u32)> {
 
 fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
     let plan = &ready.plan;
-    for (to, from) in fds.iter().enumerate() {
+    let [of_everybody @ .., answers, calls] = fds;
+    for (to, from) in of_everybody.iter().enumerate() {
         ffi::duplicate(*from, to as i32, to >= FD_REQUEST as usize).step("take descriptors")?;
     }
     if let Some(program) = ready.program {
@@ -69,8 +70,13 @@ fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
     if let Some(rules) = ready.rules {
         ffi::duplicate(rules, FD_RULES, true).step("take descriptors")?;
     }
+    if plan.host_calls {
+        ffi::duplicate(*answers, FD_ANSWERS, false).step("take descriptors")?;
+        ffi::duplicate(*calls, FD_CALLS, false).step("take descriptors")?;
+    }
     if plan.on(protection::DESCRIPTORS) {
-        ffi::close_from(FD_RULES + 1).step("close descriptors")?;
+        let first = if plan.host_calls { FD_CALLS + 1 } else { FD_RULES + 1 };
+        ffi::close_from(first).step("close descriptors")?;
     }
     if plan.on(protection::PARENT_DEATH) {
         ffi::set_process_attribute(PR_SET_PDEATHSIG, SIGKILL, 0).step("end with the host")?;

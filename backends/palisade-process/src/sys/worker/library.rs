@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::ffi;
-use super::instance::{hear, say};
+use super::instance::say;
 use super::jail::{Failed, Step};
 use super::protocol::{
-    CALL, ERROR, FD_REQUEST, GO, HOST_CALL, HOST_RESULT, LOAD_FAILED, LOADED, LOG, OUTPUT, Plan, RETURN, Reader,
-    SIGNAL, Writer,
+    CALL, ERROR, FD_REQUEST, FRAME_HEADER, GO, HOST_CALL, HOST_RESULT, LOAD_FAILED, LOADED, LOG, OUTPUT, Plan, RETURN,
+    Reader, SIGNAL, Writer,
 };
 
 /// Version of the table.
@@ -139,10 +139,7 @@ extern "C" fn host_call(name: *const u8, name_len: u64, from: *const u8, len: u6
         let mut message = Writer::default();
         message.bytes(name).bytes(input);
         tell(HOST_CALL, &message.0);
-        let answer = match hear() {
-            Ok((HOST_RESULT, len)) => receive(len),
-            _ => ffi::exit(0),
-        };
+        let (HOST_RESULT, answer) = receive() else { ffi::exit(0) };
         let (status, result) = answer.split_first().map_or((1, &[][..]), |(status, result)| (*status, result));
         state.result = result.to_vec();
         u64::from(status) << 32 | state.result.len() as u64
@@ -154,12 +151,24 @@ extern "C" fn host_result_read(offset: u64, to: *mut u8, len: u64) -> u64 {
     with_state(|state| unsafe { copy(&state.result, offset, to, len) })
 }
 
-fn receive(len: u32) -> Vec<u8> {
-    let mut message = vec![0; len as usize];
-    if ffi::read_exact(FD_REQUEST, &mut message).is_err() {
+/// The next frame, in a single system call when it is short. The host sends the next one only when this one was answered.
+fn receive() -> (u8, Vec<u8>) {
+    let mut short = [0; 4096];
+    let Ok(got @ FRAME_HEADER..) = ffi::read_once(FD_REQUEST, &mut short) else {
+        // The host dropped this instance. (What is written at once, as a header is, also arrives at once.)
+        ffi::exit(0)
+    };
+    let [kind, len @ ..] = [short[0], short[1], short[2], short[3], short[4]];
+    let mut message = vec![0; u32::from_le_bytes(len) as usize];
+    let here = got - FRAME_HEADER;
+    if here > message.len() {
         ffi::exit(0);
     }
-    message
+    message[..here].copy_from_slice(&short[FRAME_HEADER..got]);
+    if here < message.len() && !ffi::read_exact(FD_REQUEST, &mut message[here..]).unwrap_or(false) {
+        ffi::exit(0);
+    }
+    (kind, message)
 }
 
 /// Handles a signal the guest caused. Async-signal-safe.
@@ -196,8 +205,8 @@ const STACK_SPAN: usize = 256 << 10;
 pub(crate) fn serve(plan: &Plan, environment: &[CString], path: &str) -> Failed {
     match prepare(plan, environment, path) {
         Ok(library) => loop {
-            match hear() {
-                Ok((CALL, len)) => call(library, &receive(len)),
+            match receive() {
+                (CALL, message) => call(library, &message),
                 _ => ffi::exit(0),
             }
         },
@@ -218,8 +227,8 @@ fn prepare(plan: &Plan, environment: &[CString], path: &str) -> Result<ffi::Libr
     for signal in SIGNALS {
         ffi::handle_signal(signal, on_signal).step("signals")?;
     }
-    match hear() {
-        Ok((GO, 0)) => {}
+    match receive() {
+        (GO, _) => {}
         _ => return Err(io::Error::from_raw_os_error(ffi::EINVAL)).step("wait for the host"),
     }
     let library = match ffi::load_library(path) {
