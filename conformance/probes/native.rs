@@ -433,6 +433,22 @@ fn main() {
             }
             print!("{}", open.len());
         }
+        "fill" => {
+            // Whole pages and then what still fits; no longer than a broken backend's host can bear.
+            const BYTES_MAX: usize = 16 << 20;
+            let mut written = 0;
+            if let Ok(mut file) = std::fs::File::create(text(2)) {
+                for piece in [&[1; 1 << 16][..], &[1]] {
+                    while let Ok(len @ 1..) = file.write(piece) {
+                        written += len;
+                        if written >= BYTES_MAX {
+                            break;
+                        }
+                    }
+                }
+            }
+            print!("{written}");
+        }
         "close-streams" => {
             for fd in 0..64u64 {
                 #[cfg(target_arch = "x86_64")]

@@ -227,6 +227,8 @@ fn demand(context: &Context, need: Need, modest: &Policy) -> Option<(Policy, Wan
                 GrantKind::HostFunctions => drop(grants.host_functions.insert("x".into())),
                 GrantKind::Network => grants.network = true,
                 GrantKind::ChildProcesses => grants.child_processes = true,
+                GrantKind::Interpreter => grants.interpreter = Some("python3".into()),
+                GrantKind::Scratch => grants.scratch = Some("/x".into()),
                 _ => return None,
             }
         }

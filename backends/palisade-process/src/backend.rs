@@ -133,6 +133,7 @@ impl Shared {
                     Kind::Executable(_) | Kind::Script => "one filter",
                 },
             ),
+            asked("scratch directory", policy.grants.scratch.is_some(), "a file system in memory, of the size granted"),
             on("end with the host", "the kernel kills the guest when the host dies"),
             asked("time stamp counter trapped", matches!(policy.grants.clocks, Clocks::Coarse { .. }), ""),
         ];
@@ -291,6 +292,7 @@ fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
             GrantKind::ClocksFine,
             GrantKind::HostFunctions,
             GrantKind::Interpreter,
+            GrantKind::Scratch,
         ]
         .into_iter()
         .chain(memory_groups.then_some(GrantKind::ChildProcesses))
@@ -309,7 +311,8 @@ fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
         .flatten()
         .chain([
             "an executable reads the processor's own clock; it runs only where fine clocks are granted",
-            "bytes written into a granted directory cannot be bounded; read-write grants need `disk_bytes` lifted",
+            "bytes written into a directory of the host cannot be bounded; read-write grants need `disk_bytes` lifted",
+            "a scratch directory is bounded in whole pages, and what is in it counts as memory where control groups count",
             "the guest is process 1 of its namespace: signals it sends to itself without handling them are ignored",
             "caches and timing of the processor are shared with neighbours",
         ])

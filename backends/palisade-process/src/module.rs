@@ -152,13 +152,16 @@ impl ProcessModule {
         if writable && policy.quota.disk_bytes.is_some() {
             return unsupported(
                 "how much a process writes into a directory of the host cannot be bounded on this machine",
-                "lift the bound (`--disk unlimited`), grant the directory read-only, or choose a Wasm backend",
+                "grant a scratch directory instead, lift the bound (`--disk unlimited`), or choose a Wasm backend",
             );
         }
-        if writable && self.shared.landlock_abi < landlock::ABI_WRITABLE {
+        if grants.scratch.is_some() && policy.quota.disk_bytes.is_none() {
+            return unsupported("a scratch directory lies in memory and needs a bound", "set `disk_bytes`");
+        }
+        if (writable || grants.scratch.is_some()) && self.shared.landlock_abi < landlock::ABI_WRITABLE {
             return unsupported(
-                "this kernel's Landlock does not cover truncating files, which a read-write grant needs",
-                "grant the directory read-only, or use Linux 6.2 or later",
+                "this kernel's Landlock does not cover truncating files, which a writable directory needs",
+                "use Linux 6.2 or later",
             );
         }
         Ok(())
@@ -208,6 +211,11 @@ impl ProcessModule {
             let writable = grant.access == Access::ReadWrite;
             mounts.push(directory(&grant.host, guest.clone(), writable, false, shared.is_root)?);
             rules.push((guest, landlock::directory(writable, false, shared.landlock_abi)));
+        }
+        if let Some(scratch) = &policy.grants.scratch {
+            let target = guest_path(scratch)?;
+            rules.push((target.clone(), landlock::directory(true, false, shared.landlock_abi)));
+            mounts.push(Mount::Scratch { target, bytes: policy.quota.disk_bytes.unwrap_or(0) });
         }
         refuse_overlaps(&mounts)?;
         let is_library = matches!(self.kind, Kind::Library);
@@ -298,9 +306,10 @@ fn directory(host: &Path, guest: String, writable: bool, executable: bool, owner
 fn refuse_overlaps(mounts: &[Mount]) -> Result<()> {
     let target = |mount: &Mount| match mount {
         Mount::File { target, .. } | Mount::Directory { target, .. } | Mount::Program { target } => target.clone(),
+        Mount::Scratch { target, .. } => target.clone(),
         Mount::Link { path, .. } => path.clone(),
     };
-    for outer in mounts.iter().filter(|mount| matches!(mount, Mount::Directory { .. })) {
+    for outer in mounts.iter().filter(|mount| matches!(mount, Mount::Directory { .. } | Mount::Scratch { .. })) {
         let outer_target = target(outer);
         for inner in mounts.iter().filter(|inner| *inner != outer) {
             let inner_target = target(inner);
@@ -335,7 +344,9 @@ fn limits(quota: &Quota, policy: &Policy, memory_groups: bool, host_calls: bool)
         (None, Some(wall)) if quota.threads == Some(0) => seconds(wall).saturating_add(2),
         _ => u64::MAX,
     };
-    let writable = policy.grants.directories.iter().any(|directory| directory.access == Access::ReadWrite);
+    // Writable directories of the host are granted without a bound only, and a scratch directory has its size.
+    let writable = policy.grants.directories.iter().any(|directory| directory.access == Access::ReadWrite)
+        || policy.grants.scratch.is_some();
     // A control group counts what is used, not what is reserved.
     let address_space = quota.memory_bytes.filter(|_| !memory_groups).unwrap_or(u64::MAX);
     let mut limits = vec![
@@ -343,7 +354,7 @@ fn limits(quota: &Quota, policy: &Policy, memory_groups: bool, host_calls: bool)
         (libc::RLIMIT_AS, address_space),
         (libc::RLIMIT_DATA, address_space),
         (libc::RLIMIT_STACK, quota.stack_bytes.unwrap_or(8 << 20)),
-        (libc::RLIMIT_FSIZE, if writable { quota.disk_bytes.unwrap_or(u64::MAX) } else { 0 }),
+        (libc::RLIMIT_FSIZE, if writable { u64::MAX } else { 0 }),
         // One byte: with zero, a kernel set up to pipe core dumps to a program would still do so.
         (libc::RLIMIT_CORE, 1),
         (libc::RLIMIT_MEMLOCK, 0),

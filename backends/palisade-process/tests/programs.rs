@@ -375,3 +375,32 @@ fn a_program_calls_host_functions_within_its_grant_and_quota() {
     assert_exceeded(&run(&policy, &["host-call", "shout", ""]), Resource::HostCalls);
     assert_eq!(output(&act(&["host-call", "shout", ""], &fine())), "nobody answers");
 }
+
+#[test]
+fn a_scratch_directory_is_the_instances_own_and_has_its_size() {
+    let mut policy = fine();
+    policy.grants.scratch = Some("/tmp/own".to_owned());
+    policy.quota.disk_bytes = Some(64 << 10);
+    // Also where it has a user namespace of its own besides.
+    for threads in [Some(0), Some(2)] {
+        policy.quota.threads = threads;
+        assert_eq!(output(&act(&["put", "/tmp/own/file", "text"], &policy)), "written");
+        assert_eq!(output(&act(&["list", "/tmp/own"], &policy)), "", "the next one sees nothing of it");
+        assert!(output(&act(&["put", "/tmp/file", "text"], &policy)).starts_with("refused"));
+        assert!(output(&act(&["put", "/tmp/own/../file", "text"], &policy)).starts_with("refused"));
+        let large = "x".repeat((64 << 10) + 1);
+        let said = output(&act(&["put", "/tmp/own/file", &large], &policy));
+        assert!(said.starts_with("refused") && said.contains("space"), "{said}");
+        assert_eq!(output(&act(&["put", "/tmp/own/file", &large[1..]], &policy)), "written");
+    }
+    // What cannot be bounded, or would hide something, is refused.
+    let refused = |policy: &Policy| prepare(&guest(), policy).unwrap_err().kind();
+    let mut other = policy.clone();
+    other.quota.disk_bytes = None;
+    assert_eq!(refused(&other), ErrorKind::Unsupported);
+    for path in ["/", "/plugin", "/lib", "/a/../.."] {
+        other = policy.clone();
+        other.grants.scratch = Some(path.to_owned());
+        assert_eq!(refused(&other), ErrorKind::InvalidPolicy, "{path}");
+    }
+}

@@ -754,6 +754,8 @@ fn asking(ctx: &Context, kind: GrantKind) -> Policy {
         GrantKind::RandomnessSeeded => grants.randomness = Randomness::Seeded(1),
         GrantKind::HostFunctions => drop(grants.host_functions.insert("f".into())),
         GrantKind::Network => grants.network = true,
+        GrantKind::Interpreter => grants.interpreter = Some("python3".into()),
+        GrantKind::Scratch => (grants.scratch, policy.quota.disk_bytes) = (Some("/s".into()), Some(1 << 20)),
         _ => grants.child_processes = true,
     }
     policy

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use palisade_core::{
-    Call, CancelToken, DirectoryGrant, ErrorKind, Execution, GrantKind, LayerStatus, Outcome, Policy, Resource,
-    TrapKind,
+    Call, CancelToken, DirectoryGrant, ErrorKind, Execution, GrantKind, LayerStatus, Outcome, Policy, PreparedExt,
+    Resource, TrapKind,
 };
 
 use super::must;
@@ -95,6 +95,12 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         "floods",
     ),
     must(
+        "process.scratch.own",
+        "A scratch directory MUST be empty at first, seen by its own instance only, and hold what the quota allows and no \
+         more.",
+        "a full disk, or traces of another tenant",
+    ),
+    must(
         "process.usage.truthful",
         "CPU time and peak memory MUST be those the kernel counted.",
         "usage that cannot be billed",
@@ -126,6 +132,7 @@ const NETWORK: &[&str] = &["process.network.network-isolation"];
 const TIMES: &[&str] = &["process.quota.times"];
 const MEMORY: &[&str] = &["process.quota.memory"];
 const COUNTS: &[&str] = &["process.quota.counts"];
+const SCRATCH: &[&str] = &["process.scratch.own"];
 const USAGE: &[&str] = &["process.usage.truthful"];
 const CLEANUP: &[&str] = &["process.cleanup.resource-cleanup-on-termination"];
 const LAYERS: &[&str] = &["process.report.layers"];
@@ -352,6 +359,20 @@ pub(super) const CHECKS: &[Check] = &[
         written(context, "write-error", Resource::Log)
     }),
     check!("process.quota.open-files", COUNTS, "native-ignores-open-files", open_files),
+    Check {
+        id: "process.quota.disk-bytes",
+        requires: SCRATCH,
+        needs: &[Need::Grant(GrantKind::Scratch), Need::Quota(Resource::Disk)],
+        control: "native-ignores-disk",
+        run: disk_bytes,
+    },
+    Check {
+        id: "process.agents.scratch",
+        requires: SCRATCH,
+        needs: &[Need::Grant(GrantKind::Scratch), Need::Quota(Resource::Disk)],
+        control: "native-shares-scratch",
+        run: scratch_is_own,
+    },
     check!("process.usage.cpu-time", USAGE, "native-no-cpu-time", usage_cpu),
     check!("process.usage.memory-peak", USAGE, "native-understates-memory", usage_memory),
     check!("process.cleanup.cancel", CLEANUP, "native-ignores-cancel", cancel),
@@ -747,6 +768,49 @@ fn open_files(context: &mut Context) -> Result<(), Failure> {
         }
         Ok(())
     })?;
+    context.recovery()
+}
+
+fn with_scratch(context: &Context, disk_bytes: u64) -> Policy {
+    let mut policy = context.native_policy();
+    policy.grants.scratch = Some("/scratch".to_owned());
+    policy.quota.disk_bytes = Some(disk_bytes);
+    policy
+}
+
+fn disk_bytes(context: &mut Context) -> Result<(), Failure> {
+    let fill = |context: &mut Context, disk_bytes: u64| {
+        let policy = with_scratch(context, disk_bytes);
+        let execution = context.native(&["fill", "/scratch/file"], &policy)?;
+        context.expect_completed("filling the scratch directory", &execution)?;
+        let said = String::from_utf8_lossy(&execution.output).into_owned();
+        context.expect("bytes that fit", &said, said == disk_bytes.to_string())
+    };
+    context.baseline(|context| fill(context, 4 << 20))?;
+    context.enforced(|context| {
+        fill(context, 1 << 20)?;
+        fill(context, 4096)?;
+        fill(context, 0)
+    })?;
+    context.recovery()
+}
+
+fn scratch_is_own(context: &mut Context) -> Result<(), Failure> {
+    let policy = with_scratch(context, 1 << 20);
+    let prepared = context.baseline(|context| {
+        let prepared = context.prepare_native(&policy)?;
+        let write = Call::new().arguments(["attack", "write-file", "/scratch/file"]);
+        let execution = context.block_on(prepared.run(write)).map_err(|error| context.failure(error.to_string()))?;
+        let said = String::from_utf8_lossy(&execution.output).into_owned();
+        context.expect("writing into its own", &said, said.starts_with("worked"))?;
+        Ok(prepared)
+    })?;
+    context.enforced(|context| {
+        let read = Call::new().arguments(["attack", "read-file", "/scratch/file"]);
+        let execution = context.block_on(prepared.run(read)).map_err(|error| context.failure(error.to_string()))?;
+        expect_stopped(context, &execution)
+    })?;
+    drop(prepared);
     context.recovery()
 }
 

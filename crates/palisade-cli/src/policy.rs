@@ -52,6 +52,10 @@ pub(crate) struct PolicyOptions {
     /// Let the guest use a directory: HOST::GUEST, read-only unless `:rw` follows
     #[arg(long, value_name = "HOST::GUEST[:ro|rw]", help_heading = "Grants")]
     dir: Vec<String>,
+    /// Give the guest a writable directory of its own at this path, empty at first and gone afterwards, with room for
+    /// what --disk allows; native programs only
+    #[arg(long, value_name = "PATH", help_heading = "Grants")]
+    scratch: Option<String>,
     /// Set an environment variable
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Grants")]
     env: Vec<String>,
@@ -102,6 +106,8 @@ impl PolicyOptions {
             || !self.env.is_empty()
             || self.fine_clocks
             || self.interpreter.is_some()
+            || self.scratch.is_some()
+            || self.processes.is_some()
             || self.seed.is_some();
         self.policy.is_some() || has_limits || has_grants
     }
@@ -150,6 +156,9 @@ impl PolicyOptions {
         }
         if self.processes.is_some() {
             grants.child_processes = true;
+        }
+        if let Some(scratch) = &self.scratch {
+            grants.scratch = Some(scratch.clone());
         }
         if let Some(interpreter) = &self.interpreter {
             grants.interpreter = Some(interpreter.clone());

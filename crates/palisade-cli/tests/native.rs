@@ -88,3 +88,18 @@ fn inspect_tells_what_a_native_program_needs() {
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert!(ended.text().contains("executable") && ended.text().contains("libc"), "{}", ended.text());
 }
+
+#[test]
+fn a_scratch_directory_is_writable_and_bounded() {
+    let palisade = Palisade::new();
+    palisade.file("use.sh", "echo text > /tmp/a && read line < /tmp/a && echo $line; echo x > /b || exit 9");
+    let ended = run(&palisade, &["use.sh", "--interpreter", "sh", "--scratch", "/tmp", "--input", ""]);
+    assert_eq!((ended.code, ended.text()), (9, "text\n"), "{}", ended.stderr);
+    let none = ["use.sh", "--interpreter", "sh", "--scratch", "/tmp", "--disk", "0", "--input", ""];
+    let ended = run(&palisade, &none);
+    assert_eq!((ended.code, ended.text()), (9, ""), "{}", ended.stderr);
+    palisade.file("plugin.wat", "(module (func (export \"_start\")))");
+    let ended = run(&palisade, &["plugin.wat", "--scratch", "/tmp"]);
+    assert_eq!(ended.code, 126, "{ended:?}");
+    assert!(ended.stderr.contains("cannot grant scratch"), "{}", ended.stderr);
+}

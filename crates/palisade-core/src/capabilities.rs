@@ -76,11 +76,13 @@ pub enum GrantKind {
     ChildProcesses,
     /// An interpreter for scripts.
     Interpreter,
+    /// A writable directory of the guest's own.
+    Scratch,
 }
 
 impl GrantKind {
     /// Every kind.
-    pub const ALL: [GrantKind; 10] = [
+    pub const ALL: [GrantKind; 11] = [
         GrantKind::DirectoriesReadOnly,
         GrantKind::DirectoriesReadWrite,
         GrantKind::Environment,
@@ -91,6 +93,7 @@ impl GrantKind {
         GrantKind::Network,
         GrantKind::ChildProcesses,
         GrantKind::Interpreter,
+        GrantKind::Scratch,
     ];
 
     /// The name, as in JSON.
@@ -106,6 +109,7 @@ impl GrantKind {
             GrantKind::Network => "network",
             GrantKind::ChildProcesses => "child_processes",
             GrantKind::Interpreter => "interpreter",
+            GrantKind::Scratch => "scratch",
         }
     }
 }
@@ -169,6 +173,7 @@ impl Capabilities {
             (GrantKind::Network, grants.network),
             (GrantKind::ChildProcesses, grants.child_processes),
             (GrantKind::Interpreter, grants.interpreter.is_some()),
+            (GrantKind::Scratch, grants.scratch.is_some()),
         ];
         for (kind, asked) in asked {
             if asked && !self.grants.contains(&kind) {
@@ -220,6 +225,7 @@ mod tests {
         policy.grants.network = true;
         policy.grants.child_processes = true;
         policy.grants.interpreter = Some("python3".into());
+        policy.grants.scratch = Some("/tmp".into());
         policy
     }
 

@@ -262,6 +262,10 @@ pub enum Unit {
 pub struct Grants {
     /// Directories of the host, each shown to the guest under a name of its own.
     pub directories: Vec<DirectoryGrant>,
+    /// Where the guest sees a directory of its own, for example `/tmp`: empty at first, writable, and gone with the instance.
+    /// How much fits into it is bounded by [`Quota::disk_bytes`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<String>,
     /// Environment variables. Nothing of the host's own environment is ever passed on.
     pub environment: BTreeMap<String, String>,
     /// What clocks show.
@@ -393,6 +397,15 @@ impl Policy {
             return invalid("grants", format!("a list of {longest} grants is longer than {GRANTS_MAX}"));
         }
         let mut guests = BTreeSet::new();
+        if let Some(scratch) = &grants.scratch {
+            if bad_text(scratch) {
+                return invalid(
+                    "grants.scratch",
+                    "the scratch directory's name is empty, too long or has a NUL byte".into(),
+                );
+            }
+            guests.insert(scratch.as_str());
+        }
         for directory in &grants.directories {
             if directory.host.as_os_str().is_empty() {
                 return invalid("grants.directories", "a granted directory has an empty host path".into());
@@ -496,6 +509,11 @@ mod tests {
         refused(&|g| drop(g.environment.insert("A".into(), "\0".into())));
         refused(&|g| g.host_functions = [String::new()].into());
         refused(&|g| g.interpreter = Some(String::new()));
+        refused(&|g| g.scratch = Some(String::new()));
+        refused(&|g| {
+            g.scratch = Some("/x".into());
+            g.directories = vec![DirectoryGrant::read_only("/", "/x")];
+        });
         refused(&|g| g.clocks = Clocks::Coarse { step: Duration::ZERO });
         refused(&|g| g.environment = (0..2000).map(|n| (n.to_string(), String::new())).collect());
     }

@@ -324,6 +324,10 @@ faults! {
     NativeIgnoresLog = "native-ignores-log",
     /// Native programs open one file too many.
     NativeIgnoresOpenFiles = "native-ignores-open-files",
+    /// Scratch directories of native programs have no end.
+    NativeIgnoresDisk = "native-ignores-disk",
+    /// All native programs see one scratch directory.
+    NativeSharesScratch = "native-shares-scratch",
     /// CPU time of native programs is not measured.
     NativeNoCpuTime = "native-no-cpu-time",
     /// Half of the peak memory of native programs is reported.

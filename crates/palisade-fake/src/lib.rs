@@ -62,6 +62,8 @@ struct Leaks {
     traces: Traces,
     policy: Option<Policy>,
     exhausted: Option<Outcome>,
+    /// What somebody wrote into a scratch directory.
+    scratch: Option<String>,
     /// Calls that run.
     running: u64,
     /// Of these, the ones that somebody else's end is to end.

@@ -124,6 +124,10 @@ impl<'a> Program<'a> {
                 let limit = self.policy.quota.open_files.unwrap_or(1000);
                 self.say(limit + u64::from(self.has(Fault::NativeIgnoresOpenFiles)))
             }
+            "fill" => {
+                let limit = self.policy.quota.disk_bytes.unwrap_or(0);
+                self.say(if self.has(Fault::NativeIgnoresDisk) { 16 << 20 } else { limit })
+            }
             _ => Err(Outcome::from_exit_code(64)),
         }
     }
@@ -131,6 +135,19 @@ impl<'a> Program<'a> {
     fn attack(&mut self) -> Result<(), Outcome> {
         let argument = |index: usize| self.arguments.get(index).cloned().unwrap_or_default();
         let (name, target) = (argument(1), argument(2));
+        if self.policy.grants.scratch.as_ref().is_some_and(|scratch| target.starts_with(scratch.as_str())) {
+            let mut leaks = self.shared.leaks();
+            let said = match (name.as_str(), &leaks.scratch) {
+                ("write-file", _) => {
+                    leaks.scratch = Some("written".to_owned());
+                    "worked written".to_owned()
+                }
+                (_, Some(written)) if self.has(Fault::NativeSharesScratch) => format!("worked {written}"),
+                _ => "refused".to_owned(),
+            };
+            drop(leaks);
+            return self.say(said);
+        }
         let granted = self.policy.grants.directories.iter().find_map(|directory| {
             Some(directory.host.join(target.strip_prefix(&directory.guest)?.trim_start_matches('/')))
         });

@@ -36,7 +36,8 @@ fn groups(stage: Stage, policy: &Policy) -> Vec<&'static Group> {
         Clocks::Coarse { .. } => &policy::CLOCKS_COARSE,
     };
     let mut groups = vec![&policy::COMPUTE, clocks];
-    let files = stage != Stage::LibraryLocked || !policy.grants.directories.is_empty();
+    let files =
+        stage != Stage::LibraryLocked || !policy.grants.directories.is_empty() || policy.grants.scratch.is_some();
     if files {
         groups.push(&policy::FILES);
     }

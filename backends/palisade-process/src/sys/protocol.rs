@@ -59,6 +59,8 @@ pub(crate) enum Mount {
     Program { target: String },
     /// A symbolic link.
     Link { target: String, path: String },
+    /// The place at which each instance mounts a file system of its own, of so many bytes.
+    Scratch { target: String, bytes: u64 },
 }
 
 /// What an instance runs.
@@ -187,6 +189,12 @@ impl<'a> Reader<'a> {
 }
 
 impl Plan {
+    /// Whether each instance has a file system of its own, and so a mount namespace and Landlock rules of its own.
+    #[cfg_attr(not(palisade_worker), allow(dead_code, reason = "used by the worker"))]
+    pub(crate) fn has_scratch(&self) -> bool {
+        self.mounts.iter().any(|mount| matches!(mount, Mount::Scratch { .. }))
+    }
+
     /// The message for this plan.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut w = Writer::default();
@@ -203,6 +211,9 @@ impl Plan {
                 }
                 Mount::Program { target } => {
                     w.number(2).text(target);
+                }
+                Mount::Scratch { target, bytes } => {
+                    w.number(4).text(target).number(*bytes);
                 }
                 Mount::Link { target, path } => {
                     w.number(3).text(target).text(path);
@@ -263,6 +274,7 @@ impl Plan {
                 },
                 2 => Mount::Program { target: r.text()? },
                 3 => Mount::Link { target: r.text()?, path: r.text()? },
+                4 => Mount::Scratch { target: r.text()?, bytes: r.number()? },
                 _ => return None,
             });
         }
@@ -313,6 +325,7 @@ mod tests {
                 },
                 Mount::Program { target: "/p".into() },
                 Mount::Link { target: "usr/lib".into(), path: "/lib".into() },
+                Mount::Scratch { target: "/tmp".into(), bytes: 4096 },
             ],
             preload: vec!["libm.so.6".into()],
             program: Program::Execute { path: "/p".into(), before: vec!["p".into()] },

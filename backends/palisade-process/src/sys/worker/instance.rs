@@ -5,13 +5,13 @@ use std::io;
 
 use super::attack;
 use super::ffi;
-use super::jail::{Failed, Step, protection};
+use super::jail::{self, Failed, Step, protection};
 use super::library;
 use super::protocol::{
     FD_ANSWERS, FD_CALLS, FD_PROGRAM, FD_REPLY, FD_REQUEST, FD_RULES, FRAME_HEADER, GO, INSTANCE_FDS, PARKED, Program,
     Reader, SETUP_FAILED, frame_header,
 };
-use super::zygote::Ready;
+use super::zygote::{self, Ready};
 
 const PR_SET_PDEATHSIG: i32 = 1;
 const PR_SET_DUMPABLE: i32 = 4;
@@ -67,7 +67,14 @@ fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
     if let Some(program) = ready.program {
         ffi::duplicate(program, FD_PROGRAM, true).step("take descriptors")?;
     }
-    if let Some(rules) = ready.rules {
+    let rules = match ready.rules {
+        None if plan.has_scratch() => {
+            jail::mount_scratch(plan)?;
+            if plan.on(protection::LANDLOCK) { Some(zygote::rules(plan)?) } else { None }
+        }
+        shared => shared,
+    };
+    if let Some(rules) = rules {
         ffi::duplicate(rules, FD_RULES, true).step("take descriptors")?;
     }
     if plan.host_calls {
@@ -97,7 +104,7 @@ fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
     if plan.trap_tsc {
         ffi::set_process_attribute(PR_SET_TSC, PR_TSC_SIGSEGV, 0).step("trap the time stamp counter")?;
     }
-    if ready.rules.is_some() {
+    if rules.is_some() {
         ffi::landlock_restrict(FD_RULES).step("Landlock")?;
         ffi::close_fd(FD_RULES);
     }

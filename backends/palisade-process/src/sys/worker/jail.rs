@@ -178,7 +178,7 @@ fn root(plan: &Plan, program: Option<i32>, owner: Option<u32>) -> Result<(), Fai
             Mount::File { source, .. } | Mount::Directory { source, .. } => {
                 Some(ffi::open_path(source, ffi::O_PATH, 0).step(format!("open {source}"))?)
             }
-            Mount::Program { .. } | Mount::Link { .. } => None,
+            Mount::Program { .. } | Mount::Link { .. } | Mount::Scratch { .. } => None,
         });
     }
     // One inode each for every directory, file and link, with room for the directories above them.
@@ -201,6 +201,23 @@ fn root(plan: &Plan, program: Option<i32>, owner: Option<u32>) -> Result<(), Fai
             .step("make the private root read-only")?;
     }
     verify(plan)
+}
+
+/// Most files and directories in a scratch directory: each costs the kernel memory whatever its size.
+const SCRATCH_INODES_MAX: u32 = 16_384;
+const PAGE: u64 = 4096;
+
+/// Mounts the scratch directories of an instance, in a mount namespace of its own.
+pub(crate) fn mount_scratch(plan: &Plan) -> Result<(), Failed> {
+    for mount in &plan.mounts {
+        let Mount::Scratch { target, bytes } = mount else { continue };
+        // The kernel rounds up to pages, and takes zero for no bound.
+        let pages = bytes / PAGE;
+        let options = format!("mode=0700,size={},nr_inodes={SCRATCH_INODES_MAX}", pages.max(1) * PAGE);
+        let flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | if pages == 0 { MS_RDONLY } else { 0 };
+        ffi::mount_at("palisade", target, "tmpfs", flags, &options).step(format!("mount {target}"))?;
+    }
+    Ok(())
 }
 
 /// Shows everything of the host's root that is not there yet.
@@ -268,6 +285,7 @@ fn place(plan: &Plan, mount: &Mount, stage: &str, from: Option<i32>, namespace: 
             io::copy(&mut from, &mut to).step(format!("write {target}"))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).step(format!("write {target}"))
         }
+        Mount::Scratch { target, .. } => directories(Path::new(&at(target))).step(format!("make {target}")),
         Mount::Link { target, path } => {
             let path = at(path);
             parents(&path)?;
@@ -337,9 +355,10 @@ fn verify(plan: &Plan) -> Result<(), Failed> {
         let asked_for =
             |target: &str| target == hidden || hidden.starts_with(&format!("{}/", target.trim_end_matches('/')));
         let granted = plan.mounts.iter().any(|mount| match mount {
-            Mount::File { target, .. } | Mount::Directory { target, .. } | Mount::Program { target } => {
-                asked_for(target)
-            }
+            Mount::File { target, .. }
+            | Mount::Directory { target, .. }
+            | Mount::Program { target }
+            | Mount::Scratch { target, .. } => asked_for(target),
             Mount::Link { .. } => false,
         });
         if !granted && Path::new(hidden).exists() && plan.on(protection::PRIVATE_ROOT) {
@@ -354,7 +373,7 @@ fn verify(plan: &Plan) -> Result<(), Failed> {
             let (target, writable) = match mount {
                 Mount::File { target, device, .. } => (target, *device),
                 Mount::Directory { target, writable, .. } => (target, *writable),
-                Mount::Program { .. } | Mount::Link { .. } => continue,
+                Mount::Program { .. } | Mount::Link { .. } | Mount::Scratch { .. } => continue,
             };
             if !writable && ffi::mount_flags(target).step(format!("verify {target}"))? & MS_RDONLY == 0 {
                 return failed("a read-only grant is writable");

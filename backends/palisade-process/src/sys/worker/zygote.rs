@@ -27,7 +27,7 @@ pub(crate) struct Ready {
     pub(crate) environment: Vec<CString>,
     /// The program, open for execution.
     pub(crate) program: Option<i32>,
-    /// The Landlock rules.
+    /// The Landlock rules; none when each instance makes its own.
     pub(crate) rules: Option<i32>,
 }
 
@@ -107,7 +107,7 @@ fn start(host: i32, keep_descriptors: bool) -> Result<Ready, Failed> {
         Program::Execute { path, .. } => Some(ffi::open_path(path, 0, 0).step(format!("open {path}"))?),
         Program::Library { .. } | Program::SelfTest => None,
     };
-    let rules = match plan.on(protection::LANDLOCK) {
+    let rules = match plan.on(protection::LANDLOCK) && !plan.has_scratch() {
         true => Some(rules(&plan)?),
         false => None,
     };
@@ -118,7 +118,8 @@ fn start(host: i32, keep_descriptors: bool) -> Result<Ready, Failed> {
     Ok(Ready { plan, environment, program, rules })
 }
 
-fn rules(plan: &Plan) -> Result<i32, Failed> {
+/// Makes the Landlock rules. They hold for what lies at the paths now: what an instance mounts later has none.
+pub(crate) fn rules(plan: &Plan) -> Result<i32, Failed> {
     let rules = ffi::landlock_rules(&plan.landlock).step("make Landlock rules")?;
     for (path, rights) in &plan.landlock_rules {
         let allowed = ffi::open_path(path, ffi::O_PATH, 0)
@@ -164,6 +165,9 @@ fn serve(ready: &Ready) -> i32 {
     }
     if ready.plan.own_user_namespace {
         flags |= jail::NEW_USER;
+    }
+    if ready.plan.has_scratch() {
+        flags |= jail::NEW_NS;
     }
     loop {
         let mut buffer = [0; 64];
