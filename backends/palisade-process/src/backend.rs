@@ -14,6 +14,7 @@ use palisade_core::{
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::cpu_group::CpuGroups;
 use crate::elf;
 use crate::landlock;
 use crate::memory_group::{MemoryGroups, Version};
@@ -59,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) ablated: u32,
     /// Where memory can be bounded by control groups.
     pub(crate) memory_groups: Option<Arc<MemoryGroups>>,
+    /// Where CPU time can be counted over all processes of a guest.
+    pub(crate) cpu_groups: Option<CpuGroups>,
     instances: Arc<AtomicU64>,
     /// Instances that are parked ahead of need.
     pub(crate) parked: Arc<AtomicUsize>,
@@ -75,6 +78,12 @@ impl Drop for Slot {
 }
 
 impl Shared {
+    /// Whether the CPU time of child processes counts.
+    pub(crate) fn counts_cpu_time_of_children(&self) -> bool {
+        let by_memory = self.memory_groups.as_ref().is_some_and(|groups| groups.version() == Version::Two);
+        by_memory || self.cpu_groups.is_some()
+    }
+
     /// Room for one more instance.
     pub(crate) fn slot(&self) -> Result<Slot> {
         let max = self.capabilities.instances_max;
@@ -174,6 +183,7 @@ impl ProcessSandbox {
             landlock_abi,
             ablated: ablated(),
             memory_groups,
+            cpu_groups: CpuGroups::find(),
             instances: Arc::default(),
             parked: Arc::default(),
         };

@@ -278,7 +278,7 @@ impl<'a> Running<'a> {
         }
         if let (Some(limit), Some(timer)) = (self.quota.cpu_time, &mut self.cpu_look) {
             while Pin::new(&mut *timer).poll(context).is_ready() {
-                let used = sys::cpu_time(self.process.pid).unwrap_or_default().saturating_sub(self.process.cpu_time);
+                let used = self.process.cpu_time_so_far().saturating_sub(self.process.cpu_time);
                 if used > limit {
                     return Err(Stop::Exceeded(Exceeded {
                         resource: Resource::CpuTime,
@@ -287,7 +287,8 @@ impl<'a> Running<'a> {
                     }));
                 }
                 // Several threads use the rest up faster than the clock on the wall goes.
-                let threads = u32::try_from(self.quota.threads.unwrap_or(64).min(64)).unwrap_or(64) + 1;
+                let others = self.quota.threads.unwrap_or(64).max(self.quota.processes.unwrap_or(64)).min(64);
+                let threads = u32::try_from(others).unwrap_or(64) + 1;
                 timer.set_after(((limit - used) / threads).max(CPU_LOOK_MIN));
             }
         }
@@ -605,7 +606,7 @@ impl<'a> Running<'a> {
 
     /// The execution of a library that returned and lives on.
     fn returned(&mut self, code: i32) -> Execution {
-        let cpu_now = sys::cpu_time(self.process.pid).unwrap_or_default();
+        let cpu_now = self.process.cpu_time_so_far();
         let cpu_time = cpu_now.saturating_sub(self.process.cpu_time);
         self.process.cpu_time = cpu_now;
         let mut outcome = Outcome::from_exit_code(code);
@@ -639,7 +640,7 @@ impl<'a> Running<'a> {
                 .and_then(|()| self.read_worker(None));
             self.stop = rest.err();
         }
-        let cpu_time = ended.cpu_time.saturating_sub(self.process.cpu_time);
+        let cpu_time = self.process.cpu_time_in_all(ended.cpu_time).saturating_sub(self.process.cpu_time);
         let wall_time = self.started.elapsed();
         let phase = self.phase;
         let natural = || outcome::from_end(ended.by, self.quota, phase, nanos(cpu_time));

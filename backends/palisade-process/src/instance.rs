@@ -13,6 +13,7 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use crate::backend::Slot;
 use crate::call;
+use crate::cpu_group::{CpuGroup, CpuGroups};
 use crate::memory_group::MemoryGroup;
 use crate::module::{Kind, ProcessPrepared};
 use crate::sys;
@@ -40,6 +41,8 @@ pub(crate) struct Process {
     pub(crate) host: Option<(Watched, Watched)>,
     /// The group that bounds its memory.
     pub(crate) group: Option<MemoryGroup>,
+    /// The group that counts its CPU time, where its children count too.
+    cpu_group: Option<CpuGroup>,
     /// What the kernel says about its memory, opened when it is first looked at.
     memory: Option<File>,
     /// For what is read from the pipes.
@@ -117,6 +120,7 @@ impl Process {
                 None => None,
             },
             group: None,
+            cpu_group: None,
             memory: None,
             buffer: Vec::new(),
             cpu_time: Duration::ZERO,
@@ -131,7 +135,31 @@ impl Process {
                 Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance").source(error)
             })?);
         }
+        if prepared.policy.grants.child_processes {
+            let of_memory = process.group.as_ref().and_then(MemoryGroup::cpu);
+            let group = of_memory.or_else(|| prepared.shared.cpu_groups.as_ref().map(CpuGroups::make)).transpose();
+            let group = group.and_then(|group| {
+                group.as_ref().map_or(Ok(()), |group| group.attach(process.pid))?;
+                Ok(group)
+            });
+            process.cpu_group = group.map_err(|error| {
+                Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance").source(error)
+            })?;
+        }
         Ok(process)
+    }
+
+    /// CPU time so far: of all its processes where a group counts it, else of the first one, while it lives.
+    pub(crate) fn cpu_time_so_far(&self) -> Duration {
+        match &self.cpu_group {
+            Some(group) => group.used().unwrap_or(Duration::MAX),
+            None => sys::cpu_time(self.pid).unwrap_or_default(),
+        }
+    }
+
+    /// CPU time in the end, when the kernel counted `own` for the process that was waited for.
+    pub(crate) fn cpu_time_in_all(&self, own: Duration) -> Duration {
+        self.cpu_group.as_ref().and_then(|group| group.used().ok()).unwrap_or(own)
     }
 }
 
@@ -166,7 +194,7 @@ impl Drop for Process {
             sys::kill(&pidfd);
             // Process 1 of its namespace: the kernel kills everything in it before this one is gone.
             if !matches!(sys::reap(pidfd.as_fd(), false), Ok(Some(_)) | Err(_)) {
-                reap_later(Later::Instance(pidfd.into_inner(), self.group.take()));
+                reap_later(Later::Instance(pidfd.into_inner(), self.group.take(), self.cpu_group.take()));
             }
         }
     }

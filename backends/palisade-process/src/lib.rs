@@ -29,6 +29,7 @@
 
 mod backend;
 mod call;
+mod cpu_group;
 mod elf;
 mod instance;
 mod interpreter;

@@ -3,16 +3,20 @@
 //! A group counts everything a guest makes the kernel hold, and the kernel says when it had to end a guest for it. Groups are
 //! made when they are first needed and used again: making one costs several times what joining one does.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::cpu_group::CpuGroup;
+use crate::sys;
+
 /// Most groups kept for later.
 const KEPT_MAX: usize = 64;
 /// Names of groups begin with this, the host's process id and a dash.
-const PREFIX: &str = "palisade-";
+pub(crate) const PREFIX: &str = "palisade-";
 
 /// Which interface the memory controller has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +39,9 @@ impl MemoryGroups {
     pub(crate) fn find() -> Option<Arc<MemoryGroups>> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        candidates(&own, &mounts).into_iter().find_map(|(version, parent)| {
+        candidates(&own, &mounts, "memory").into_iter().find_map(|(version, parent)| {
             let groups = Arc::new(MemoryGroups { version, parent, free: Mutex::default(), made: AtomicU64::new(0) });
-            groups.sweep();
+            sweep(&groups.parent);
             // A group that can be made but bounds nothing is no group.
             let group = groups.take(1 << 30).ok()?;
             drop(group);
@@ -48,18 +52,6 @@ impl MemoryGroups {
     /// Version of the interface.
     pub(crate) fn version(&self) -> Version {
         self.version
-    }
-
-    /// Removes what hosts left behind that were killed.
-    fn sweep(&self) {
-        for entry in fs::read_dir(&self.parent).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let host = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('-')?.0.parse::<u32>().ok());
-            if host.is_some_and(|host| !Path::new(&format!("/proc/{host}")).exists()) {
-                // One that is still in use cannot be removed.
-                let _ = fs::remove_dir(entry.path());
-            }
-        }
     }
 
     /// An empty group that holds at most `bytes`.
@@ -109,8 +101,42 @@ impl Drop for MemoryGroups {
     }
 }
 
-/// Where this process may make groups: its own group in each hierarchy that has a memory controller.
-fn candidates(own: &str, mounts: &str) -> Vec<(Version, PathBuf)> {
+/// Where this process may have made groups.
+static PARENTS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Removes what hosts left behind at `parent` that were killed, and has this one's removed when it exits.
+pub(crate) fn sweep(parent: &Path) {
+    let mut parents = PARENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if parents.is_empty() {
+        sys::at_exit(remove_own);
+    }
+    parents.insert(parent.to_owned());
+    drop(parents);
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let host = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('-')?.0.parse::<u32>().ok());
+        if host.is_some_and(|host| !Path::new(&format!("/proc/{host}")).exists()) {
+            // One that is still in use cannot be removed.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// Removes the groups of this process. A sandbox in a static is never dropped, and its groups would stay.
+extern "C" fn remove_own() {
+    let own = format!("{PREFIX}{}-", std::process::id());
+    for parent in PARENTS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(&own)) {
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
+}
+
+/// Where this process may make groups: its own group in each hierarchy that has `controller`. Version 2 counts CPU time
+/// without any.
+pub(crate) fn candidates(own: &str, mounts: &str, controller: &str) -> Vec<(Version, PathBuf)> {
     let mut found = Vec::new();
     for line in mounts.lines() {
         let Some((before, after)) = line.split_once(" - ") else { continue };
@@ -118,7 +144,7 @@ fn candidates(own: &str, mounts: &str) -> Vec<(Version, PathBuf)> {
         let mut after = after.split(' ');
         let (kind, options) = (after.next().unwrap_or_default(), after.nth(1).unwrap_or_default());
         let version = match kind {
-            "cgroup" if options.split(',').any(|option| option == "memory") => Version::One,
+            "cgroup" if options.split(',').any(|option| option == controller) => Version::One,
             "cgroup2" => Version::Two,
             _ => continue,
         };
@@ -126,7 +152,7 @@ fn candidates(own: &str, mounts: &str) -> Vec<(Version, PathBuf)> {
             let (_, rest) = line.split_once(':')?;
             let (controllers, path) = rest.split_once(':')?;
             let matches = match version {
-                Version::One => controllers.split(',').any(|controller| controller == "memory"),
+                Version::One => controllers.split(',').any(|each| each == controller),
                 Version::Two => controllers.is_empty(),
             };
             matches.then_some(path)
@@ -135,6 +161,7 @@ fn candidates(own: &str, mounts: &str) -> Vec<(Version, PathBuf)> {
         let inside = group.strip_prefix(root.trim_end_matches('/')).unwrap_or(group);
         let parent = Path::new(point).join(inside.trim_start_matches('/'));
         let usable = version == Version::One
+            || controller == "cpuacct"
             || fs::read_to_string(parent.join("cgroup.subtree_control")).is_ok_and(|list| list.contains("memory"));
         if usable {
             found.push((version, parent));
@@ -160,6 +187,11 @@ impl MemoryGroup {
         let text = fs::read_to_string(self.path.join(file)).unwrap_or_default();
         let value = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
         value.trim().parse().unwrap_or(0)
+    }
+
+    /// A count of the CPU time of what will be in the group, where the same groups count that.
+    pub(crate) fn cpu(&self) -> Option<io::Result<CpuGroup>> {
+        (self.groups.version == Version::Two).then(|| CpuGroup::at(Version::Two, &self.path))
     }
 
     /// Moves a process that does nothing yet into the group.
@@ -215,7 +247,7 @@ mod tests {
                       27 22 0:24 /box /mnt/memory rw - cgroup cgroup rw,memory\n\
                       broken line\n";
         let own = "5:cpu:/x\n4:memory:/box/a\n0::/\n";
-        let found = candidates(own, mounts);
+        let found = candidates(own, mounts, "memory");
         assert_eq!(
             found,
             [
@@ -223,7 +255,10 @@ mod tests {
                 (Version::One, PathBuf::from("/mnt/memory/a"))
             ]
         );
-        assert!(candidates("", mounts).is_empty() && candidates(own, "").is_empty());
+        assert!(candidates("", mounts, "memory").is_empty() && candidates(own, "", "memory").is_empty());
+        assert!(candidates(own, mounts, "cpuacct").is_empty());
+        let mounts = "30 22 0:24 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(candidates(own, mounts, "cpuacct"), [(Version::Two, PathBuf::from("/sys/fs/cgroup"))]);
     }
 
     #[test]

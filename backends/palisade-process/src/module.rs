@@ -134,9 +134,9 @@ impl ProcessModule {
             if policy.quota.memory_bytes.is_none() {
                 return unsupported("child processes need a bound on memory", "set `memory_bytes`");
             }
-            if policy.quota.cpu_time.is_some() {
+            if policy.quota.cpu_time.is_some() && !self.shared.counts_cpu_time_of_children() {
                 return unsupported(
-                    "CPU time cannot be bounded over child processes",
+                    "CPU time cannot be bounded over child processes, for lack of control groups that count it",
                     "lift the bound on CPU time; the wall time holds for all of them",
                 );
             }

@@ -16,6 +16,7 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
 
+use crate::cpu_group::CpuGroup;
 use crate::memory_group::MemoryGroup;
 use crate::sys::WORKER;
 use crate::sys::protocol::{CREATE, INSTANCE_FDS, Plan};
@@ -200,8 +201,8 @@ pub(crate) fn sealed(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
 /// Something that was killed and must be waited for, but not by the thread that killed it.
 pub(crate) enum Later {
     Zygote(Child),
-    /// With the group it is in, which is free only when it is empty.
-    Instance(OwnedFd, Option<MemoryGroup>),
+    /// With the groups it is in, which are free only when they are empty.
+    Instance(OwnedFd, Option<MemoryGroup>, Option<CpuGroup>),
 }
 
 /// Waits for what was killed, on a thread made for it.
@@ -209,9 +210,9 @@ pub(crate) fn reap_later(later: Later) {
     static REAPER: OnceLock<Mutex<Sender<Later>>> = OnceLock::new();
     let reap = |later: Later| match later {
         Later::Zygote(mut child) => drop(child.wait()),
-        Later::Instance(pidfd, group) => {
+        Later::Instance(pidfd, memory, cpu) => {
             let _ = crate::sys::reap(pidfd.as_fd(), true);
-            drop(group);
+            drop((memory, cpu));
         }
     };
     let reaper = REAPER.get_or_init(|| {

@@ -203,8 +203,18 @@ fn child_processes_are_those_granted_and_die_with_the_first() {
     // All of them go at the deadline, whatever session they are in.
     policy.quota.wall_time = Some(Duration::from_millis(150));
     assert_exceeded(&act(&["children", "stay"], &policy), Resource::WallTime);
-    policy.quota.cpu_time = Some(Duration::from_secs(1));
-    assert_eq!(prepare(&guest(), &policy).unwrap_err().kind(), ErrorKind::Unsupported);
+    // CPU time is that of all of them, also of those nobody waited for, where groups count it.
+    policy.quota.wall_time = Some(Duration::from_secs(10));
+    policy.quota.cpu_time = Some(Duration::from_millis(100));
+    match prepare(&guest(), &policy) {
+        Ok(_) => {
+            assert_exceeded(&act(&["run", "spin"], &policy), Resource::CpuTime);
+            assert_exceeded(&act(&["burn-children"], &policy), Resource::CpuTime);
+            let execution = act(&["run", "exit", "7"], &policy);
+            assert!(output(&execution).contains("7"), "{execution:?}");
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}"),
+    }
 }
 
 #[test]

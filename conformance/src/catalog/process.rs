@@ -779,18 +779,23 @@ fn with_scratch(context: &Context, disk_bytes: u64) -> Policy {
 }
 
 fn disk_bytes(context: &mut Context) -> Result<(), Failure> {
-    let fill = |context: &mut Context, disk_bytes: u64| {
+    const LIMIT: u64 = 1 << 20;
+    let fits = |context: &mut Context, disk_bytes: u64| {
         let policy = with_scratch(context, disk_bytes);
         let execution = context.native(&["fill", "/scratch/file"], &policy)?;
         context.expect_completed("filling the scratch directory", &execution)?;
-        let said = String::from_utf8_lossy(&execution.output).into_owned();
-        context.expect("bytes that fit", &said, said == disk_bytes.to_string())
+        Ok(String::from_utf8_lossy(&execution.output).parse::<u64>().unwrap_or(u64::MAX))
     };
-    context.baseline(|context| fill(context, 4 << 20))?;
+    context.baseline(|context| {
+        let found = fits(context, 4 * LIMIT)?;
+        context.expect("bytes that fit under a larger quota", found, found > LIMIT && found < u64::MAX)
+    })?;
     context.enforced(|context| {
-        fill(context, 1 << 20)?;
-        fill(context, 4096)?;
-        fill(context, 0)
+        for limit in [LIMIT, 4096, 0] {
+            let found = fits(context, limit)?;
+            context.expect(&format!("bytes that fit into {limit}"), found, found == limit)?;
+        }
+        Ok(())
     })?;
     context.recovery()
 }

@@ -34,6 +34,12 @@ pub(crate) enum EndedBy {
     Signal(i32),
 }
 
+/// Has `action` called when this process exits by itself: destructors of statics are not.
+pub(crate) fn at_exit(action: extern "C" fn()) {
+    // SAFETY: `action` takes nothing, gives nothing, and is there as long as this process is.
+    let _ = unsafe { libc::atexit(action) };
+}
+
 /// Takes a process that has ended from the kernel's list. `Ok(None)`: it has not ended, and `wait` is false.
 ///
 /// # Errors
