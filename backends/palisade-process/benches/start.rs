@@ -1,7 +1,12 @@
 //! What starting and calling native guests costs, each beside a baseline in the same run.
 //!
+//! ```sh
+//! cargo bench -p palisade-process --bench start -- [FILTER]
+//! ```
+//!
 //! Prints a table of ratios with the bounds of the design. Rounds of both sides alternate, so that a busy machine slows
-//! both; the figure is the median of the rounds' ratios.
+//! both; the figure is the median of the rounds' ratios. The first reply of a fresh instance is compared with a bare fork
+//! of this process that does nothing and is waited for.
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -49,8 +54,15 @@ fn main() {
     let fresh = || assert!(block_on(plugin.run(Call::new().entry("noop"))).unwrap().outcome.is_success());
     compare("library: fresh instance, load, call, end | the same", "", rounds, 20, fresh, plain);
 
-    let create = || drop(block_on(program.instantiate()).unwrap());
-    compare("fresh jailed instance, made and dropped | the same", "", rounds, 20, create, plain);
+    compare(
+        "fresh jailed instance, made and dropped | fork, exit, wait",
+        "2 x",
+        rounds,
+        20,
+        || create_one(&*program),
+        fork,
+    );
+    compare("library: fresh instance, load, call, end | fork, exit, wait", "", rounds, 20, fresh, fork);
 
     let mut warm = block_on(plugin.instantiate()).unwrap();
     let call = || assert!(block_on(warm.call(Call::new().entry("noop"))).unwrap().outcome.is_success());
@@ -69,8 +81,28 @@ fn main() {
     }
 }
 
+fn create_one(prepared: &dyn Prepared) {
+    drop(block_on(prepared.instantiate()).unwrap());
+}
+
+fn fork() {
+    // SAFETY: the child does nothing but end, for which it needs no lock that another thread may hold.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: never returns.
+        unsafe { libc::_exit(0) };
+    }
+    // SAFETY: a null pointer says that the status is not wanted.
+    assert_eq!(unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) }, pid);
+}
+
 /// Median ratio, and the median time of each side.
 fn compare(what: &str, bound: &str, rounds: usize, times: u32, mut ours: impl FnMut(), mut baseline: impl FnMut()) {
+    // A filter on the command line chooses by a part of the text, as with other benches.
+    let mut filters = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
+    if filters.peek().is_some() && !filters.any(|filter| what.contains(&filter)) {
+        return;
+    }
     let measure = |side: &mut dyn FnMut()| {
         let begun = Instant::now();
         (0..times).for_each(|_| side());
