@@ -45,6 +45,7 @@ fn only_the_allowed_arrows_exist() {
         ("palisade-conformance", &["palisade-core"]),
         ("palisade-cli", &["palisade", "palisade-conformance", "palisade-fabric", "palisade-rpc"]),
         ("palisade-benches", &["palisade"]),
+        ("palisade-fuzz", &["palisade", "palisade-conformance", "palisade-wasi"]),
     ]
     .into();
     let arrows = arrows();
@@ -67,6 +68,7 @@ fn folders_are_named_like_their_crates() {
         let expected = match name {
             "palisade-benches" => "benches",
             "palisade-conformance" => "conformance",
+            "palisade-fuzz" => "fuzz",
             other => other,
         };
         assert!(folder.ends_with(&format!("/{expected}")), "{name} lies in {folder}");
