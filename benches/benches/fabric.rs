@@ -79,7 +79,7 @@ fn bare(backend: &Backend) -> f64 {
     let runtime = runtime.expect("a runtime starts");
     let module = runtime.block_on(backend.sandbox.load(backend.artifact(Guest::NoOp, 0))).expect("it loads");
     let prepared = module.prepare(backend.policy(Guest::NoOp), HostFunctions::new()).expect("it is admitted");
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), cpu_time());
     let half = || {
         let prepared = Arc::clone(&prepared);
         runtime.spawn(async move {
@@ -91,7 +91,9 @@ fn bare(backend: &Backend) -> f64 {
     };
     let halves = [half(), half()];
     halves.into_iter().for_each(|half| runtime.block_on(half).expect("it ends"));
-    f64::from(2 * CALLS) / begun.elapsed().as_secs_f64()
+    let rate = f64::from(2 * CALLS) / begun.elapsed().as_secs_f64();
+    println!("{rate:.0} /s, {:.2} us of CPU a call", (cpu_time() - cpu).as_secs_f64() * 1e6 / f64::from(2 * CALLS));
+    rate
 }
 
 /// Tasks per second from submission to known outcome, run by an executor.
