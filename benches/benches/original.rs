@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use criterion::Criterion;
 use palisade::{
     Call, Completion, Execution, HostFunctions, LeaseRequest, MetricsSink, Outcome, PreparedExt, RetryPolicy,
-    Scheduler, Task, Tenant, Usage, WorkerId, block_on,
+    Scheduler, Task, TaskState, Tenant, Usage, WorkerId, block_on,
 };
-use palisade_benches::fabric::Fabric;
+use palisade_benches::fabric::{Fabric, succeeded};
 use palisade_benches::guests::{Backend, Guest};
 use palisade_benches::resident::{cpu_time, held};
 use palisade_benches::verdict::{Table, Target};
@@ -97,7 +97,7 @@ impl Run {
                 let template = backend.template("agent", Guest::NoOp, number);
                 let begun = Instant::now();
                 let plugin = fabric.spawn(template);
-                assert!(fabric.one(Task::new(plugin)).state.is_final());
+                assert!(succeeded(&fabric.one(Task::new(plugin))));
                 total += begun.elapsed();
                 fabric.executor.remove("agent").expect("it is removed");
             }
@@ -134,7 +134,7 @@ impl Run {
         let plugin = fabric.spawn(backend.template("agent", Guest::NoOp, 0));
         let through = self.time(&name, |rounds| {
             let begun = Instant::now();
-            (0..rounds).for_each(|_| assert!(fabric.one(Task::new(plugin)).state.is_final()));
+            (0..rounds).for_each(|_| assert!(succeeded(&fabric.one(Task::new(plugin)))));
             begun.elapsed()
         });
         let bare = self.time(&format!("{name}/bare"), |rounds| bare(&fabric, backend, Guest::NoOp, rounds));
@@ -183,13 +183,13 @@ impl Run {
         let fabric = fabric(backend);
         // What the first one brings along, others share.
         let plugin = fabric.spawn(backend.template("first", Guest::NoOp, 0));
-        fabric.one(Task::new(plugin));
+        assert!(succeeded(&fabric.one(Task::new(plugin))));
         let before = held();
         for number in 1..=AGENTS {
             let mut template = backend.template(format!("agent {number}"), Guest::NoOp, number);
             template.instances = InstanceMode::Kept;
             let plugin = fabric.spawn(template);
-            assert!(fabric.one(Task::new(plugin)).state.is_final());
+            assert!(succeeded(&fabric.one(Task::new(plugin))));
         }
         let bytes = held().memory_bytes.saturating_sub(before.memory_bytes);
         fabric.end();
@@ -210,7 +210,8 @@ impl Run {
                     let mut task = Task::new(plugin);
                     task.retry =
                         RetryPolicy { attempts_max, backoff_initial: Duration::ZERO, backoff_max: Duration::ZERO };
-                    assert_eq!(fabric.one(task).failures, attempts_max);
+                    let record = fabric.one(task);
+                    assert_eq!((record.state, record.failures), (TaskState::DeadLettered, attempts_max));
                 }
                 begun.elapsed()
             })
@@ -358,7 +359,8 @@ fn bare(fabric: &Fabric, backend: &Backend, guest: Guest, rounds: u64) -> Durati
         let prepared = module.prepare(policy, HostFunctions::new()).expect("it is admitted");
         let begun = Instant::now();
         for _ in 0..rounds {
-            prepared.run(Call::new()).await.expect("it runs");
+            let outcome = prepared.run(Call::new()).await.expect("it runs").outcome;
+            assert!(outcome.is_success() || outcome.is_retryable(), "{outcome}");
         }
         begun.elapsed()
     });

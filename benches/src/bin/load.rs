@@ -14,18 +14,21 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
-use palisade::{ArtifactHash, Outcome, Resource, RetryPolicy, Task, units};
+use palisade::{ArtifactHash, Bytes, HostFunctions, Outcome, Resource, RetryPolicy, Task, units};
 use palisade_benches::fabric::{Fabric, outcome, succeeded};
 use palisade_benches::guests::{Backend, Guest};
 use palisade_benches::resident::{Held, held};
 use palisade_benches::trend::Trend;
 use palisade_fabric::SchedulerOptions;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 /// Outcomes the scheduler keeps: few, so that what it keeps on purpose stops growing soon.
 const RESULTS_MAX: usize = 10_000;
 /// What an agent that spins may take, for each task.
 const HOG_CPU_TIME: Duration = Duration::from_millis(50);
+/// Agents that run their first task at once: as many artifacts as the backend compiles at once.
+const COMPILING_MAX: usize = 8;
 /// Samples of a soak.
 const SAMPLES: u32 = 240;
 
@@ -106,17 +109,28 @@ impl Counts {
 }
 
 impl Load {
-    /// Makes the agents and starts a client for each. Every agent has run a task when this returns.
+    /// Makes the agents and starts a client for each, once every agent has run a task.
     fn start(options: &Options, backend: &Backend, agents: u32) -> Load {
         let all = agents + options.hogs;
         let mut scheduler = SchedulerOptions::default();
         scheduler.limits.results_max = RESULTS_MAX;
         scheduler.limits.dead_letters_max = 100;
-        let fabric = Fabric::start(backend, scheduler, options.wait, |executor| {
+        // Nobody waits in a first task, which is to load the module.
+        let loaded = Arc::new(AtomicBool::new(false));
+        let (is_loaded, wait) = (Arc::clone(&loaded), options.wait);
+        let host = HostFunctions::new().add("wait", move |_| {
+            let time = if is_loaded.load(Ordering::Relaxed) { wait } else { Duration::ZERO };
+            async move {
+                tokio::time::sleep(time).await;
+                Ok(Bytes::new())
+            }
+        });
+        let fabric = Fabric::start(backend, scheduler, wait, |executor| {
+            executor.host = host;
             executor.tasks_max = all as usize;
             executor.agents_max = all as usize;
         });
-        let bar = bar(u64::from(all), "{pos}/{len} agents {wide_bar} {eta}");
+        let bar = progress(u64::from(all), "{pos}/{len} agents {wide_bar} {eta}");
         let plugins: Vec<_> = (0..all)
             .map(|number| {
                 let guest = if number < agents { Guest::Waits } else { Guest::Spins };
@@ -137,26 +151,31 @@ impl Load {
             hogs: AtomicU64::new(0),
             late: Mutex::new(Histogram::new_with_bounds(1, 600_000_000, 3).expect("the bounds are in order")),
         });
-        let ready = Arc::new(tokio::sync::Semaphore::new(0));
-        let clients = plugins
-            .into_iter()
-            .map(|(guest, plugin)| {
-                let (scheduler, counts, wait) = (Arc::clone(&fabric.scheduler), Arc::clone(&counts), options.wait);
-                let ready = Arc::clone(&ready);
-                fabric.runtime.spawn(async move {
+        // Few at a time: a backend compiles only so many artifacts at once, and refuses more for a moment.
+        let compiling = Arc::new(Semaphore::new(COMPILING_MAX));
+        let client = |(guest, plugin): (Guest, ArtifactHash), first: bool| {
+            let (scheduler, counts, wait) = (Arc::clone(&fabric.scheduler), Arc::clone(&counts), options.wait);
+            let compiling = Arc::clone(&compiling);
+            fabric.runtime.spawn(async move {
+                if first {
+                    let _permit = compiling.acquire().await;
+                    return one(guest, plugin, &*scheduler, wait, &counts).await;
+                }
+                while !counts.stop.load(Ordering::Relaxed) {
                     one(guest, plugin, &*scheduler, wait, &counts).await;
-                    ready.add_permits(1);
-                    drop(ready);
-                    while !counts.stop.load(Ordering::Relaxed) {
-                        one(guest, plugin, &*scheduler, wait, &counts).await;
-                    }
-                })
+                }
             })
-            .collect();
-        // An error means that a client panicked and told why.
-        let all_ready = fabric.runtime.block_on(ready.acquire_many(all));
-        drop(all_ready);
+        };
+        let firsts: Vec<_> = plugins.iter().map(|plugin| client(*plugin, true)).collect();
+        let bar = progress(u64::from(all), "{pos}/{len} first tasks {wide_bar} {eta}");
+        for first in firsts {
+            fabric.runtime.block_on(first).expect("the first task ends");
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
         counts.reset();
+        loaded.store(true, Ordering::Relaxed);
+        let clients = plugins.iter().map(|plugin| client(*plugin, false)).collect();
         Load { fabric, clients, counts }
     }
 
@@ -225,7 +244,7 @@ fn run(options: &Options, backend: &Backend, agents: u32) {
 fn soak(options: &Options, backend: &Backend, time: Duration) -> ExitCode {
     let agents = *options.agents.last().unwrap_or(&1000);
     let load = Load::start(options, backend, agents);
-    let bar = bar(u64::from(SAMPLES), "{elapsed_precise} {wide_bar} {eta_precise} {msg}");
+    let bar = progress(u64::from(SAMPLES), "{elapsed_precise} {wide_bar} {eta_precise} {msg}");
     let begun = Instant::now();
     let mut samples: Vec<(f64, Held, f64)> = Vec::with_capacity(SAMPLES as usize);
     let (mut earlier, mut done) = (begun, 0);
@@ -297,7 +316,7 @@ fn soak(options: &Options, backend: &Backend, time: Duration) -> ExitCode {
 
 /// Lets the load run for a time.
 fn pause(load: &Load, time: Duration) {
-    load.fabric.runtime.block_on(tokio::time::sleep(time));
+    load.fabric.runtime.block_on(async { tokio::time::sleep(time).await });
 }
 
 fn mebibytes(held: &Held) -> f64 {
@@ -305,7 +324,7 @@ fn mebibytes(held: &Held) -> f64 {
 }
 
 /// A bar on a terminal, and nothing elsewhere.
-fn bar(length: u64, template: &str) -> ProgressBar {
+fn progress(length: u64, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("the template is well-formed");
     ProgressBar::new(length).with_style(style)
 }

@@ -396,6 +396,8 @@ impl Drop for Waiting<'_> {
 
 impl Scheduler for LocalScheduler {
     fn submit(&self, task: Task) -> BoxFuture<'_, Result<Submission>> {
+        // Before the future is boxed, so that a task is moved once.
+        let task = Arc::new(task);
         Box::pin(async move {
             let bytes = match admission::check(&task, &self.shared.limits) {
                 Ok(bytes) => bytes,
@@ -404,7 +406,6 @@ impl Scheduler for LocalScheduler {
                     return Err(error);
                 }
             };
-            let task = Arc::new(task);
             self.shared.run_safely(|machine, now| machine.submit(now, task, bytes)).await
         })
     }
