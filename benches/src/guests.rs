@@ -20,14 +20,15 @@ const NO_OP: &str = r#"
     (i32.store (i32.const 1024) (global.get $counter))))
 "#;
 
-/// Calls the host function `wait`.
+/// Calls the host function `wait`. The name is written by code: an image of the memory would take each module a file and
+/// each instance a mapping, of which the kernel allows a process 65 530.
 const WAITS: &str = r#"
 (module
   (import "palisade" "host_call" (func $host_call (param i32 i32 i32 i32) (result i64)))
   (global i64 (i64.const NUMBER))
   (memory (export "memory") 1)
-  (data (i32.const 0) "wait")
   (func (export "_start")
+    (i32.store (i32.const 0) (i32.const 0x74696177))
     (drop (call $host_call (i32.const 0) (i32.const 4) (i32.const 0) (i32.const 0)))))
 "#;
 

@@ -23,8 +23,8 @@ use palisade_fabric::SchedulerOptions;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-/// Outcomes the scheduler keeps: few, so that what it keeps on purpose stops growing soon.
-const RESULTS_MAX: usize = 10_000;
+/// Mappings of an agent whose guest waits: its module's code, its stack and its memory. The kernel bounds them for a process.
+const MAPPINGS_EACH: u32 = 11;
 /// What an agent that spins may take, for each task.
 const HOG_CPU_TIME: Duration = Duration::from_millis(50);
 /// Agents that run their first task at once: as many artifacts as the backend compiles at once.
@@ -77,12 +77,28 @@ fn main() -> ExitCode {
         Some(time) => soak(&options, &backend, time),
         None => {
             println!("agents  hogs  tasks/s  p50 ms  p90 ms  p99 ms  max ms  hog tasks/s  RSS MiB  files  threads");
+            let most = agents_max();
             for agents in &options.agents {
-                run(&options, &backend, *agents);
+                run(&options, &backend, (*agents).min(most));
+            }
+            if let Some(wanted) = options.agents.iter().find(|agents| **agents > most) {
+                eprintln!(
+                    "error: {wanted} agents need {} mappings, more than vm.max_map_count allows a process; {most} were run \
+                     instead. Allow more with `sysctl -w vm.max_map_count=262144`",
+                    u64::from(*wanted) * u64::from(MAPPINGS_EACH)
+                );
+                return ExitCode::FAILURE;
             }
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Agents for which the kernel allows this process mappings enough.
+fn agents_max() -> u32 {
+    let allowed = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
+    // Where the kernel does not say, nothing is known to be too much. A tenth is for everything else.
+    allowed.trim().parse::<u32>().map_or(u32::MAX, |allowed| (allowed - allowed / 10) / MAPPINGS_EACH)
 }
 
 /// A fabric under load, until it is ended.
@@ -113,7 +129,8 @@ impl Load {
     fn start(options: &Options, backend: &Backend, agents: u32) -> Load {
         let all = agents + options.hogs;
         let mut scheduler = SchedulerOptions::default();
-        scheduler.limits.results_max = RESULTS_MAX;
+        // Few, so that what it keeps on purpose stops growing soon, and enough for all to hear of theirs.
+        scheduler.limits.results_max = (2 * all as usize).max(1000);
         scheduler.limits.dead_letters_max = 100;
         // Nobody waits in a first task, which is to load the module.
         let loaded = Arc::new(AtomicBool::new(false));
@@ -242,7 +259,7 @@ fn run(options: &Options, backend: &Backend, agents: u32) {
 
 /// One number of agents, for a long time. Fails when something grows.
 fn soak(options: &Options, backend: &Backend, time: Duration) -> ExitCode {
-    let agents = *options.agents.last().unwrap_or(&1000);
+    let agents = (*options.agents.last().unwrap_or(&1000)).min(agents_max());
     let load = Load::start(options, backend, agents);
     let bar = progress(u64::from(SAMPLES), "{elapsed_precise} {wide_bar} {eta_precise} {msg}");
     let begun = Instant::now();
