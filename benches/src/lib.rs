@@ -1,5 +1,11 @@
-//! What the benches share: baselines written by hand against the engine, and a way to compare two things fairly.
+//! What the benches share: baselines written by hand against the engine, a way to compare two things fairly, guests for
+//! every backend, and a fabric on one.
 
 pub mod baseline;
+pub mod fabric;
+pub mod guests;
 pub mod paired;
+pub mod resident;
+pub mod trend;
+pub mod verdict;
 pub mod wasmer_baseline;

@@ -30,8 +30,14 @@ fn apply(data: &mut Vec<u8>, change: &Change) {
         return;
     }
     match change {
-        Change::Set(at, byte) => data[at.index(data.len())] = *byte,
-        Change::Flip(at, bit) => data[at.index(data.len())] ^= 1 << bit,
+        Change::Set(at, byte) => {
+            let at = at.index(data.len());
+            data[at] = *byte;
+        }
+        Change::Flip(at, bit) => {
+            let at = at.index(data.len());
+            data[at] ^= 1 << bit;
+        }
         Change::Cut(at) => data.truncate(at.index(data.len())),
         Change::Insert(at, bytes) => {
             let at = at.index(data.len());

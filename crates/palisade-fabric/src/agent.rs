@@ -315,17 +315,18 @@ impl Agent {
         state.move_on(Event::Drain { running });
     }
 
-    /// The module prepared for tasks with `policy`.
+    /// What is prepared already for tasks with `policy`.
+    pub(crate) fn prepared(&self, policy: &Policy) -> Option<Arc<Line>> {
+        let mut state = self.lock();
+        let at = state.prepared.iter().position(|(known, _)| known == policy)?;
+        let last = state.prepared.len() - 1;
+        // Often it is the last already.
+        state.prepared.swap(at, last);
+        Some(Arc::clone(&state.prepared[last].1))
+    }
+
+    /// Prepares the module for tasks with `policy`.
     pub(crate) fn prepare(&self, module: &Arc<dyn Module>, policy: &Policy) -> Result<Arc<Line>> {
-        {
-            let mut state = self.lock();
-            if let Some(at) = state.prepared.iter().position(|(known, _)| known == policy) {
-                let last = state.prepared.len() - 1;
-                // Often it is the last already.
-                state.prepared.swap(at, last);
-                return Ok(Arc::clone(&state.prepared[last].1));
-            }
-        }
         let prepared = module.prepare(within(policy, &self.template.policy)?, self.host.clone())?;
         let line = Arc::new(Line { prepared, idle: Mutex::default() });
         let mut state = self.lock();

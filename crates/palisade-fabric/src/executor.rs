@@ -10,9 +10,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
-    ArtifactHash, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions, Lease, LeaseRequest,
-    MetricDescriptor, MetricId, MetricKind, MetricsSink, Outcome, Phase, Resource, Result, Sandbox, Scheduler, Usage,
-    WorkerId,
+    ArtifactHash, BoxFuture, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions, Lease,
+    LeaseRequest, MetricDescriptor, MetricId, MetricKind, MetricsSink, Outcome, Phase, Resource, Result, Sandbox,
+    Scheduler, Usage, WorkerId,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -292,11 +292,9 @@ async fn lease_all(shared: Arc<Shared>) {
         match leases {
             Ok(leases) => {
                 patience = PATIENCE.0;
-                for lease in leases {
-                    // As many as were asked for at most.
-                    let permit = permits.split(1);
-                    tokio::spawn(run(Arc::clone(&shared), lease, permit));
-                }
+                // As many as were asked for at most.
+                let leased = leases.into_iter().map(|lease| (lease, permits.split(1))).collect();
+                start(&shared, leased);
             }
             Err(_) => {
                 drop(permits);
@@ -307,6 +305,48 @@ async fn lease_all(shared: Arc<Shared>) {
             }
         }
     }
+}
+
+/// A task, and its place among those that run at once.
+type Leased = (Lease, Option<OwnedSemaphorePermit>);
+
+/// Most tasks that one Tokio task runs one after the other.
+const RUN_MAX: usize = 16;
+/// How long it does so; then others may want the rest of them.
+const RUN_TIME: Duration = Duration::from_micros(100);
+
+/// Starts tasks, spread over the threads.
+fn start(shared: &Arc<Shared>, mut leased: Vec<Leased>) {
+    let each = leased.len().div_ceil(2).clamp(1, RUN_MAX);
+    while leased.len() > each {
+        let rest = leased.split_off(each);
+        tokio::spawn(run_all(Arc::clone(shared), leased));
+        leased = rest;
+    }
+    tokio::spawn(run_all(Arc::clone(shared), leased));
+}
+
+/// Runs quick tasks one after the other, which costs less than a Tokio task for each. No task waits here for one that
+/// is not done at once: the rest is started elsewhere.
+fn run_all(shared: Arc<Shared>, leased: Vec<Leased>) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let begun = Instant::now();
+        let mut leased = leased.into_iter();
+        while let Some((lease, permit)) = leased.next() {
+            let mut work = pin!(run(&shared, lease, permit));
+            let polled = std::future::poll_fn(|context| {
+                // A sink or scheduler that panics takes none of the others along.
+                Poll::Ready(catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or(Poll::Ready(())))
+            });
+            let waits = polled.await.is_pending();
+            if leased.len() > 0 && (waits || begun.elapsed() > RUN_TIME) {
+                start(&shared, leased.by_ref().collect());
+            }
+            if waits {
+                work.await;
+            }
+        }
+    })
 }
 
 /// Where a task is, for the outcome of a deadline. In the order of [`PHASES`].
@@ -336,17 +376,18 @@ enum Stop {
 }
 
 /// Runs one task to its completion, whatever happens.
-async fn run(shared: Arc<Shared>, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
+async fn run(shared: &Shared, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
     let begun = Instant::now();
     let (task, fence) = (lease.task.id, lease.fence);
     let token = CancelToken::new();
     let progress = Progress(AtomicU8::new(0));
     let completion = {
-        let mut work = pin!(guarded(attempt(&shared, &lease, &token, &progress, begun)));
+        let mut work = pin!(guarded(attempt(shared, &lease, &token, &progress, begun)));
         // Most tasks of a quick guest are done at once, and need nobody to watch them.
         match std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
             Poll::Ready(completion) => Ok(completion),
-            Poll::Pending => supervise(&shared, &lease, &token, &progress, work).await,
+            // Boxed, so that those who need none of its timers do not make room for them.
+            Poll::Pending => Box::pin(supervise(shared, &lease, &token, &progress, work)).await,
         }
     };
     // An error means that the scheduler gave the task to somebody else or recorded its end already, or that it failed;
@@ -506,7 +547,8 @@ impl Counted<'_> {
     fn end(mut self, completion: &Completion) {
         self.ended = true;
         let failed = is_failure(completion, self.agent.template.instances);
-        self.agent.end(completion, self.begun.elapsed(), failed, Instant::now());
+        let now = Instant::now();
+        self.agent.end(completion, now.duration_since(self.begun), failed, now);
     }
 }
 
@@ -536,8 +578,13 @@ fn is_failure(completion: &Completion, instances: InstanceMode) -> bool {
 async fn call(shared: &Shared, agent: &Agent, lease: &Lease, token: &CancelToken, progress: &Progress) -> Completion {
     let result = async {
         progress.enter(Phase::Loading);
-        let module = unless_cancelled(token, shared.modules.get(&agent.template.artifact)).await;
-        let line = agent.prepare(&module.ok_or(Ended::Cancelled)??, &lease.task.policy)?;
+        let line = match agent.prepared(&lease.task.policy) {
+            Some(line) => line,
+            None => {
+                let module = unless_cancelled(token, shared.modules.get(&agent.template.artifact)).await;
+                agent.prepare(&module.ok_or(Ended::Cancelled)??, &lease.task.policy)?
+            }
+        };
         progress.enter(Phase::Starting);
         let kept = agent.template.instances == InstanceMode::Kept;
         let mut instance = match kept.then(|| line.take()).flatten() {

@@ -130,10 +130,10 @@ impl Kpis {
         let class = class_number(change.class);
         match &change.what {
             What::Submitted => self.sink.add(self.submitted[class], 1),
-            What::Leased { waited, tenant } => {
+            What::Leased { waited, task } => {
                 let seconds = waited.as_secs_f64();
                 self.sink.observe(self.wait[class], seconds);
-                self.sink.observe(self.tenants.of(tenant, &self.sink), seconds);
+                self.sink.observe(self.tenants.of(&task.tenant, &self.sink), seconds);
             }
             What::Retried => self.sink.add(self.retried[class], 1),
             What::Lost => self.sink.add(self.lost[class], 1),

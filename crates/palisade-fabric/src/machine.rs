@@ -135,7 +135,7 @@ pub(crate) enum What {
     /// Waits for a worker from now on.
     Leased {
         waited: Duration,
-        tenant: Tenant,
+        task: Arc<Task>,
     },
     Retried,
     Lost,
@@ -300,7 +300,7 @@ impl Machine {
             let attempt = entry.failures + entry.lost + 1;
             self.running += 1;
             let waited = Duration::from_millis(now.saturating_sub(since));
-            self.changed(slot, What::Leased { waited, tenant: task.tenant.clone() });
+            self.changed(slot, What::Leased { waited, task: Arc::clone(&task) });
             leases.push(Lease { task, fence, attempt, expires_at: from_millis(expires_at) });
             let tenant = self.tenants.at(tenant);
             tenant.running += 1;
@@ -831,6 +831,12 @@ impl Machine {
                     .context("fence", fence.0)
                     .help("stop working on it")
             })
+    }
+
+    /// What is recorded about a task, unless it is another one's place by now.
+    pub(crate) fn recorded(&self, slot: u32, seq: u64) -> Option<TaskRecord> {
+        self.slots.get(slot as usize)?.as_ref().filter(|entry| entry.seq == seq)?;
+        Some(self.record(slot))
     }
 
     fn record(&self, slot: u32) -> TaskRecord {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -98,10 +98,18 @@ struct State {
     machine: Machine,
     kpis: Kpis,
     /// Those who wait for an outcome.
-    waiting: HashMap<TaskId, Arc<Notify>>,
+    waiting: HashMap<TaskId, Arc<Ended>>,
     /// When the timer thread looks again.
     timer_at: Millis,
     closing: bool,
+}
+
+/// Where those who wait for a task's outcome find it, without asking again.
+#[derive(Default)]
+struct Ended {
+    told: Arc<Notify>,
+    /// What was recorded, and its journal position. Empty when it was not kept.
+    record: OnceLock<(TaskRecord, u64)>,
 }
 
 impl fmt::Debug for LocalScheduler {
@@ -265,6 +273,9 @@ impl Shared {
             if let What::Finished { .. } = change.what
                 && let Some(waiting) = state.waiting.remove(&change.task)
             {
+                if let Some(record) = state.machine.recorded(change.slot, change.seq) {
+                    let _ = waiting.record.set((record, position));
+                }
                 ended.push(waiting);
             }
         }
@@ -281,7 +292,7 @@ impl Shared {
         if wake_timer {
             self.timer.notify_one();
         }
-        ended.iter().for_each(|waiting| waiting.notify_waiters());
+        ended.iter().for_each(|waiting| waiting.told.notify_waiters());
         drop(forgotten);
         position
     }
@@ -312,17 +323,15 @@ impl Shared {
         let now = self.clock.millis();
         let mut state = self.lock();
         let found = state.machine.get(now, task);
-        let notify = match &found {
+        let ended = match &found {
             Ok((record, _)) if !record.state.is_final() => Some(Arc::clone(state.waiting.entry(task).or_default())),
             _ => None,
         };
-        let ended = notify.as_ref().map(|notify| Arc::clone(notify).notified_owned());
+        let told = ended.as_ref().map(|ended| Arc::clone(&ended.told).notified_owned());
         self.settle(state, true);
         let (record, position) = found?;
-        Ok(match notify.zip(ended) {
-            Some((notify, ended)) => {
-                Look::Waits { waiting: Waiting { shared: self, task, notify, told: false }, ended }
-            }
+        Ok(match ended.zip(told) {
+            Some((ended, told)) => Look::Waits { waiting: Waiting { shared: self, task, ended, told: false }, told },
             None => Look::Ended { record: Box::new(record), position },
         })
     }
@@ -356,10 +365,10 @@ enum Look<'a> {
         record: Box<TaskRecord>,
         position: u64,
     },
-    /// `ended` hears of everything after the look.
+    /// `told` hears of everything after the look.
     Waits {
         waiting: Waiting<'a>,
-        ended: OwnedNotified,
+        told: OwnedNotified,
     },
 }
 
@@ -367,7 +376,7 @@ enum Look<'a> {
 struct Waiting<'a> {
     shared: &'a Shared,
     task: TaskId,
-    notify: Arc<Notify>,
+    ended: Arc<Ended>,
     /// It heard of the end, for which the table was cleared.
     told: bool,
 }
@@ -379,7 +388,7 @@ impl Drop for Waiting<'_> {
         }
         let mut state = self.shared.lock();
         // Ours and the table's: nobody else waits.
-        if Arc::strong_count(&self.notify) == 2 && state.waiting.contains_key(&self.task) {
+        if Arc::strong_count(&self.ended) == 2 && state.waiting.contains_key(&self.task) {
             state.waiting.remove(&self.task);
         }
     }
@@ -387,6 +396,8 @@ impl Drop for Waiting<'_> {
 
 impl Scheduler for LocalScheduler {
     fn submit(&self, task: Task) -> BoxFuture<'_, Result<Submission>> {
+        // Before the future is boxed, so that a task is moved once.
+        let task = Arc::new(task);
         Box::pin(async move {
             let bytes = match admission::check(&task, &self.shared.limits) {
                 Ok(bytes) => bytes,
@@ -395,7 +406,6 @@ impl Scheduler for LocalScheduler {
                     return Err(error);
                 }
             };
-            let task = Arc::new(task);
             self.shared.run_safely(|machine, now| machine.submit(now, task, bytes)).await
         })
     }
@@ -481,21 +491,25 @@ impl Scheduler for LocalScheduler {
         Box::pin(async move {
             let shared = &*self.shared;
             loop {
-                let (mut waiting, ended) = match shared.look(task)? {
+                let (mut waiting, told) = match shared.look(task)? {
                     Look::Ended { record, position } => {
                         shared.safe(position).await?;
                         return Ok(*record);
                     }
-                    Look::Waits { waiting, ended } => (waiting, ended),
+                    Look::Waits { waiting, told } => (waiting, told),
                 };
                 match &shared.committer {
-                    None => ended.await,
+                    None => told.await,
                     Some(committer) => tokio::select! {
-                        () = ended => {}
+                        () = told => {}
                         error = committer.failed() => return Err(error),
                     },
                 }
                 waiting.told = true;
+                if let Some((record, position)) = waiting.ended.record.get() {
+                    shared.safe(*position).await?;
+                    return Ok(record.clone());
+                }
             }
         })
     }

@@ -44,7 +44,7 @@ fn only_the_allowed_arrows_exist() {
         // The suite knows no real backend; its own tests use the fake one.
         ("palisade-conformance", &["palisade-core"]),
         ("palisade-cli", &["palisade", "palisade-conformance", "palisade-fabric", "palisade-rpc"]),
-        ("palisade-benches", &["palisade"]),
+        ("palisade-benches", &["palisade", "palisade-fabric"]),
         ("palisade-fuzz", &["palisade", "palisade-conformance", "palisade-wasi"]),
     ]
     .into();
