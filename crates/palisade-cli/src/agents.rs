@@ -1,4 +1,4 @@
-//! `palisade ls` and `palisade agents`: what the daemon can run.
+//! `palisade agents`: who runs the tasks of the daemon.
 
 use clap::{Args, Subcommand};
 use palisade::{Result, units};
@@ -9,18 +9,6 @@ use crate::daemon::Connection;
 use crate::exit::Exit;
 use crate::output;
 use crate::table::{printable, table};
-
-#[derive(Debug, Args)]
-pub(crate) struct List {
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Remove this plugin: its name or hash. Tasks that still wait for it will fail
-    #[arg(long, value_name = "PLUGIN")]
-    remove: Option<String>,
-    #[command(flatten)]
-    connection: Connection,
-}
 
 #[derive(Debug, Args)]
 pub(crate) struct Agents {
@@ -41,36 +29,6 @@ enum Command {
     Stats { plugin: String },
     /// End the agent of a plugin
     Terminate { plugin: String },
-}
-
-pub(crate) async fn list(options: List) -> Result<Exit> {
-    let client = options.connection.client()?;
-    if let Some(plugin) = options.remove {
-        let removed = client.plugins_remove(&PluginRef { plugin }).await?;
-        if options.json {
-            output::print_json(&json!(removed));
-        } else {
-            output::print(&format!("{}\n", removed.plugin));
-        }
-        return Ok(Exit::Success);
-    }
-    let list = client.plugins_list(&Nothing {}).await?;
-    if options.json {
-        output::print_json(&json!(list));
-        return Ok(Exit::Success);
-    }
-    let row = |plugin: &palisade_rpc::PluginInfo| {
-        vec![
-            printable(&plugin.name),
-            plugin.kind.to_string(),
-            units::display_bytes(plugin.size_bytes),
-            if plugin.agent.is_some() { "yes" } else { "no" }.to_owned(),
-            plugin.plugin.to_string(),
-        ]
-    };
-    let rows: Vec<_> = list.plugins.iter().map(row).collect();
-    output::print(&table(&["PLUGIN", "KIND", "SIZE", "AGENT", "HASH"], &rows));
-    Ok(Exit::Success)
 }
 
 pub(crate) async fn agents(options: Agents) -> Result<Exit> {

@@ -10,6 +10,7 @@ mod exit;
 mod inspect;
 mod output;
 mod plugin;
+mod plugins;
 mod policy;
 mod run;
 mod serve;
@@ -55,8 +56,10 @@ enum Command {
     Wait(tasks::Wait),
     /// Cancel a task.
     Cancel(tasks::OneTask),
+    /// List the daemon's tasks, latest first.
+    Ls(tasks::List),
     /// Show the daemon's plugins, or remove one.
-    Ls(agents::List),
+    Plugins(plugins::Plugins),
     /// Show the tasks that were given up, or try one again.
     Dlq(tasks::DeadLetters),
     /// Show the daemon's agents, make one anew or end it.
@@ -95,7 +98,8 @@ fn main() -> ExitCode {
         Command::Status(task) => (task.output.json, runtime.block_on(tasks::status(task))),
         Command::Wait(wait) => (wait.output.json, runtime.block_on(tasks::wait(wait))),
         Command::Cancel(task) => (task.output.json, runtime.block_on(tasks::cancel(task))),
-        Command::Ls(list) => (list.json, runtime.block_on(agents::list(list))),
+        Command::Ls(list) => (list.json, runtime.block_on(tasks::list(list))),
+        Command::Plugins(plugins) => (plugins.json, runtime.block_on(plugins::run(plugins))),
         Command::Dlq(letters) => (letters.json(), runtime.block_on(tasks::dead_letters(letters))),
         Command::Agents(agents) => (agents.json, runtime.block_on(agents::agents(agents))),
     };

@@ -135,7 +135,7 @@ fn a_plugin_is_submitted_and_its_outcome_waited_for() {
     let ended = palisade.run(["submit", &plugin("spin/spin.wat"), "--wall-time", "100ms", "--attempts", "1", "--wait"]);
     assert_eq!(ended.code, 124, "{ended:?}");
 
-    let plugins = palisade.run(["ls", "--json"]).json();
+    let plugins = palisade.run(["plugins", "--json"]).json();
     let names: Vec<_> = plugins["plugins"].as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
     assert_eq!(names, ["hello.wat", "spin.wat", "upper.wat"]);
     let agents = palisade.run(["agents", "stats", "hello.wat", "--json"]).json();
@@ -290,7 +290,7 @@ fn a_task_that_runs_is_cancelled_and_a_wait_is_bounded() {
     ok(&palisade.run(["agents", "spawn", "spin.wat"]));
     let task = ok(&palisade.run(["submit", "spin.wat", "--wall-time", "50ms", "--attempts", "1"]));
     assert_eq!(palisade.run(["wait", &task]).code, 124);
-    ok(&palisade.run(["ls", "--remove", "spin.wat"]));
+    ok(&palisade.run(["plugins", "remove", "spin.wat"]));
     palisade.run(["submit", "spin.wat"]).assert_error(125, &["no plugin `spin.wat`"]);
 }
 
@@ -306,4 +306,33 @@ fn what_failed_too_often_is_tried_again_when_asked_for() {
     assert_eq!((&letters["tasks"][0]["task"], &letters["tasks"][0]["state"]), (&json!(task), &json!("dead_lettered")));
     ok(&palisade.run(["dlq", "requeue", &task]));
     assert_eq!(palisade.run(["wait", &task]).code, 75);
+}
+
+#[test]
+fn tasks_are_listed_latest_first_and_filtered() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    let hello = plugin("hello/hello.wat");
+    let submit = |tenant: &str| ok(&palisade.run(["submit", &hello, "--tenant", tenant]));
+    let tasks = ["a", "b", "a"].map(submit);
+    for task in &tasks {
+        assert_eq!(palisade.run(["wait", task]).code, 0);
+    }
+    let failed = ok(&palisade.run(["submit", &plugin("spin/spin.wat"), "--wall-time", "1ms", "--attempts", "1"]));
+    assert_eq!(palisade.run(["wait", &failed]).code, 124);
+    let list = |options: &[&str]| {
+        let list = palisade.run([&["ls", "--json"], options].concat()).json();
+        let ids = list["tasks"].as_array().unwrap().iter().map(|task| task["task"].as_str().unwrap().to_owned());
+        (ids.collect::<Vec<_>>(), list["next"].clone())
+    };
+    let [first, second, third] = tasks.clone();
+    assert_eq!(list(&[]).0, [failed.clone(), third.clone(), second.clone(), first.clone()]);
+    assert_eq!(list(&["--tenant", "a"]), (vec![third.clone(), first.clone()], Value::Null));
+    assert_eq!(list(&["--state", "completed", "--limit", "2"]), (vec![third, second.clone()], json!(second)));
+    assert_eq!(list(&["--state", "completed", "--before", &second]).0, [first]);
+    assert_eq!(list(&["--plugin", "spin.wat", "--state", "dead_lettered", "--state", "running"]).0, [failed.clone()]);
+    let shown = ok(&palisade.run(["ls", "--plugin", "spin.wat"]));
+    assert!(shown.starts_with("TASK") && shown.contains(&failed) && shown.contains("wall_time"), "{shown}");
+    palisade.run(["ls", "--plugin", "spim.wat"]).assert_error(125, &["did you mean `spin.wat`"]);
+    palisade.run(["ls", "--state", "gone"]).assert_error(125, &["dead_lettered"]);
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use palisade_core::{
     ArtifactHash, Completion, Error, ErrorKind, Execution, Fence, IdempotencyKey, Lease, LeaseRequest, Outcome, Phase,
-    Priority, Resource, Result, SchedulerMode, SchedulerStats, Submission, Task, TaskId, TaskRecord, TaskState, Tenant,
-    Usage,
+    Priority, Resource, Result, SchedulerMode, SchedulerStats, Submission, Task, TaskId, TaskPage, TaskQuery,
+    TaskRecord, TaskState, Tenant, Usage,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -29,6 +29,9 @@ use crate::{Rate, SchedulerLimits, TenantLimits};
 /// fences need not be on disk: those of an earlier epoch are smaller than all of a later one.
 const FENCE_BITS: u32 = 40;
 
+/// Tasks looked at for one page of a list: some tens of microseconds.
+const LOOKED_AT_MAX: usize = 1024;
+
 #[derive(Debug)]
 pub(crate) struct Machine {
     limits: SchedulerLimits,
@@ -36,7 +39,7 @@ pub(crate) struct Machine {
     now: Millis,
     slots: Vec<Option<Entry>>,
     free: Vec<u32>,
-    by_id: HashMap<TaskId, u32>,
+    by_id: BTreeMap<TaskId, u32>,
     by_key: HashMap<(Tenant, ArtifactHash, IdempotencyKey), u32>,
     queue: FairQueue,
     timers: Wheel<Timer>,
@@ -177,7 +180,7 @@ impl Machine {
             now,
             slots: Vec::new(),
             free: Vec::new(),
-            by_id: HashMap::new(),
+            by_id: BTreeMap::new(),
             by_key: HashMap::new(),
             timers: Wheel::new(now),
             random: ChaCha8Rng::seed_from_u64(seed),
@@ -436,6 +439,29 @@ impl Machine {
         let slots: Vec<_> = self.dead.range((from, Unbounded)).map(|(_, slot)| *slot).take(max).collect();
         let position = slots.iter().map(|slot| self.entry(*slot).position).max().unwrap_or_default();
         (slots.into_iter().map(|slot| self.record(slot)).collect(), position)
+    }
+
+    /// A page of tasks, and its journal position.
+    pub(crate) fn list(&mut self, now: Millis, query: &TaskQuery) -> (TaskPage, u64) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.advance(now);
+        let tasks_max = query.tasks_max.clamp(1, self.limits.batch_max.max(1));
+        let (mut page, mut position) = (TaskPage::default(), 0);
+        let to = query.before.map_or(Unbounded, Excluded);
+        let mut looked_at = query.before;
+        for (seen, (id, slot)) in self.by_id.range((Unbounded, to)).rev().enumerate() {
+            if seen >= LOOKED_AT_MAX || page.tasks.len() >= tasks_max {
+                page.next = looked_at;
+                break;
+            }
+            looked_at = Some(*id);
+            let entry = self.entry(*slot);
+            if query.matches(&entry.task, self.state(*slot)) {
+                position = position.max(entry.position);
+                page.tasks.push(self.record(*slot));
+            }
+        }
+        (page, position)
     }
 
     pub(crate) fn set_mode(&mut self, mode: SchedulerMode) {

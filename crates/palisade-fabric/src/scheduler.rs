@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use palisade_core::{
     BoxFuture, Completion, Error, ErrorKind, Fence, Lease, LeaseRequest, MetricsSink, Result, Scheduler, SchedulerMode,
-    SchedulerStats, Submission, Task, TaskId, TaskRecord, TaskState, Tenant,
+    SchedulerStats, Submission, Task, TaskId, TaskPage, TaskQuery, TaskRecord, TaskState, Tenant,
 };
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
@@ -506,6 +506,14 @@ impl Scheduler for LocalScheduler {
             let ((records, position), _) = self.shared.run(|machine, now| Ok(machine.dead_letters(now, after, max)))?;
             self.shared.safe(position).await?;
             Ok(records)
+        })
+    }
+
+    fn list(&self, query: TaskQuery) -> BoxFuture<'_, Result<TaskPage>> {
+        Box::pin(async move {
+            let ((page, position), _) = self.shared.run(|machine, now| Ok(machine.list(now, &query)))?;
+            self.shared.safe(position).await?;
+            Ok(page)
         })
     }
 

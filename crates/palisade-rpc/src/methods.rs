@@ -16,6 +16,8 @@ macro_rules! for_each_method {
             tasks_get = "tasks.get": TaskRef => TaskInfo;
             /// As `tasks.get`, but waits for the outcome. When the time is over, the task as it is then.
             tasks_wait = "tasks.wait": WaitTask => TaskInfo;
+            /// A page of the tasks that are kept, latest first, without what they wrote.
+            tasks_list = "tasks.list": ListTasks => TaskPage;
             /// Cancels a task that is queued or running.
             tasks_cancel = "tasks.cancel": TaskRef => TaskStateInfo;
             /// Tasks that were given up after too many attempts, sorted by id, without what they wrote.

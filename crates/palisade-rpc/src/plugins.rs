@@ -167,7 +167,7 @@ impl Plugins {
                     Error::new(ErrorKind::NotFound, "find", format!("no plugin `{reference:.100}` is installed"));
                 Err(match crate::service::nearest(reference, names) {
                     Some(nearest) => error.help(format!("did you mean `{nearest}`?")),
-                    None => error.help("install it, or look at the installed ones with `palisade ls`"),
+                    None => error.help("install it, or look at the installed ones with `palisade plugins`"),
                 })
             }
             _ => {

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
-    Error, ErrorKind, HostFunctions, IdempotencyKey, Result, Scheduler, SchedulerMode, Task, TaskId, Tenant,
+    ArtifactHash, Error, ErrorKind, HostFunctions, IdempotencyKey, Result, Scheduler, SchedulerMode, Task, TaskId,
+    TaskQuery, Tenant,
 };
 use palisade_fabric::{AgentMemory, AgentState, Drained, Executor, ExecutorOptions, PrometheusSink, admit};
 use serde::de::DeserializeOwned;
@@ -17,7 +18,7 @@ use crate::protocol::codes;
 use crate::wire::*;
 use crate::{ByKind, METHODS, Plugin, Plugins, RpcError};
 
-/// Dead letters in one list, unless asked for fewer or more, and at most.
+/// Tasks in one list, unless asked for fewer or more, and at most.
 const LISTED: (usize, usize) = (100, 1000);
 
 /// How to start a [`Service`].
@@ -271,6 +272,23 @@ impl Service {
             () = tokio::time::sleep(timeout) => self.task(params.task).await,
             _ = over => self.task(params.task).await,
         }
+    }
+
+    async fn tasks_list(self: &Arc<Self>, params: ListTasks) -> Result<TaskPage> {
+        let query = TaskQuery {
+            states: params.states,
+            tenant: params.tenant.map(Tenant),
+            plugin: params.plugin.map(|plugin| self.plugin_hash(&plugin)).transpose()?,
+            before: params.before,
+            tasks_max: params.tasks_max.unwrap_or(LISTED.0).min(LISTED.1),
+        };
+        let page = self.scheduler.list(query).await?;
+        Ok(TaskPage { tasks: page.tasks.iter().map(|record| TaskInfo::new(record, false)).collect(), next: page.next })
+    }
+
+    /// The plugin a filter means, which need not be installed any more when it is named by its whole hash.
+    fn plugin_hash(&self, reference: &str) -> Result<ArtifactHash> {
+        reference.parse().or_else(|_| Ok(self.plugins.find(reference)?.artifact.hash()))
     }
 
     async fn tasks_cancel(self: &Arc<Self>, params: TaskRef) -> Result<TaskStateInfo> {

@@ -207,6 +207,37 @@ impl WaitTask {
     }
 }
 
+/// Parameters of `tasks.list`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListTasks {
+    /// Only those in one of these states. Empty: in any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub states: Vec<TaskState>,
+    /// Only those of this tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Only those of this plugin: as in [`PluginRef`], or the whole hash of one that was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<String>,
+    /// Only those before this one, to go on where a page ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<TaskId>,
+    /// Most tasks to list, at most 1000. Default 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks_max: Option<usize>,
+}
+
+/// Result of `tasks.list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskPage {
+    /// Latest id first: ids sort by time. A page looks at a bounded number of tasks, so it may hold fewer than were asked
+    /// for, even none, although there are more.
+    pub tasks: Vec<TaskInfo>,
+    /// There may be more: ask again with this as [`ListTasks::before`].
+    pub next: Option<TaskId>,
+}
+
 /// Parameters of `tasks.dead_letters`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

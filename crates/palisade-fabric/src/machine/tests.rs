@@ -101,6 +101,24 @@ fn wants_retry(after: Option<u64>) -> Completion {
 }
 
 #[test]
+fn a_page_looks_at_a_bounded_number_of_tasks() {
+    let mut bench = Bench::new(limits());
+    let tasks: Vec<_> = (0..2 * LOOKED_AT_MAX + 1).map(|_| bench.quick()).collect();
+    let mut query = TaskQuery { states: vec![TaskState::Failed], tasks_max: 10, ..TaskQuery::default() };
+    let mut ends = Vec::new();
+    loop {
+        let (page, _) = bench.machine.list(bench.now, &query);
+        assert_eq!(page.tasks, []);
+        let Some(next) = page.next else { break };
+        ends.push(next);
+        query.before = Some(next);
+    }
+    assert_eq!(ends, [tasks[LOOKED_AT_MAX + 1], tasks[1]]);
+    query = TaskQuery { tasks_max: usize::MAX, ..TaskQuery::default() };
+    assert_eq!(bench.machine.list(bench.now, &query).0.tasks.len(), bench.machine.limits.batch_max);
+}
+
+#[test]
 fn a_zombies_completion_is_refused() {
     let mut bench = Bench::new(limits());
     let task = bench.quick();
