@@ -336,3 +336,39 @@ fn tasks_are_listed_latest_first_and_filtered() {
     palisade.run(["ls", "--plugin", "spim.wat"]).assert_error(125, &["did you mean `spin.wat`"]);
     palisade.run(["ls", "--state", "gone"]).assert_error(125, &["dead_lettered"]);
 }
+
+#[test]
+fn what_an_agent_remembers_can_be_looked_at() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    // What follows the key's length is the key: one byte of what the task is given. Then the value.
+    let remembers = r#"(module
+        (import "palisade" "input_read" (func $input_read (param i32 i32 i32) (result i32)))
+        (import "palisade" "host_call" (func $host_call (param i32 i32 i32 i32) (result i64)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "kv.set") (data (i32.const 16) "\01\00\00\00")
+        (func (export "_start")
+            (drop (call $host_call (i32.const 0) (i32.const 6) (i32.const 16)
+                (i32.add (i32.const 4) (call $input_read (i32.const 0) (i32.const 20) (i32.const 99)))))))"#;
+    palisade.file("remembers.wat", remembers);
+    palisade.file("policy.toml", "[grants]\nhost_functions = [\"kv.set\"]");
+    for entry in ["bvalue", "a"] {
+        let ended = palisade.run(["submit", "./remembers.wat", "--policy", "policy.toml", "-i", entry, "--wait"]);
+        ok(&ended);
+    }
+    let list = palisade.run(["agents", "memory", "remembers.wat", "--json"]).json();
+    let entry = |key: &str, value_bytes: u32| json!({ "key": key, "value_bytes": value_bytes });
+    assert_eq!(list, json!({ "entries": [entry("YQ==", 0), entry("Yg==", 5)], "next": null }));
+    assert_eq!(ok(&palisade.run(["agents", "memory", "remembers.wat"])), "KEY  BYTES\na    0\nb    5");
+    assert_eq!(palisade.run(["agents", "memory", "remembers.wat", "b"]).text(), "value");
+    assert_eq!(palisade.run(["agents", "memory", "remembers.wat", "Yg==", "--base64"]).text(), "value");
+    palisade.run(["agents", "memory", "remembers.wat", "c"]).assert_error(125, &["nothing under this key"]);
+
+    let page = |params: Value| call(&palisade, "agents.memory", params)["result"].clone();
+    let first = page(json!({ "plugin": "remembers.wat", "entries_max": 1 }));
+    assert_eq!(first, json!({ "entries": [entry("YQ==", 0)], "next": "YQ==" }));
+    let second = page(json!({ "plugin": "remembers.wat", "entries_max": 1, "after": "YQ==" }));
+    assert_eq!(second, json!({ "entries": [entry("Yg==", 5)], "next": null }));
+    ok(&palisade.run(["agents", "terminate", "remembers.wat"]));
+    palisade.run(["agents", "memory", "remembers.wat"]).assert_error(125, &["has no agent"]);
+}

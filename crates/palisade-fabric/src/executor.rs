@@ -235,6 +235,11 @@ impl Executor {
         reports
     }
 
+    /// The memory of the agent that runs the tasks of `plugin`, if there is one.
+    pub fn memory(&self, plugin: ArtifactHash) -> Option<AgentMemory> {
+        self.shared.agents().get(&plugin).map(|agent| agent.memory.clone())
+    }
+
     /// Takes no more tasks, lets those that run come to their end within `grace`, then stops what is left and gives it
     /// back to the scheduler, uncounted.
     pub async fn drain(mut self, grace: Duration) -> Drained {

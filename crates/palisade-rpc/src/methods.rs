@@ -30,6 +30,8 @@ macro_rules! for_each_method {
             agents_list = "agents.list": Nothing => AgentList;
             /// What the agent of a plugin did, and where it is.
             agents_stats = "agents.stats": PluginRef => AgentInfo;
+            /// What the agent of a plugin remembers: its keys in their order, or the value of one.
+            agents_memory = "agents.memory": LookAtMemory => MemoryPage;
             /// Ends the agent of a plugin: it takes no more tasks, also after a restart of the daemon.
             agents_terminate = "agents.terminate": PluginRef => AgentInfo;
             /// Whether the daemon serves, and what it holds.

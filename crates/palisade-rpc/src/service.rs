@@ -18,7 +18,7 @@ use crate::protocol::codes;
 use crate::wire::*;
 use crate::{ByKind, METHODS, Plugin, Plugins, RpcError};
 
-/// Tasks in one list, unless asked for fewer or more, and at most.
+/// Tasks or keys in one list, unless asked for fewer or more, and at most.
 const LISTED: (usize, usize) = (100, 1000);
 
 /// How to start a [`Service`].
@@ -336,6 +336,29 @@ impl Service {
         self.agent(&*self.plugins.find(&params.plugin)?)
     }
 
+    async fn agents_memory(self: &Arc<Self>, params: LookAtMemory) -> Result<MemoryPage> {
+        let plugin = self.plugins.find(&params.plugin)?;
+        let memory = self.with_executor(|executor| Ok(executor.memory(plugin.artifact.hash())))?;
+        let memory = memory.ok_or_else(|| no_agent(&plugin))?;
+        if let Some(key) = params.key {
+            let value = memory.peek(&key.0).ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, "find", "the agent remembers nothing under this key")
+                    .help("list the keys by leaving it out")
+            })?;
+            let entry = MemoryEntry { key, value_bytes: value.len(), value: Some(Base64(value)) };
+            return Ok(MemoryPage { entries: vec![entry], next: None });
+        }
+        let entries_max = params.entries_max.unwrap_or(LISTED.0).clamp(1, LISTED.1);
+        // One more tells whether there are more.
+        let mut found = memory.list(params.after.as_ref().map(|after| &after.0[..]), entries_max + 1);
+        let more = found.len() > entries_max;
+        found.truncate(entries_max);
+        let entry = |(key, value_bytes)| MemoryEntry { key: Base64(key), value_bytes, value: None };
+        let entries: Vec<_> = found.into_iter().map(entry).collect();
+        let next = entries.last().map(|entry| entry.key.clone()).filter(|_| more);
+        Ok(MemoryPage { entries, next })
+    }
+
     async fn agents_terminate(self: &Arc<Self>, params: PluginRef) -> Result<AgentInfo> {
         self.change(move |service| {
             let plugin = service.plugins.find(&params.plugin)?;
@@ -370,11 +393,13 @@ impl Service {
         let hash = plugin.artifact.hash();
         let report =
             self.with_executor(|executor| Ok(executor.reports().into_iter().find(|one| one.plugin == hash)))?;
-        report.map(AgentInfo::from).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, "find", format!("plugin `{}` has no agent", plugin.artifact.name()))
-                .help("make one with `agents.spawn`")
-        })
+        report.map(AgentInfo::from).ok_or_else(|| no_agent(plugin))
     }
+}
+
+fn no_agent(plugin: &Plugin) -> Error {
+    Error::new(ErrorKind::NotFound, "find", format!("plugin `{}` has no agent", plugin.artifact.name()))
+        .help("make one with `agents.spawn`")
 }
 
 macro_rules! dispatcher {

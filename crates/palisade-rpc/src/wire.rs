@@ -437,6 +437,51 @@ pub struct AgentList {
     pub agents: Vec<AgentInfo>,
 }
 
+/// Parameters of `agents.memory`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LookAtMemory {
+    /// The plugin, as in [`PluginRef`].
+    pub plugin: String,
+    /// This key only, with its value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Base64>,
+    /// Only keys after this one, to go on where a list ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Base64>,
+    /// Most keys to list, at most 1000. Default 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries_max: Option<usize>,
+}
+
+impl LookAtMemory {
+    /// The first keys of what the agent of `plugin` remembers.
+    pub fn new(plugin: impl Into<String>) -> LookAtMemory {
+        LookAtMemory { plugin: plugin.into(), key: None, after: None, entries_max: None }
+    }
+}
+
+/// Result of `agents.memory`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPage {
+    /// In the order of their keys.
+    pub entries: Vec<MemoryEntry>,
+    /// There may be more: ask again with this as [`LookAtMemory::after`].
+    pub next: Option<Base64>,
+}
+
+/// What an agent remembers under one key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryEntry {
+    /// The key.
+    pub key: Base64,
+    /// Bytes of the value.
+    pub value_bytes: usize,
+    /// The value. Left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Base64>,
+}
+
 /// Result of `health`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Health {
