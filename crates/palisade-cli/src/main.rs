@@ -6,6 +6,7 @@ mod backends;
 mod certify;
 mod daemon;
 mod doctor;
+mod events;
 mod exit;
 mod inspect;
 mod output;
@@ -60,6 +61,8 @@ enum Command {
     Ls(tasks::List),
     /// Show the daemon's plugins, or remove one.
     Plugins(plugins::Plugins),
+    /// Show what happens in the daemon, as it happens.
+    Events(events::Events),
     /// Show the tasks that were given up, or try one again.
     Dlq(tasks::DeadLetters),
     /// Show the daemon's agents, make one anew or end it.
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
         Command::Cancel(task) => (task.output.json, runtime.block_on(tasks::cancel(task))),
         Command::Ls(list) => (list.json, runtime.block_on(tasks::list(list))),
         Command::Plugins(plugins) => (plugins.json, runtime.block_on(plugins::run(plugins))),
+        Command::Events(events) => (events.json, runtime.block_on(events::run(events))),
         Command::Dlq(letters) => (letters.json(), runtime.block_on(tasks::dead_letters(letters))),
         Command::Agents(agents) => (agents.json, runtime.block_on(agents::agents(agents))),
     };

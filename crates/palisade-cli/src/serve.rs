@@ -96,6 +96,7 @@ async fn serve(options: &Serve) -> Result<Exit> {
         }
     }
     let mut service = ServiceOptions::new(Arc::clone(&scheduler) as _, backends, plugins, metrics);
+    service.events = scheduler.events();
     service.durable = !options.ephemeral;
     service.tasks_max = options.tasks as usize;
     let service = Service::start(service).await?;

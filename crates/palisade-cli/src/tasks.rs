@@ -151,7 +151,7 @@ impl DeadLetters {
     }
 }
 
-fn parse_task(text: &str) -> Result<TaskId, String> {
+pub(crate) fn parse_task(text: &str) -> Result<TaskId, String> {
     serde_json::from_value(Value::from(text))
         .map_err(|_| "a task's id is a UUID, as `palisade submit` prints it".into())
 }

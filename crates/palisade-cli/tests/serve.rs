@@ -372,3 +372,36 @@ fn what_an_agent_remembers_can_be_looked_at() {
     ok(&palisade.run(["agents", "terminate", "remembers.wat"]));
     palisade.run(["agents", "memory", "remembers.wat"]).assert_error(125, &["has no agent"]);
 }
+
+#[test]
+fn what_happens_is_told_as_it_happens() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &[]);
+    let subscribe = |options: &[&str]| {
+        let mut command = palisade.command();
+        let command = command.arg("events").args(options).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "palisade: subscribed\n");
+        child
+    };
+    let json = subscribe(&["--json", "--tenant", "a", "--limit", "3"]);
+    let text = subscribe(&["--limit", "7"]);
+    let task = ok(&palisade.run(["submit", &plugin("hello/hello.wat"), "--tenant", "a"]));
+    let json = json.wait_with_output().unwrap();
+    assert!(json.status.success());
+    let events: Vec<Value> =
+        String::from_utf8(json.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = events.iter().map(|event| (event["event"].clone(), event["task"].clone()));
+    let expected = ["submitted", "started", "finished"].map(|event| (json!(event), json!(task)));
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+    assert_eq!((&events[2]["state"], &events[2]["outcome"]["kind"]), (&json!("completed"), &json!("completed")));
+    let text = String::from_utf8(text.wait_with_output().unwrap().stdout).unwrap();
+    // The agent's states among those of the task, in an order that is not certain.
+    for expected in
+        ["agent hello.wat@", "state=spawned", "state=busy", "state=ready", "submitted", "finished", ": completed"]
+    {
+        assert!(text.contains(expected), "{expected} is not in {text}");
+    }
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     Artifact, ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Instance, Module, Outcome, Policy, Prepared,
@@ -13,8 +13,9 @@ use palisade_core::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+use crate::clock::to_millis;
 use crate::latency::Latencies;
-use crate::{AgentMemory, MemoryLimits};
+use crate::{AgentMemory, Events, MemoryLimits};
 
 /// What agents are made from.
 #[derive(Debug, Clone)]
@@ -182,6 +183,7 @@ pub(crate) struct Agent {
     host: HostFunctions,
     /// As many permits as tasks it may still begin.
     pub(crate) slots: Semaphore,
+    events: Events,
     state: Mutex<State>,
 }
 
@@ -232,12 +234,12 @@ impl Line {
 }
 
 impl Agent {
-    pub(crate) fn new(template: AgentTemplate, host: &HostFunctions) -> Result<Agent> {
+    pub(crate) fn new(template: AgentTemplate, host: &HostFunctions, events: Events) -> Result<Agent> {
         let memory = match &template.memory_file {
             Some(file) => AgentMemory::load(template.memory, file)?,
             None => AgentMemory::new(template.memory),
         };
-        Ok(Agent {
+        let agent = Agent {
             host: memory.add_to(host.clone()),
             memory,
             slots: Semaphore::new(template.tasks_max.clamp(1, Semaphore::MAX_PERMITS)),
@@ -253,8 +255,11 @@ impl Agent {
                 memory_peak_bytes: 0,
                 prepared: Vec::new(),
             }),
+            events,
             template,
-        })
+        };
+        agent.tell(AgentState::Spawned);
+        Ok(agent)
     }
 
     /// Writes its memory to where it is kept.
@@ -274,8 +279,8 @@ impl Agent {
             return Ok(Some(until - now));
         }
         state.rests_until = None;
-        state.state = next;
         state.running += 1;
+        self.enter(&mut state, next);
         Ok(None)
     }
 
@@ -284,7 +289,7 @@ impl Agent {
         let mut state = self.lock();
         state.running -= 1;
         let left = state.running;
-        state.move_on(Event::End { left });
+        self.move_on(&mut state, Event::End { left });
         *state.outcomes.entry(name(completion)).or_default() += 1;
         state.latencies.add(latency);
         if let Completion::Executed(execution) = completion {
@@ -299,7 +304,7 @@ impl Agent {
             }
             let counted = u32::try_from(state.failures.len()).unwrap_or(u32::MAX);
             if counted > budget.failures_max {
-                state.move_on(Event::GiveUp);
+                self.move_on(&mut state, Event::GiveUp);
                 state.prepared.clear();
             } else {
                 state.restarts += 1;
@@ -312,7 +317,7 @@ impl Agent {
     pub(crate) fn drain(&self) {
         let mut state = self.lock();
         let running = state.running;
-        state.move_on(Event::Drain { running });
+        self.move_on(&mut state, Event::Drain { running });
     }
 
     /// The module prepared for tasks with `policy`.
@@ -355,16 +360,31 @@ impl Agent {
         }
     }
 
+    fn move_on(&self, state: &mut State, event: Event) {
+        let next = state.state.after(event);
+        debug_assert!(next.is_some(), "{event:?} in {:?}", state.state);
+        self.enter(state, next.unwrap_or(state.state));
+    }
+
+    /// Under the lock, so that states are told in their order.
+    fn enter(&self, state: &mut State, next: AgentState) {
+        if std::mem::replace(&mut state.state, next) != next {
+            self.tell(next);
+        }
+    }
+
+    fn tell(&self, state: AgentState) {
+        self.events.tell(|| crate::Event::Agent {
+            unix_ms: to_millis(SystemTime::now()),
+            name: self.template.name.clone(),
+            plugin: self.template.artifact.hash(),
+            state,
+        });
+    }
+
     // Whole after each statement.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn move_on(&mut self, event: Event) {
-        debug_assert!(self.state.after(event).is_some(), "{event:?} in {:?}", self.state);
-        self.state = self.state.after(event).unwrap_or(self.state);
     }
 }
 
@@ -453,7 +473,7 @@ mod tests {
     fn agent(restarts: RestartBudget) -> Agent {
         let mut template = AgentTemplate::new("agent", Artifact::wasm(&b"bytes"[..]));
         template.restarts = restarts;
-        Agent::new(template, &HostFunctions::new()).unwrap()
+        Agent::new(template, &HostFunctions::new(), Events::default()).unwrap()
     }
 
     fn ended(outcome: Outcome) -> Completion {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::agent::Agent;
 use crate::modules::Modules;
-use crate::{AgentMemory, AgentReport, AgentTemplate, InstanceMode, NullSink};
+use crate::{AgentMemory, AgentReport, AgentTemplate, Events, InstanceMode, NullSink};
 
 /// How to start an [`Executor`].
 #[derive(Debug)]
@@ -44,6 +44,8 @@ pub struct ExecutorOptions {
     pub stop_grace: Duration,
     /// Who hears its figures.
     pub metrics: Arc<dyn MetricsSink>,
+    /// Where its agents' changes of state are told.
+    pub events: Events,
 }
 
 impl ExecutorOptions {
@@ -59,6 +61,7 @@ impl ExecutorOptions {
             agents_max: 10_000,
             stop_grace: Duration::from_secs(1),
             metrics: Arc::new(NullSink),
+            events: Events::default(),
         }
     }
 }
@@ -98,6 +101,7 @@ struct Shared {
     /// What tasks that run are to do.
     order: watch::Sender<Order>,
     metrics: Figures,
+    events: Events,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -180,6 +184,7 @@ impl Executor {
             agents: Mutex::default(),
             order: watch::Sender::new(Order::Work),
             metrics: Figures::new(options.metrics)?,
+            events: options.events,
         });
         let leasing = tokio::spawn(lease_all(Arc::clone(&shared)));
         Ok(Executor { shared, leasing: Some(leasing) })
@@ -205,7 +210,7 @@ impl Executor {
             let message = format!("there is an agent `{}` or another for this artifact already", template.name);
             return Err(Error::new(ErrorKind::InvalidInput, "spawn", message));
         }
-        let agent = Agent::new(template, &self.shared.host)?;
+        let agent = Agent::new(template, &self.shared.host, self.shared.events.clone())?;
         let memory = agent.memory.clone();
         agents.insert(plugin, Arc::new(agent));
         Ok(memory)

@@ -10,6 +10,7 @@
 mod admission;
 mod agent;
 mod clock;
+mod events;
 mod executor;
 mod fair;
 mod journal;
@@ -29,6 +30,7 @@ mod wheel;
 pub use admission::admit;
 pub use agent::{AgentReport, AgentState, AgentTemplate, InstanceMode, RestartBudget};
 pub use clock::Clock;
+pub use events::{About, Event, EventFilter, Events, Subscription};
 pub use executor::{Drained, Executor, ExecutorOptions};
 pub use fair::ClassOrder;
 pub use journal::{Journal, JournalEntry, Kept};

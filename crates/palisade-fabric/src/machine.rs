@@ -127,8 +127,7 @@ enum Timer {
 pub(crate) struct Change {
     pub(crate) slot: u32,
     pub(crate) seq: u64,
-    pub(crate) task: TaskId,
-    pub(crate) class: Priority,
+    pub(crate) task: Arc<Task>,
     pub(crate) what: What,
 }
 
@@ -138,9 +137,11 @@ pub(crate) enum What {
     /// Waits for a worker from now on.
     Leased {
         waited: Duration,
-        tenant: Tenant,
+        attempt: u32,
     },
-    Retried,
+    Retried {
+        failures: u32,
+    },
     Lost,
     Released,
     Requeued,
@@ -236,6 +237,11 @@ impl Machine {
         std::mem::take(&mut self.forgotten)
     }
 
+    /// The time it is here.
+    pub(crate) fn now(&self) -> Millis {
+        self.now
+    }
+
     /// Whether a worker that asks now may get a task.
     pub(crate) fn has_work(&self) -> bool {
         self.mode != SchedulerMode::Paused && !self.queue.is_empty()
@@ -303,7 +309,7 @@ impl Machine {
             let attempt = entry.failures + entry.lost + 1;
             self.running += 1;
             let waited = Duration::from_millis(now.saturating_sub(since));
-            self.changed(slot, What::Leased { waited, tenant: task.tenant.clone() });
+            self.changed(slot, What::Leased { waited, attempt });
             leases.push(Lease { task, fence, attempt, expires_at: from_millis(expires_at) });
             let tenant = self.tenants.at(tenant);
             tenant.running += 1;
@@ -366,7 +372,8 @@ impl Machine {
                         self.enqueue(slot, false)
                     }
                     self.watch_deadline(slot);
-                    self.changed(slot, What::Retried);
+                    let failures = self.entry(slot).failures;
+                    self.changed(slot, What::Retried { failures });
                     self.state(slot)
                 }
             }
@@ -836,7 +843,7 @@ impl Machine {
 
     fn changed(&mut self, slot: u32, what: What) {
         let entry = self.entry(slot);
-        let change = Change { slot, seq: entry.seq, task: entry.task.id, class: entry.task.priority, what };
+        let change = Change { slot, seq: entry.seq, task: Arc::clone(&entry.task), what };
         self.changes.push(change);
     }
 

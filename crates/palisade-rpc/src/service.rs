@@ -8,7 +8,10 @@ use palisade_core::{
     ArtifactHash, Error, ErrorKind, HostFunctions, IdempotencyKey, Result, Scheduler, SchedulerMode, Task, TaskId,
     TaskQuery, Tenant,
 };
-use palisade_fabric::{AgentMemory, AgentState, Drained, Executor, ExecutorOptions, PrometheusSink, admit};
+use palisade_fabric::{
+    AgentMemory, AgentState, Drained, EventFilter, Events, Executor, ExecutorOptions, PrometheusSink, Subscription,
+    admit,
+};
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
@@ -16,7 +19,7 @@ use tokio::sync::watch;
 use crate::methods::for_each_method;
 use crate::protocol::codes;
 use crate::wire::*;
-use crate::{ByKind, METHODS, Plugin, Plugins, RpcError};
+use crate::{ByKind, EventQuery, METHODS, Plugin, Plugins, RpcError};
 
 /// Tasks or keys in one list, unless asked for fewer or more, and at most.
 const LISTED: (usize, usize) = (100, 1000);
@@ -33,6 +36,8 @@ pub struct ServiceOptions {
     pub plugins: Plugins,
     /// Hears all figures.
     pub metrics: Arc<PrometheusSink>,
+    /// Where the scheduler tells of what happens; agents tell there as well. Default: a place where only agents do.
+    pub events: Events,
     /// Tasks outlive the daemon. Only reported.
     pub durable: bool,
     /// Tasks run at once. Default 256.
@@ -47,7 +52,8 @@ impl ServiceOptions {
         plugins: Plugins,
         metrics: Arc<PrometheusSink>,
     ) -> ServiceOptions {
-        ServiceOptions { scheduler, backends, plugins, metrics, durable: false, tasks_max: 256 }
+        let events = Events::default();
+        ServiceOptions { scheduler, backends, plugins, metrics, events, durable: false, tasks_max: 256 }
     }
 }
 
@@ -67,6 +73,7 @@ pub struct Service {
     backends: ByKind,
     plugins: Arc<Plugins>,
     metrics: Arc<PrometheusSink>,
+    events: Events,
     durable: bool,
     started: Instant,
     /// `None` once it closes.
@@ -93,12 +100,13 @@ impl Service {
     ///
     /// Those of [`Executor::start`] and [`Executor::spawn`].
     pub async fn start(options: ServiceOptions) -> Result<Arc<Service>> {
-        let ServiceOptions { scheduler, backends, plugins, metrics, durable, tasks_max } = options;
+        let ServiceOptions { scheduler, backends, plugins, metrics, events, durable, tasks_max } = options;
         // A task that is leased before its agent is there would fail.
         scheduler.set_mode(SchedulerMode::Paused).await?;
         let mut executor = ExecutorOptions::new(Arc::clone(&scheduler), Arc::new(backends.clone()));
         executor.metrics = Arc::clone(&metrics) as _;
         executor.tasks_max = tasks_max;
+        executor.events = events.clone();
         let executor = Executor::start(executor)?;
         for plugin in plugins.list() {
             if let Some(template) = plugins.template(&plugin) {
@@ -111,6 +119,7 @@ impl Service {
             backends,
             plugins: Arc::new(plugins),
             metrics,
+            events,
             durable,
             started: Instant::now(),
             executor: Mutex::new(Some(executor)),
@@ -143,6 +152,17 @@ impl Service {
     /// Those of [`PrometheusSink::export`].
     pub fn metrics_text(&self) -> Result<String> {
         self.metrics.export()
+    }
+
+    /// Hears of events from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Exhausted`] when there are too many subscribers, [`ErrorKind::NotFound`] for an unknown plugin.
+    pub fn subscribe(&self, query: EventQuery) -> Result<Subscription> {
+        let EventQuery { task, tenant, plugin } = query;
+        let plugin = plugin.map(|plugin| self.plugin_hash(&plugin)).transpose()?;
+        self.events.subscribe(EventFilter { task, tenant, plugin })
     }
 
     /// Whether the service takes tasks.

@@ -78,8 +78,8 @@ impl Bench {
     fn listen(&mut self) {
         for change in self.machine.changes().drain(..) {
             match change.what {
-                What::Finished { .. } => *self.outcomes.entry(change.task).or_default() += 1,
-                What::Requeued | What::Submitted => drop(self.outcomes.remove(&change.task)),
+                What::Finished { .. } => *self.outcomes.entry(change.task.id).or_default() += 1,
+                What::Requeued | What::Submitted => drop(self.outcomes.remove(&change.task.id)),
                 _ => {}
             }
         }
