@@ -42,6 +42,8 @@ mod policy;
 mod registry;
 mod sandbox;
 mod scheduler;
+#[cfg(feature = "schema")]
+mod schema;
 mod task;
 pub mod units;
 mod usage;

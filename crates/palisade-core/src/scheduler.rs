@@ -159,6 +159,7 @@ pub struct TaskPage {
 
 /// Answer to a submission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Submission {
     /// The task that will run.
     pub task: TaskId,
@@ -217,6 +218,7 @@ pub enum Completion {
 
 /// Where a task is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TaskState {
@@ -301,6 +303,7 @@ pub enum SchedulerMode {
 
 /// Counts of what a scheduler holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SchedulerStats {
     /// Tasks waiting for a worker.
     pub queued: u64,

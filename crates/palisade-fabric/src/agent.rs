@@ -59,6 +59,7 @@ impl AgentTemplate {
 
 /// Whether tasks of an agent share an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceMode {
     /// Each task has an instance of its own: nothing of one task is left for the next.
@@ -71,6 +72,7 @@ pub enum InstanceMode {
 
 /// How often an agent is started again after it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct RestartBudget {
     /// Failures within [`RestartBudget::window`] it survives; one more terminates it. Default 5.
@@ -96,6 +98,7 @@ impl Default for RestartBudget {
 
 /// Where an agent is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum AgentState {
     /// Made, and has run nothing yet.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// Bounds of an agent's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct MemoryLimits {
     /// Entries. Default 1000.
@@ -31,6 +32,7 @@ impl Default for MemoryLimits {
 
 /// What happens when something new does not fit into an agent's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Eviction {
     /// The guest gets an error.

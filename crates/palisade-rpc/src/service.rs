@@ -17,6 +17,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
 
 use crate::methods::for_each_method;
+use crate::openrpc::document;
 use crate::protocol::codes;
 use crate::wire::*;
 use crate::{ByKind, EventQuery, METHODS, Plugin, Plugins, RpcError};
@@ -437,6 +438,9 @@ macro_rules! dispatcher {
                         let result: $result = Box::pin(self.$function(params)).await?;
                         write(&result)
                     })*
+                    "rpc.discover" => document().map_err(|error| {
+                        Error::new(ErrorKind::Internal, "call", "the description is no JSON").source(error).into()
+                    }),
                     unknown => Err(unknown_method(unknown)),
                 }
             }
