@@ -17,6 +17,16 @@ use support::{Ended, Palisade, repository};
 const PATIENCE: Duration = Duration::from_secs(60);
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
+/// Remembers what it is given: one byte of key, then the value.
+const REMEMBERS: &str = r#"(module
+        (import "palisade" "input_read" (func $input_read (param i32 i32 i32) (result i32)))
+        (import "palisade" "host_call" (func $host_call (param i32 i32 i32 i32) (result i64)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "kv.set") (data (i32.const 16) "\01\00\00\00")
+        (func (export "_start")
+            (drop (call $host_call (i32.const 0) (i32.const 6) (i32.const 16)
+                (i32.add (i32.const 4) (call $input_read (i32.const 0) (i32.const 20) (i32.const 99)))))))"#;
+
 /// A daemon that is ready. Killed when the test is over, whatever happens.
 struct Daemon {
     child: Child,
@@ -34,7 +44,7 @@ impl Daemon {
         let ready = loop {
             let mut line = String::new();
             assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "the daemon ended: {said}");
-            if line.starts_with("palisade: ready on ") {
+            if line.starts_with("palisade: ready on ") || line.contains("\"ready on ") {
                 break line;
             }
             said += &line;
@@ -341,16 +351,7 @@ fn tasks_are_listed_latest_first_and_filtered() {
 fn what_an_agent_remembers_can_be_looked_at() {
     let palisade = Palisade::new();
     let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
-    // What follows the key's length is the key: one byte of what the task is given. Then the value.
-    let remembers = r#"(module
-        (import "palisade" "input_read" (func $input_read (param i32 i32 i32) (result i32)))
-        (import "palisade" "host_call" (func $host_call (param i32 i32 i32 i32) (result i64)))
-        (memory (export "memory") 1)
-        (data (i32.const 0) "kv.set") (data (i32.const 16) "\01\00\00\00")
-        (func (export "_start")
-            (drop (call $host_call (i32.const 0) (i32.const 6) (i32.const 16)
-                (i32.add (i32.const 4) (call $input_read (i32.const 0) (i32.const 20) (i32.const 99)))))))"#;
-    palisade.file("remembers.wat", remembers);
+    palisade.file("remembers.wat", REMEMBERS);
     palisade.file("policy.toml", "[grants]\nhost_functions = [\"kv.set\"]");
     for entry in ["bvalue", "a"] {
         let ended = palisade.run(["submit", "./remembers.wat", "--policy", "policy.toml", "-i", entry, "--wait"]);
@@ -404,4 +405,45 @@ fn what_happens_is_told_as_it_happens() {
     {
         assert!(text.contains(expected), "{expected} is not in {text}");
     }
+}
+
+#[test]
+fn the_log_of_a_task_is_joined_to_the_trace_it_came_with() {
+    let palisade = Palisade::new();
+    palisade.file("remembers.wat", REMEMBERS);
+    palisade.file("policy.toml", "[grants]\nhost_functions = [\"kv.set\"]");
+    let mut daemon = Daemon::start(&palisade, &["--ephemeral", "--log", "json", "--log-level", "debug"]);
+    assert!(serde_json::from_str::<Value>(&daemon.ready).is_ok(), "{}", daemon.ready);
+    let mut next = || -> Value {
+        let mut line = String::new();
+        daemon.stderr.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    };
+    ok(&palisade.run(["submit", "./remembers.wat", "--policy", "policy.toml", "-i", "avalue", "--wait"]));
+    let (trace, parent) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+    let submit = |header: &str| {
+        let body =
+            br#"{"jsonrpc":"2.0","id":1,"method":"tasks.submit","params":{"plugin":"remembers.wat","input":"Yg=="}}"#;
+        let head = format!("POST /rpc HTTP/1.1\r\ntraceparent: {header}");
+        let (status, answer) = exchange(&mut connect(&palisade), &head, body);
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_str::<Value>(&answer).unwrap()["result"]["task"].as_str().unwrap().to_owned()
+    };
+    let mut attempt = |task: &str| loop {
+        let line = next();
+        if line["span"]["task_id"] == task && line["message"] == "the attempt ended" {
+            break line["span"].clone();
+        }
+    };
+    let task = submit(&format!("00-{trace}-{parent}-01"));
+    let span = attempt(&task);
+    assert_eq!((&span["trace_id"], &span["parent_span_id"]), (&json!(trace), &json!(parent)), "{span:#}");
+    assert_eq!((&span["outcome"], &span["attempt"], &span["name"]), (&json!("completed"), &json!(1), &json!("task")));
+    // A malformed header counts as none.
+    let task = submit(&format!("00-{trace}-{parent}-zz"));
+    let span = attempt(&task);
+    assert_eq!((&span["trace_id"], &span["parent_span_id"]), (&json!(task.replace('-', "")), &Value::Null), "{span:#}");
+    let params = json!({ "plugin": "remembers.wat", "trace": { "traceparent": "00" } });
+    let refused = call(&palisade, "tasks.submit", params);
+    assert_eq!(refused["error"]["data"]["kind"], "invalid_input", "{refused:#}");
 }

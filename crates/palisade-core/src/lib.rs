@@ -45,6 +45,7 @@ mod scheduler;
 #[cfg(feature = "schema")]
 mod schema;
 mod task;
+mod trace;
 pub mod units;
 mod usage;
 
@@ -68,7 +69,8 @@ pub use scheduler::{
     Completion, Fence, Lease, LeaseRequest, Scheduler, SchedulerMode, SchedulerStats, Submission, TaskPage, TaskQuery,
     TaskRecord, TaskState, WorkerId,
 };
-pub use task::{IdempotencyKey, Priority, RetryPolicy, Task, TaskId, Tenant, TraceContext};
+pub use task::{IdempotencyKey, Priority, RetryPolicy, Task, TaskId, Tenant};
+pub use trace::TraceContext;
 pub use usage::Usage;
 
 /// Used by [`inventory::submit!`] in backend crates, so that they need not depend on `inventory` themselves.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::units::serde_duration;
-use crate::{ArtifactHash, Error, ErrorKind, Policy};
+use crate::{ArtifactHash, Error, ErrorKind, Policy, TraceContext};
 
 /// Identity of a task: a UUID of version 7, so that ids sort by time and any process can make one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -119,17 +119,6 @@ impl Default for Tenant {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct IdempotencyKey(pub String);
-
-/// W3C trace context, carried from submission to the guest's host calls.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(default, deny_unknown_fields)]
-pub struct TraceContext {
-    /// The `traceparent` header.
-    pub traceparent: String,
-    /// The `tracestate` header.
-    pub tracestate: String,
-}
 
 /// When and how often to try again: exponential backoff with full jitter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::clock::to_millis;
 use crate::latency::Latencies;
+use crate::trace::Traced;
 use crate::{AgentMemory, Events, MemoryLimits};
 
 /// What agents are made from.
@@ -243,7 +244,7 @@ impl Agent {
             None => AgentMemory::new(template.memory),
         };
         let agent = Agent {
-            host: memory.add_to(host.clone()),
+            host: memory.add_to(host.clone()).wrapped(|function| Arc::new(Traced(function))),
             memory,
             slots: Semaphore::new(template.tasks_max.clamp(1, Semaphore::MAX_PERMITS)),
             state: Mutex::new(State {
@@ -307,6 +308,7 @@ impl Agent {
             }
             let counted = u32::try_from(state.failures.len()).unwrap_or(u32::MAX);
             if counted > budget.failures_max {
+                tracing::warn!(agent = &*self.template.name, "the agent failed too often and is terminated");
                 self.move_on(&mut state, Event::GiveUp);
                 state.prepared.clear();
             } else {
@@ -451,7 +453,7 @@ fn within(task: &Policy, agent: &Policy) -> Result<Policy> {
 }
 
 /// The outcome's name, as in JSON.
-fn name(completion: &Completion) -> &'static str {
+pub(crate) fn name(completion: &Completion) -> &'static str {
     match completion {
         Completion::HostError { .. } => "host_error",
         Completion::Executed(execution) => match &execution.outcome {

@@ -11,15 +11,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     ArtifactHash, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions, Lease, LeaseRequest,
-    MetricDescriptor, MetricId, MetricKind, MetricsSink, Outcome, Phase, Resource, Result, Sandbox, Scheduler, Usage,
-    WorkerId,
+    MetricDescriptor, MetricId, MetricKind, MetricsSink, Outcome, Phase, Resource, Result, Sandbox, Scheduler,
+    TraceContext, Usage, WorkerId,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, name as outcome_name};
 use crate::modules::Modules;
+use crate::trace::AttemptTrace;
 use crate::{AgentMemory, AgentReport, AgentTemplate, Events, InstanceMode, NullSink};
 
 /// How to start an [`Executor`].
@@ -351,8 +353,10 @@ async fn run(shared: Arc<Shared>, lease: Lease, permit: Option<OwnedSemaphorePer
     let (task, fence) = (lease.task.id, lease.fence);
     let token = CancelToken::new();
     let progress = Progress(AtomicU8::new(0));
+    let trace = AttemptTrace::open(&lease);
     let completion = {
-        let mut work = pin!(guarded(attempt(&shared, &lease, &token, &progress, begun)));
+        let work = attempt(&shared, &lease, &token, &progress, begun, trace.context);
+        let mut work = pin!(guarded(work).instrument(trace.span.clone()));
         // Most tasks of a quick guest are done at once, and need nobody to watch them.
         match std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
             Poll::Ready(completion) => Ok(completion),
@@ -363,6 +367,8 @@ async fn run(shared: Arc<Shared>, lease: Lease, permit: Option<OwnedSemaphorePer
     // then the lease ends by itself, and the task is tried again.
     let _ = match completion {
         Ok(completion) => {
+            trace.span.record("outcome", outcome_name(&completion));
+            trace.span.in_scope(|| tracing::debug!("the attempt ended"));
             let metrics = &shared.metrics;
             metrics.sink.observe(metrics.run, begun.elapsed().as_secs_f64());
             if let Completion::Executed(execution) = &completion {
@@ -377,8 +383,14 @@ async fn run(shared: Arc<Shared>, lease: Lease, permit: Option<OwnedSemaphorePer
                 answer => answer.map(drop),
             }
         }
-        Err(Stop::Shutdown) => shared.scheduler.release(task, fence).await,
-        Err(Stop::Unwanted | Stop::Deadline) => Ok(()),
+        Err(Stop::Shutdown) => {
+            trace.span.record("outcome", "released");
+            shared.scheduler.release(task, fence).await
+        }
+        Err(Stop::Unwanted | Stop::Deadline) => {
+            trace.span.record("outcome", "unwanted");
+            Ok(())
+        }
     };
     drop(permit);
 }
@@ -474,6 +486,7 @@ async fn attempt(
     token: &CancelToken,
     progress: &Progress,
     begun: Instant,
+    trace: Option<Arc<TraceContext>>,
 ) -> Completion {
     let agent = shared.agents().get(&lease.task.plugin).cloned();
     let Some(agent) = agent else {
@@ -499,7 +512,7 @@ async fn attempt(
     };
     // Counts the end even when this future panics or is dropped.
     let counted = Counted { agent: &agent, begun, ended: false };
-    let completion = call(shared, &agent, lease, token, progress).await;
+    let completion = call(shared, &agent, lease, token, progress, trace).await;
     progress.enter(Phase::Teardown);
     counted.end(&completion);
     completion
@@ -543,7 +556,14 @@ fn is_failure(completion: &Completion, instances: InstanceMode) -> bool {
     }
 }
 
-async fn call(shared: &Shared, agent: &Agent, lease: &Lease, token: &CancelToken, progress: &Progress) -> Completion {
+async fn call(
+    shared: &Shared,
+    agent: &Agent,
+    lease: &Lease,
+    token: &CancelToken,
+    progress: &Progress,
+    trace: Option<Arc<TraceContext>>,
+) -> Completion {
     let result = async {
         progress.enter(Phase::Loading);
         let module = unless_cancelled(token, shared.modules.get(&agent.template.artifact)).await;
@@ -556,11 +576,12 @@ async fn call(shared: &Shared, agent: &Agent, lease: &Lease, token: &CancelToken
         };
         progress.enter(Phase::Running);
         let task = &lease.task;
-        let call = Call::new()
+        let mut call = Call::new()
             .entry(task.entry.clone())
             .arguments(task.arguments.iter().cloned())
             .input(task.input.clone())
             .cancel(token.clone());
+        call.trace = trace;
         // From here on the guest's call hears of the token itself, and says what it took.
         let execution = instance.call(call).await?;
         if kept && execution.outcome.leaves_instance_usable() {

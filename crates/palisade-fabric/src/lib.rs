@@ -25,6 +25,7 @@ mod retry;
 mod scheduler;
 mod sinks;
 mod sqlite;
+mod trace;
 mod wheel;
 
 pub use admission::admit;

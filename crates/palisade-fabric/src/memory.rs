@@ -389,7 +389,7 @@ mod tests {
         let memory = memory(2, 100, Eviction::Refuse);
         let host = memory.add_to(HostFunctions::new());
         let call = |name: &str, input: &[u8]| {
-            let invocation = host.invoke(name, Bytes::copy_from_slice(input)).unwrap();
+            let invocation = host.invoke(name, Bytes::copy_from_slice(input), None).unwrap();
             block_on(invocation).unwrap().map(|bytes| bytes.to_vec())
         };
         assert_eq!(call("kv.get", b"a"), Ok(vec![0]));

@@ -186,7 +186,7 @@ mod tests {
             let error = said.params.validate(&params).err().map(|error| error.to_string());
             assert_eq!(error, None, "{name} takes {params:#}");
             let answer =
-                service.call(name, &params.to_string()).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+                service.call(name, &params.to_string(), None).await.unwrap_or_else(|error| panic!("{name}: {error}"));
             let result: Value = serde_json::from_str(answer.get()).unwrap();
             let error = said.result.validate(&result).err().map(|error| format!("{}: {error}", error.instance_path));
             assert_eq!(error, None, "{name} gives {result:#}");
@@ -248,7 +248,7 @@ mod tests {
         call("plugins.remove", json!({ "plugin": "echo" })).await;
         let all: BTreeSet<_> = crate::METHODS.iter().map(|(name, _)| *name).collect();
         assert_eq!(called, all, "each method is tried");
-        let discovered = service.call("rpc.discover", "{}").await.unwrap();
+        let discovered = service.call("rpc.discover", "{}", None).await.unwrap();
         assert_eq!(serde_json::from_str::<Value>(discovered.get()).unwrap(), document);
         service.close(Duration::ZERO).await;
     }

@@ -19,9 +19,9 @@ use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use palisade_core::{Error, ErrorKind, Result};
+use palisade_core::{Error, ErrorKind, Result, TraceContext};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
@@ -306,7 +306,8 @@ async fn respond(shared: &Arc<Shared>, token: Option<&Token>, request: Request<I
     if path == "/events" {
         return events(shared, request.uri().query().unwrap_or_default());
     }
-    rpc(shared, request.into_body()).await
+    let trace = trace(request.headers());
+    rpc(shared, request.into_body(), trace).await
 }
 
 fn events(shared: &Shared, query: &str) -> Answered {
@@ -330,7 +331,15 @@ fn events(shared: &Shared, query: &str) -> Answered {
     }
 }
 
-async fn rpc(shared: &Arc<Shared>, body: Incoming) -> Answered {
+/// The trace context of a request. One that is malformed counts as none: so W3C wants it.
+fn trace(headers: &HeaderMap) -> Option<TraceContext> {
+    let texts = |name| headers.get_all(name).iter().map(|value| value.to_str().ok()).collect::<Option<Vec<_>>>();
+    let [traceparent] = texts("traceparent")?[..] else { return None };
+    let tracestate = texts("tracestate").map(|states| states.join(",")).unwrap_or_default();
+    TraceContext::new(traceparent, tracestate).or_else(|_| TraceContext::new(traceparent, "")).ok()
+}
+
+async fn rpc(shared: &Arc<Shared>, body: Incoming, trace: Option<TraceContext>) -> Answered {
     let limits = &shared.limits;
     let too_large = || {
         let message = format!("the body is larger than {} bytes", limits.body_bytes_max);
@@ -364,7 +373,7 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming) -> Answered {
         Err(error) => return refuse(StatusCode::OK, error),
     };
     let left = AtomicUsize::new(limits.answer_bytes_max);
-    let answers = join(parsed.calls.into_iter().map(|call| answer(shared, call, &left))).await;
+    let answers = join(parsed.calls.into_iter().map(|call| answer(shared, call, trace.as_ref(), &left))).await;
     let mut out = Vec::new();
     for answer in answers.iter().flatten() {
         out.push(if out.is_empty() { b'[' } else { b',' });
@@ -382,7 +391,12 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming) -> Answered {
 }
 
 /// The answer to a call, if it wants one.
-async fn answer(shared: &Arc<Shared>, call: Result<ParsedCall<'_>, RpcError>, left: &AtomicUsize) -> Option<Answer> {
+async fn answer(
+    shared: &Arc<Shared>,
+    call: Result<ParsedCall<'_>, RpcError>,
+    trace: Option<&TraceContext>,
+    left: &AtomicUsize,
+) -> Option<Answer> {
     let call = match call {
         Ok(call) => call,
         Err(error) => return Some(Answer { id: None, result: Err(error) }),
@@ -391,7 +405,7 @@ async fn answer(shared: &Arc<Shared>, call: Result<ParsedCall<'_>, RpcError>, le
         Err(error) => Err(error),
         Ok(params) => {
             let time = shared.limits.call_time;
-            timeout(time, shared.service.call(&call.method, params)).await.unwrap_or_else(|_| {
+            timeout(time, shared.service.call(&call.method, params, trace)).await.unwrap_or_else(|_| {
                 let message =
                     format!("{:.100} took longer than {time:?}; whether it happened is not known", call.method);
                 Err(RpcError::new(codes::TIMED_OUT, message))

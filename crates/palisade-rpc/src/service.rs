@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     ArtifactHash, Error, ErrorKind, HostFunctions, IdempotencyKey, Result, Scheduler, SchedulerMode, Task, TaskId,
-    TaskQuery, Tenant,
+    TaskQuery, Tenant, TraceContext,
 };
 use palisade_fabric::{
     AgentMemory, AgentState, Drained, EventFilter, Events, Executor, ExecutorOptions, PrometheusSink, Subscription,
@@ -15,6 +15,7 @@ use palisade_fabric::{
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::methods::for_each_method;
 use crate::openrpc::document;
@@ -216,6 +217,7 @@ impl Service {
             let hash = plugin.artifact.hash();
             service.with_executor(|_| Ok(()))?;
             let installed = service.plugins.install(plugin)?;
+            tracing::info!(plugin = %hash, installed, "a plugin was installed");
             if installed {
                 let plugin = service.plugins.find(&hash.to_string())?;
                 if let Err(error) = service.spawn_agent(&plugin) {
@@ -272,7 +274,16 @@ impl Service {
         task.trace = params.trace;
         task.labels = params.labels;
         admit(&task, self.backends.backend(plugin.artifact.kind())?.capabilities())?;
-        self.scheduler.submit(task).await
+        let trace = |id: fn(&TraceContext) -> Option<&str>| task.trace.as_ref().and_then(id);
+        let span = tracing::info_span!(
+            "submit",
+            task_id = %task.id,
+            tenant = &*task.tenant.0,
+            plugin = %task.plugin,
+            trace_id = trace(TraceContext::trace_id),
+            parent_span_id = trace(TraceContext::parent_span_id),
+        );
+        self.scheduler.submit(task).instrument(span).await
     }
 
     async fn tasks_get(self: &Arc<Self>, params: TaskRef) -> Result<TaskInfo> {
@@ -426,13 +437,24 @@ fn no_agent(plugin: &Plugin) -> Error {
 macro_rules! dispatcher {
     ($($(#[$doc:meta])* $function:ident = $name:literal: $params:ident => $result:ident;)*) => {
         impl Service {
-            /// Calls a method with its parameters, an object in JSON.
+            /// Calls a method with its parameters, an object in JSON. A task that is submitted without a trace belongs to
+            /// `trace`.
             ///
             /// # Errors
             ///
             /// With [`codes`]: unknown method, wrong parameters, or the method's own error.
-            pub async fn call(self: &Arc<Self>, method: &str, params: &str) -> Result<Box<RawValue>, RpcError> {
+            pub async fn call(
+                self: &Arc<Self>,
+                method: &str,
+                params: &str,
+                trace: Option<&TraceContext>,
+            ) -> Result<Box<RawValue>, RpcError> {
                 match method {
+                    "tasks.submit" => {
+                        let mut params = read::<SubmitTask>(method, params)?;
+                        params.trace = params.trace.or_else(|| trace.cloned());
+                        write(&Box::pin(self.tasks_submit(params)).await?)
+                    }
                     $($name => {
                         let params = read::<$params>($name, params)?;
                         let result: $result = Box::pin(self.$function(params)).await?;
