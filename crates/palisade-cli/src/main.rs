@@ -18,6 +18,7 @@ mod serve;
 mod stdin;
 mod table;
 mod tasks;
+mod top;
 
 use std::process::ExitCode;
 
@@ -63,6 +64,8 @@ enum Command {
     Plugins(plugins::Plugins),
     /// Show what happens in the daemon, as it happens.
     Events(events::Events),
+    /// Show what the daemon does, live.
+    Top(top::Top),
     /// Show the tasks that were given up, or try one again.
     Dlq(tasks::DeadLetters),
     /// Show the daemon's agents, make one anew or end it.
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         Command::Ls(list) => (list.json, runtime.block_on(tasks::list(list))),
         Command::Plugins(plugins) => (plugins.json, runtime.block_on(plugins::run(plugins))),
         Command::Events(events) => (events.json, runtime.block_on(events::run(events))),
+        Command::Top(top) => (top.json, runtime.block_on(top::run(top))),
         Command::Dlq(letters) => (letters.json(), runtime.block_on(tasks::dead_letters(letters))),
         Command::Agents(agents) => (agents.json, runtime.block_on(agents::agents(agents))),
     };

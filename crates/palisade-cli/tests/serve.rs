@@ -447,3 +447,24 @@ fn the_log_of_a_task_is_joined_to_the_trace_it_came_with() {
     let refused = call(&palisade, "tasks.submit", params);
     assert_eq!(refused["error"]["data"]["kind"], "invalid_input", "{refused:#}");
 }
+
+#[test]
+fn what_the_daemon_does_is_shown_without_a_terminal_too() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    let hello = plugin("hello/hello.wat");
+    for _ in 0..3 {
+        assert_eq!(palisade.run(["submit", &hello, "--wait"]).code, 0);
+    }
+    ok(&palisade.run(["submit", "hello.wat", "--delay", "1h"]));
+    let look = palisade.run(["top", "--once", "--json"]).json();
+    assert_eq!((&look["finished"]["completed"], &look["queued"]["normal"]), (&json!(3), &json!(0)), "{look:#}");
+    assert_eq!((&look["daemon"]["tasks"]["delayed"], &look["finished_per_second"]), (&json!(1), &Value::Null));
+    let agent = &look["agents"][0];
+    assert_eq!((&agent["state"], &agent["outcomes"]["completed"]), (&json!("ready"), &json!(3)), "{look:#}");
+    let shown = palisade.run(["top"]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    for expected in ["completed        3", "delayed          1", "hello.wat@", "agents: 1 ready"] {
+        assert!(shown.text().contains(expected), "{expected:?} is not in\n{}", shown.text());
+    }
+}

@@ -29,7 +29,7 @@ pub use events::{EventQuery, EventStream};
 pub use kinds::ByKind;
 pub use methods::METHODS;
 pub use openrpc::OPENRPC;
-pub use palisade_fabric::{About, Event};
+pub use palisade_fabric::{About, AgentState, Event};
 pub use plugins::{AgentSettings, Plugin, Plugins};
 pub use protocol::{Limits, RpcError, codes};
 pub use server::{Listener, Server};

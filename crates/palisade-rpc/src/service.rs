@@ -450,7 +450,7 @@ macro_rules! dispatcher {
                 trace: Option<&TraceContext>,
             ) -> Result<Box<RawValue>, RpcError> {
                 match method {
-                    "tasks.submit" => {
+                    "tasks.submit" if trace.is_some() => {
                         let mut params = read::<SubmitTask>(method, params)?;
                         params.trace = params.trace.or_else(|| trace.cloned());
                         write(&Box::pin(self.tasks_submit(params)).await?)
