@@ -1,12 +1,14 @@
 //! Spans of tasks, and how they are joined.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
-use palisade_core::{Artifact, Bytes, ErrorKind, HostFunctions, Policy, Scheduler, Task, TaskState, TraceContext};
-use palisade_fabric::{AgentTemplate, Executor, ExecutorOptions, LocalScheduler, SchedulerOptions};
-use palisade_fake::Fake;
+use palisade_core::{ErrorKind, Scheduler, Task, TraceContext};
+use palisade_fabric::{LocalScheduler, SchedulerOptions};
+use support::traced::{PARENT, TRACE, given, host_probe, run};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -49,46 +51,8 @@ impl Recorder {
     }
 }
 
-/// A probe of the reference backend, by its name in a custom section: it calls host functions.
-fn host_probe() -> Artifact {
-    Artifact::wasm([&b"\0asm\x01\0\0\0"[..], &[0, 5, 4], b"host"].concat()).named("host")
-}
-
-/// Runs a guest that calls a host function, and gives the trace contexts which that saw.
-async fn run(trace: Option<TraceContext>) -> (Task, Vec<Option<TraceContext>>) {
-    let scheduler = Arc::new(LocalScheduler::open(SchedulerOptions::default()).unwrap());
-    let mut options = ExecutorOptions::new(Arc::clone(&scheduler) as _, Arc::new(Fake::new(None)));
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let theirs = Arc::clone(&seen);
-    options.host = HostFunctions::new().add("out", move |call| {
-        theirs.lock().unwrap().push(call.trace.as_deref().cloned());
-        async { Ok(Bytes::new()) }
-    });
-    let executor = Executor::start(options).unwrap();
-    let mut policy = Policy::default();
-    policy.grants.host_functions.insert("out".into());
-    let mut template = AgentTemplate::new("host", host_probe());
-    template.policy = policy.clone();
-    executor.spawn(template).unwrap();
-    let mut task = Task::new(host_probe().hash());
-    task.input = [&2u32.to_le_bytes()[..], b"out"].concat().into();
-    (task.policy, task.trace) = (policy, trace);
-    scheduler.submit(task.clone()).await.unwrap();
-    let record = scheduler.wait(task.id).await.unwrap();
-    assert_eq!(record.state, TaskState::Completed, "{record:?}");
-    let seen = seen.lock().unwrap().clone();
-    (task, seen)
-}
-
 /// One at a time: whether a span is made is asked once for the whole process.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
-const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
-const PARENT: &str = "b7ad6b7169203331";
-
-fn given() -> TraceContext {
-    TraceContext::new(format!("00-{TRACE}-{PARENT}-01"), "vendor=x").unwrap()
-}
 
 #[tokio::test]
 async fn a_trace_goes_from_the_submission_through_the_attempt_to_what_goes_out() {
@@ -126,12 +90,6 @@ async fn a_task_without_a_trace_begins_one_when_somebody_listens() {
         assert_eq!((&attempt["trace_id"], attempt.get("parent_span_id")), (&own, None));
         assert_eq!(seen[0].as_ref().unwrap().trace_id(), Some(&*own));
     }
-    // Nobody listens: what was given goes on all the same, and nothing is made up.
-    let (_, seen) = run(Some(given())).await;
-    let seen = seen[0].as_ref().unwrap();
-    assert_eq!(seen.trace_id(), Some(TRACE));
-    assert_ne!(seen.parent_span_id(), Some(PARENT), "the attempt is its parent");
-    assert_eq!(run(None).await.1, [None, None]);
 }
 
 #[tokio::test]
