@@ -340,7 +340,10 @@ fn tasks_are_listed_latest_first_and_filtered() {
     assert_eq!(list(&["--tenant", "a"]), (vec![third.clone(), first.clone()], Value::Null));
     assert_eq!(list(&["--state", "completed", "--limit", "2"]), (vec![third, second.clone()], json!(second)));
     assert_eq!(list(&["--state", "completed", "--before", &second]).0, [first]);
-    assert_eq!(list(&["--plugin", "spin.wat", "--state", "dead_lettered", "--state", "running"]).0, [failed.clone()]);
+    assert_eq!(
+        list(&["--plugin", "spin.wat", "--state", "dead_lettered", "--state", "running"]).0,
+        std::slice::from_ref(&failed)
+    );
     let shown = ok(&palisade.run(["ls", "--plugin", "spin.wat"]));
     assert!(shown.starts_with("TASK") && shown.contains(&failed) && shown.contains("wall_time"), "{shown}");
     palisade.run(["ls", "--plugin", "spim.wat"]).assert_error(125, &["did you mean `spin.wat`"]);

@@ -197,12 +197,12 @@ async fn events_are_filtered_and_for_those_who_show_the_token() {
     let client = Client::new(Address::Tcp(address, token));
     let of = |plugin: &str| EventQuery { plugin: Some(plugin.to_owned()), ..EventQuery::default() };
     assert_eq!(client.events(&of("resize")).await.unwrap_err().kind(), ErrorKind::NotFound);
-    let tenant = Some("a b&c=d".to_owned());
-    let mut heard = client.events(&EventQuery { tenant: tenant.clone(), ..EventQuery::default() }).await.unwrap();
+    let tenant = "a b&c=d".to_owned();
+    let mut heard = client.events(&EventQuery { tenant: Some(tenant.clone()), ..EventQuery::default() }).await.unwrap();
     let mut of_plugin = client.events(&of(&ArtifactHash::of(b"plugin").to_string())).await.unwrap();
     let other = scheduler.submit(later()).await.unwrap().task;
     let mut task = later();
-    task.tenant.0 = tenant.unwrap();
+    task.tenant.0 = tenant;
     let wanted = scheduler.submit(task).await.unwrap().task;
     scheduler.cancel(wanted).await.unwrap();
     let next = heard.next().await.unwrap().unwrap();
