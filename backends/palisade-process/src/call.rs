@@ -8,13 +8,14 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
 use palisade_core::{
     Bytes, Call, CancelToken, Cancelled, Error, ErrorKind, Execution, HostFunctionError, Input, Invocation, LogLevel,
-    Outcome, OutputStream, Phase, Quota, Resource, Result, TrapKind, Usage,
+    Outcome, OutputStream, Phase, Quota, Resource, Result, TraceContext, TrapKind, Usage,
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -93,6 +94,7 @@ struct Running<'a> {
     phase: Phase,
     deadline: Option<(Timer, Instant)>,
     cpu_look: Option<Timer>,
+    trace: Option<Arc<TraceContext>>,
     cancel: Option<(CancelToken, Cancelled)>,
     /// The signal a library reported, and whether its stack ran over.
     reported_signal: Option<(i32, bool)>,
@@ -131,6 +133,7 @@ impl<'a> Running<'a> {
             phase: Phase::Starting,
             deadline: deadline.map(|deadline| (Timer::at(deadline), deadline)),
             cpu_look: quota.cpu_time.map(Timer::after),
+            trace: call.trace,
             cancel: call.cancel.map(|token| (token.clone(), token.cancelled())),
             reported_signal: None,
             stop: None,
@@ -468,7 +471,7 @@ impl<'a> Running<'a> {
             let used = self.host_calls.saturating_add(1);
             return Err(Stop::Exceeded(Exceeded { resource: Resource::HostCalls, limit, used }));
         }
-        let invocation = self.prepared.functions.invoke(&name, Bytes::copy_from_slice(input));
+        let invocation = self.prepared.functions.invoke(&name, Bytes::copy_from_slice(input), self.trace.as_ref());
         let invocation = invocation.ok_or_else(|| Stop::Denied(format!("host_functions: {name}")))?;
         self.host_calls += 1;
         self.invocation = Some(invocation);

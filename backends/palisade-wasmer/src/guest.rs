@@ -68,7 +68,7 @@ impl Guest {
         self.wasi.begin_call(call.arguments);
         self.input_streamed = matches!(call.input, Input::Stream(_));
         self.streams = Streams::new(call.input, call.sink, StreamsLimits::from(&self.quota));
-        self.host.begin_call();
+        self.host.begin_call(call.trace);
         self.meter = Meter::new(started);
         self.account.begin_call();
         self.cancel = call.cancel;

@@ -64,7 +64,7 @@ impl Guest {
     pub(crate) fn begin_call(&mut self, call: Call, limits: StreamsLimits, started: Instant) {
         self.wasi.begin_call(call.arguments);
         self.streams = Streams::new(call.input, call.sink, limits);
-        self.host.begin_call();
+        self.host.begin_call(call.trace);
         self.meter.reset();
         self.started = Some(started);
         self.cancel = call.cancel;

@@ -7,16 +7,19 @@ mod certify;
 mod components;
 mod daemon;
 mod doctor;
+mod events;
 mod exit;
 mod inspect;
 mod output;
 mod plugin;
+mod plugins;
 mod policy;
 mod run;
 mod serve;
 mod stdin;
 mod table;
 mod tasks;
+mod top;
 
 use std::process::ExitCode;
 
@@ -56,8 +59,14 @@ enum Command {
     Wait(tasks::Wait),
     /// Cancel a task.
     Cancel(tasks::OneTask),
+    /// List the daemon's tasks, latest first.
+    Ls(tasks::List),
     /// Show the daemon's plugins, or remove one.
-    Ls(agents::List),
+    Plugins(plugins::Plugins),
+    /// Show what happens in the daemon, as it happens.
+    Events(events::Events),
+    /// Show what the daemon does, live.
+    Top(top::Top),
     /// Show the tasks that were given up, or try one again.
     Dlq(tasks::DeadLetters),
     /// Show the daemon's agents, make one anew or end it.
@@ -96,7 +105,10 @@ fn main() -> ExitCode {
         Command::Status(task) => (task.output.json, runtime.block_on(tasks::status(task))),
         Command::Wait(wait) => (wait.output.json, runtime.block_on(tasks::wait(wait))),
         Command::Cancel(task) => (task.output.json, runtime.block_on(tasks::cancel(task))),
-        Command::Ls(list) => (list.json, runtime.block_on(agents::list(list))),
+        Command::Ls(list) => (list.json, runtime.block_on(tasks::list(list))),
+        Command::Plugins(plugins) => (plugins.json, runtime.block_on(plugins::run(plugins))),
+        Command::Events(events) => (events.json, runtime.block_on(events::run(events))),
+        Command::Top(top) => (top.json, runtime.block_on(top::run(top))),
         Command::Dlq(letters) => (letters.json(), runtime.block_on(tasks::dead_letters(letters))),
         Command::Agents(agents) => (agents.json, runtime.block_on(agents::agents(agents))),
     };

@@ -12,6 +12,10 @@ use palisade::{Error, ErrorKind, Result, Sandbox, units};
 use palisade_fabric::{Journal, LocalScheduler, PrometheusSink, SchedulerOptions, SqliteJournal};
 use palisade_rpc::{ByKind, Limits, Listener, Plugins, Server, Service, ServiceOptions, Token};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::exit::Exit;
 use crate::{daemon, open_backend, output, plugin};
@@ -52,9 +56,56 @@ pub(crate) struct Serve {
     /// Time that running tasks get to end when the daemon is told to
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::parse_duration)]
     grace: Duration,
+    /// How the log is written, on standard error
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log: LogFormat,
+    /// What is logged: this and what is worse; tasks are in `debug`
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
+    log_level: String,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line, each with its spans.
+    Json,
+}
+
+/// Writes the log from now on, for the rest of the process.
+fn log(format: LogFormat, level: &str) {
+    // All levels there are, by the parser.
+    let level = level.parse().unwrap_or(LevelFilter::INFO);
+    // What engines say is for their own developers.
+    let ours = Targets::new().with_target("palisade", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let registry = tracing_subscriber::registry();
+    // Fails when somebody logs already, which is as good.
+    let _ = match format {
+        LogFormat::Text => registry.with(lines.with_filter(ours)).try_init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(ours)).try_init(),
+    };
+}
+
+/// Says what everybody wants to know who started a daemon.
+fn say(format: LogFormat, message: &str) {
+    match format {
+        LogFormat::Text => output::line("palisade:", message),
+        LogFormat::Json => tracing::info!("{message}"),
+    }
+}
+
+/// Says what somebody may have to look after.
+fn warn(format: LogFormat, message: &str) {
+    match format {
+        LogFormat::Text => output::note(message),
+        LogFormat::Json => tracing::warn!("{message}"),
+    }
 }
 
 pub(crate) fn run(options: &Serve) -> Result<Exit> {
+    log(options.log, &options.log_level);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(workers) = options.workers {
         runtime.worker_threads(usize::from(workers));
@@ -87,24 +138,25 @@ async fn serve(options: &Serve) -> Result<Exit> {
         Plugins::open(data.join("plugins"))?
     };
     let scheduler = Arc::new(LocalScheduler::open(scheduler)?);
-    let backends = ByKind::new(backends(&options.backend)?)?;
+    let backends = ByKind::new(backends(&options.backend, options.log)?)?;
     let mut listeners = vec![Listener::unix(&socket).await?];
     if let (Some(address), Some(token)) = (options.listen, token) {
         listeners.push(Listener::tcp(address, token).await?);
         if !address.ip().is_loopback() {
-            output::note("what goes over TCP is not encrypted; use a trusted network or a proxy that encrypts");
+            warn(options.log, "what goes over TCP is not encrypted; use a trusted network or a proxy that encrypts");
         }
     }
     let mut service = ServiceOptions::new(Arc::clone(&scheduler) as _, backends, plugins, metrics);
+    service.events = scheduler.events();
     service.durable = !options.ephemeral;
     service.tasks_max = options.tasks as usize;
     let service = Service::start(service).await?;
     let names: Vec<_> = listeners.iter().map(Listener::name).collect();
     let server = Server::start(Arc::clone(&service), listeners, Limits::default());
-    output::line("palisade:", &format!("ready on {}", names.join(" and ")));
+    say(options.log, &format!("ready on {}", names.join(" and ")));
 
     let signal = signals.next().await;
-    output::line("palisade:", &format!("{signal}: ending the tasks that run; once more stops them"));
+    say(options.log, &format!("{signal}: ending the tasks that run; once more stops them"));
     let closed = {
         let mut closing = std::pin::pin!(service.close(options.grace));
         tokio::select! {
@@ -114,11 +166,11 @@ async fn serve(options: &Serve) -> Result<Exit> {
     };
     server.stop(if closed.is_some() { ANSWER_GRACE } else { Duration::ZERO }).await;
     for (agent, error) in closed.iter().flat_map(|closed| &closed.unsaved) {
-        output::note(&format!("the memory of agent {agent} is not saved: {error}"));
+        warn(options.log, &format!("the memory of agent {agent} is not saved: {error}"));
     }
     let (stats, fate) = (palisade::Scheduler::stats(&*scheduler), if options.ephemeral { "lost" } else { "kept" });
     let waiting = stats.queued + stats.delayed + stats.running;
-    output::line("palisade:", &format!("ended; {waiting} tasks without an outcome are {fate}"));
+    say(options.log, &format!("ended; {waiting} tasks without an outcome are {fate}"));
     Ok(if closed.is_some_and(|closed| closed.in_time) { Exit::Success } else { Exit::Cancelled })
 }
 
@@ -143,7 +195,7 @@ impl Signals {
 
 /// The named backends, or those that are linked. One that nobody named and that this machine cannot have is left out,
 /// with a note: what needs it is refused.
-fn backends(names: &[String]) -> Result<Vec<Arc<dyn Sandbox>>> {
+fn backends(names: &[String], log: LogFormat) -> Result<Vec<Arc<dyn Sandbox>>> {
     if !names.is_empty() {
         return names.iter().map(|name| open_backend(name, true)).collect();
     }
@@ -153,7 +205,7 @@ fn backends(names: &[String]) -> Result<Vec<Arc<dyn Sandbox>>> {
         match open_backend(name, true) {
             Ok(backend) => opened.push(backend),
             Err(error) => {
-                output::note(&format!("without backend {name}: {error}"));
+                warn(log, &format!("without backend {name}: {error}"));
                 last = Some(error);
             }
         }

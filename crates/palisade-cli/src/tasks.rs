@@ -1,4 +1,4 @@
-//! `palisade submit`, `status`, `wait`, `cancel`, `dlq`: tasks of the daemon.
+//! `palisade submit`, `status`, `wait`, `cancel`, `ls`, `dlq`: tasks of the daemon.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use palisade::{Bytes, Call, Error, ErrorKind, Policy, Priority, Result, TaskId, TaskState, units};
 use palisade_rpc::{
-    Base64, Client, InstallPlugin, ListDeadLetters, Nothing, SubmitTask, TaskInfo, TaskRef, WaitTask, unix_ms,
+    Base64, Client, InstallPlugin, ListDeadLetters, ListTasks, Nothing, SubmitTask, TaskInfo, TaskPage, TaskRef,
+    WaitTask, unix_ms,
 };
 use serde_json::{Value, json};
 
@@ -95,6 +96,30 @@ pub(crate) struct Wait {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only tasks in this state; may be given several times
+    #[arg(long, value_name = "STATE", value_parser = clap::builder::PossibleValuesParser::new(TaskState::ALL.map(TaskState::as_str)))]
+    state: Vec<String>,
+    /// Only tasks of this tenant
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+    /// Only tasks of this plugin: its name or hash
+    #[arg(long, value_name = "PLUGIN")]
+    plugin: Option<String>,
+    /// Only tasks before this one
+    #[arg(long, value_name = "TASK", value_parser = parse_task)]
+    before: Option<TaskId>,
+    /// Most tasks to list
+    #[arg(long, value_name = "COUNT", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct DeadLetters {
     #[command(subcommand)]
     command: Option<DeadLettersCommand>,
@@ -126,7 +151,7 @@ impl DeadLetters {
     }
 }
 
-fn parse_task(text: &str) -> Result<TaskId, String> {
+pub(crate) fn parse_task(text: &str) -> Result<TaskId, String> {
     serde_json::from_value(Value::from(text))
         .map_err(|_| "a task's id is a UUID, as `palisade submit` prints it".into())
 }
@@ -265,6 +290,46 @@ pub(crate) async fn cancel(options: OneTask) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
+pub(crate) async fn list(options: List) -> Result<Exit> {
+    let client = options.connection.client()?;
+    let limit = options.limit as usize;
+    let mut query = ListTasks {
+        states: TaskState::ALL
+            .into_iter()
+            .filter(|state| options.state.iter().any(|one| one == state.as_str()))
+            .collect(),
+        tenant: options.tenant,
+        plugin: options.plugin,
+        before: options.before,
+        tasks_max: None,
+    };
+    let mut tasks = Vec::new();
+    let next = loop {
+        query.tasks_max = Some(limit - tasks.len());
+        let page = client.tasks_list(&query).await?;
+        tasks.extend(page.tasks);
+        query.before = page.next;
+        if query.before.is_none() || tasks.len() >= limit {
+            break page.next;
+        }
+    };
+    if options.json {
+        output::print_json(&json!(TaskPage { tasks, next }));
+        return Ok(Exit::Success);
+    }
+    let row = |info: &TaskInfo| {
+        let state = state_name(info.state);
+        let hash = format!("{:.12}", info.plugin.to_string());
+        vec![info.task.to_string(), state, printable(&info.tenant), hash, printable(&ending(info))]
+    };
+    let rows: Vec<_> = tasks.iter().map(row).collect();
+    output::print(&table(&["TASK", "STATE", "TENANT", "PLUGIN", "ENDED"], &rows));
+    if let Some(next) = next {
+        output::note(&format!("there may be more: `palisade ls --before {next}`"));
+    }
+    Ok(Exit::Success)
+}
+
 pub(crate) async fn dead_letters(options: DeadLetters) -> Result<Exit> {
     if let Some(DeadLettersCommand::Requeue(task)) = &options.command {
         let answer = task.output.connection.client()?.tasks_requeue(&TaskRef { task: task.task }).await?;
@@ -354,5 +419,5 @@ fn ending(info: &TaskInfo) -> String {
 
 /// The state as in JSON, with spaces.
 fn state_name(state: TaskState) -> String {
-    json!(state).as_str().unwrap_or_default().replace('_', " ")
+    state.as_str().replace('_', " ")
 }

@@ -17,6 +17,16 @@ use support::{Ended, Palisade, repository};
 const PATIENCE: Duration = Duration::from_secs(60);
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
+/// Remembers what it is given: one byte of key, then the value.
+const REMEMBERS: &str = r#"(module
+        (import "palisade" "input_read" (func $input_read (param i32 i32 i32) (result i32)))
+        (import "palisade" "host_call" (func $host_call (param i32 i32 i32 i32) (result i64)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "kv.set") (data (i32.const 16) "\01\00\00\00")
+        (func (export "_start")
+            (drop (call $host_call (i32.const 0) (i32.const 6) (i32.const 16)
+                (i32.add (i32.const 4) (call $input_read (i32.const 0) (i32.const 20) (i32.const 99)))))))"#;
+
 /// A daemon that is ready. Killed when the test is over, whatever happens.
 struct Daemon {
     child: Child,
@@ -34,7 +44,7 @@ impl Daemon {
         let ready = loop {
             let mut line = String::new();
             assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "the daemon ended: {said}");
-            if line.starts_with("palisade: ready on ") {
+            if line.starts_with("palisade: ready on ") || line.contains("\"ready on ") {
                 break line;
             }
             said += &line;
@@ -135,7 +145,7 @@ fn a_plugin_is_submitted_and_its_outcome_waited_for() {
     let ended = palisade.run(["submit", &plugin("spin/spin.wat"), "--wall-time", "100ms", "--attempts", "1", "--wait"]);
     assert_eq!(ended.code, 124, "{ended:?}");
 
-    let plugins = palisade.run(["ls", "--json"]).json();
+    let plugins = palisade.run(["plugins", "--json"]).json();
     let names: Vec<_> = plugins["plugins"].as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
     assert_eq!(names, ["hello.wat", "spin.wat", "upper.wat"]);
     let agents = palisade.run(["agents", "stats", "hello.wat", "--json"]).json();
@@ -290,7 +300,7 @@ fn a_task_that_runs_is_cancelled_and_a_wait_is_bounded() {
     ok(&palisade.run(["agents", "spawn", "spin.wat"]));
     let task = ok(&palisade.run(["submit", "spin.wat", "--wall-time", "50ms", "--attempts", "1"]));
     assert_eq!(palisade.run(["wait", &task]).code, 124);
-    ok(&palisade.run(["ls", "--remove", "spin.wat"]));
+    ok(&palisade.run(["plugins", "remove", "spin.wat"]));
     palisade.run(["submit", "spin.wat"]).assert_error(125, &["no plugin `spin.wat`"]);
 }
 
@@ -306,4 +316,158 @@ fn what_failed_too_often_is_tried_again_when_asked_for() {
     assert_eq!((&letters["tasks"][0]["task"], &letters["tasks"][0]["state"]), (&json!(task), &json!("dead_lettered")));
     ok(&palisade.run(["dlq", "requeue", &task]));
     assert_eq!(palisade.run(["wait", &task]).code, 75);
+}
+
+#[test]
+fn tasks_are_listed_latest_first_and_filtered() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    let hello = plugin("hello/hello.wat");
+    let submit = |tenant: &str| ok(&palisade.run(["submit", &hello, "--tenant", tenant]));
+    let tasks = ["a", "b", "a"].map(submit);
+    for task in &tasks {
+        assert_eq!(palisade.run(["wait", task]).code, 0);
+    }
+    let failed = ok(&palisade.run(["submit", &plugin("spin/spin.wat"), "--wall-time", "1ms", "--attempts", "1"]));
+    assert_eq!(palisade.run(["wait", &failed]).code, 124);
+    let list = |options: &[&str]| {
+        let list = palisade.run([&["ls", "--json"], options].concat()).json();
+        let ids = list["tasks"].as_array().unwrap().iter().map(|task| task["task"].as_str().unwrap().to_owned());
+        (ids.collect::<Vec<_>>(), list["next"].clone())
+    };
+    let [first, second, third] = tasks.clone();
+    assert_eq!(list(&[]).0, [failed.clone(), third.clone(), second.clone(), first.clone()]);
+    assert_eq!(list(&["--tenant", "a"]), (vec![third.clone(), first.clone()], Value::Null));
+    assert_eq!(list(&["--state", "completed", "--limit", "2"]), (vec![third, second.clone()], json!(second)));
+    assert_eq!(list(&["--state", "completed", "--before", &second]).0, [first]);
+    assert_eq!(
+        list(&["--plugin", "spin.wat", "--state", "dead_lettered", "--state", "running"]).0,
+        std::slice::from_ref(&failed)
+    );
+    let shown = ok(&palisade.run(["ls", "--plugin", "spin.wat"]));
+    assert!(shown.starts_with("TASK") && shown.contains(&failed) && shown.contains("wall_time"), "{shown}");
+    palisade.run(["ls", "--plugin", "spim.wat"]).assert_error(125, &["did you mean `spin.wat`"]);
+    palisade.run(["ls", "--state", "gone"]).assert_error(125, &["dead_lettered"]);
+}
+
+#[test]
+fn what_an_agent_remembers_can_be_looked_at() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    palisade.file("remembers.wat", REMEMBERS);
+    palisade.file("policy.toml", "[grants]\nhost_functions = [\"kv.set\"]");
+    for entry in ["bvalue", "a"] {
+        let ended = palisade.run(["submit", "./remembers.wat", "--policy", "policy.toml", "-i", entry, "--wait"]);
+        ok(&ended);
+    }
+    let list = palisade.run(["agents", "memory", "remembers.wat", "--json"]).json();
+    let entry = |key: &str, value_bytes: u32| json!({ "key": key, "value_bytes": value_bytes });
+    assert_eq!(list, json!({ "entries": [entry("YQ==", 0), entry("Yg==", 5)], "next": null }));
+    assert_eq!(ok(&palisade.run(["agents", "memory", "remembers.wat"])), "KEY  BYTES\na    0\nb    5");
+    assert_eq!(palisade.run(["agents", "memory", "remembers.wat", "b"]).text(), "value");
+    assert_eq!(palisade.run(["agents", "memory", "remembers.wat", "Yg==", "--base64"]).text(), "value");
+    palisade.run(["agents", "memory", "remembers.wat", "c"]).assert_error(125, &["nothing under this key"]);
+
+    let page = |params: Value| call(&palisade, "agents.memory", params)["result"].clone();
+    let first = page(json!({ "plugin": "remembers.wat", "entries_max": 1 }));
+    assert_eq!(first, json!({ "entries": [entry("YQ==", 0)], "next": "YQ==" }));
+    let second = page(json!({ "plugin": "remembers.wat", "entries_max": 1, "after": "YQ==" }));
+    assert_eq!(second, json!({ "entries": [entry("Yg==", 5)], "next": null }));
+    ok(&palisade.run(["agents", "terminate", "remembers.wat"]));
+    palisade.run(["agents", "memory", "remembers.wat"]).assert_error(125, &["has no agent"]);
+}
+
+#[test]
+fn what_happens_is_told_as_it_happens() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &[]);
+    let subscribe = |options: &[&str]| {
+        let mut command = palisade.command();
+        let command = command.arg("events").args(options).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "palisade: subscribed\n");
+        child
+    };
+    let json = subscribe(&["--json", "--tenant", "a", "--limit", "3"]);
+    let text = subscribe(&["--limit", "7"]);
+    let task = ok(&palisade.run(["submit", &plugin("hello/hello.wat"), "--tenant", "a"]));
+    let json = json.wait_with_output().unwrap();
+    assert!(json.status.success());
+    let events: Vec<Value> =
+        String::from_utf8(json.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = events.iter().map(|event| (event["event"].clone(), event["task"].clone()));
+    let expected = ["submitted", "started", "finished"].map(|event| (json!(event), json!(task)));
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+    assert_eq!((&events[2]["state"], &events[2]["outcome"]["kind"]), (&json!("completed"), &json!("completed")));
+    let text = String::from_utf8(text.wait_with_output().unwrap().stdout).unwrap();
+    // The agent's states among those of the task, in an order that is not certain.
+    for expected in
+        ["agent hello.wat@", "state=spawned", "state=busy", "state=ready", "submitted", "finished", ": completed"]
+    {
+        assert!(text.contains(expected), "{expected} is not in {text}");
+    }
+}
+
+#[test]
+fn the_log_of_a_task_is_joined_to_the_trace_it_came_with() {
+    let palisade = Palisade::new();
+    palisade.file("remembers.wat", REMEMBERS);
+    palisade.file("policy.toml", "[grants]\nhost_functions = [\"kv.set\"]");
+    let mut daemon = Daemon::start(&palisade, &["--ephemeral", "--log", "json", "--log-level", "debug"]);
+    assert!(serde_json::from_str::<Value>(&daemon.ready).is_ok(), "{}", daemon.ready);
+    let mut next = || -> Value {
+        let mut line = String::new();
+        daemon.stderr.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    };
+    ok(&palisade.run(["submit", "./remembers.wat", "--policy", "policy.toml", "-i", "avalue", "--wait"]));
+    let (trace, parent) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+    let submit = |header: &str| {
+        let body =
+            br#"{"jsonrpc":"2.0","id":1,"method":"tasks.submit","params":{"plugin":"remembers.wat","input":"Yg=="}}"#;
+        let head = format!("POST /rpc HTTP/1.1\r\ntraceparent: {header}");
+        let (status, answer) = exchange(&mut connect(&palisade), &head, body);
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_str::<Value>(&answer).unwrap()["result"]["task"].as_str().unwrap().to_owned()
+    };
+    let mut attempt = |task: &str| loop {
+        let line = next();
+        if line["span"]["task_id"] == task && line["message"] == "the attempt ended" {
+            break line["span"].clone();
+        }
+    };
+    let task = submit(&format!("00-{trace}-{parent}-01"));
+    let span = attempt(&task);
+    assert_eq!((&span["trace_id"], &span["parent_span_id"]), (&json!(trace), &json!(parent)), "{span:#}");
+    assert_eq!((&span["outcome"], &span["attempt"], &span["name"]), (&json!("completed"), &json!(1), &json!("task")));
+    // A malformed header counts as none.
+    let task = submit(&format!("00-{trace}-{parent}-zz"));
+    let span = attempt(&task);
+    assert_eq!((&span["trace_id"], &span["parent_span_id"]), (&json!(task.replace('-', "")), &Value::Null), "{span:#}");
+    let params = json!({ "plugin": "remembers.wat", "trace": { "traceparent": "00" } });
+    let refused = call(&palisade, "tasks.submit", params);
+    assert_eq!(refused["error"]["data"]["kind"], "invalid_input", "{refused:#}");
+}
+
+#[test]
+fn what_the_daemon_does_is_shown_without_a_terminal_too() {
+    let palisade = Palisade::new();
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    let hello = plugin("hello/hello.wat");
+    for _ in 0..3 {
+        assert_eq!(palisade.run(["submit", &hello, "--wait"]).code, 0);
+    }
+    ok(&palisade.run(["submit", "hello.wat", "--delay", "1h"]));
+    let look = palisade.run(["top", "--once", "--json"]).json();
+    assert_eq!((&look["finished"]["completed"], &look["queued"]["normal"]), (&json!(3), &json!(0)), "{look:#}");
+    assert_eq!((&look["daemon"]["tasks"]["delayed"], &look["finished_per_second"]), (&json!(1), &Value::Null));
+    let agent = &look["agents"][0];
+    assert_eq!((&agent["state"], &agent["outcomes"]["completed"]), (&json!("ready"), &json!(3)), "{look:#}");
+    let shown = palisade.run(["top"]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    for expected in ["completed        3", "delayed          1", "hello.wat@", "agents: 1 ready"] {
+        assert!(shown.text().contains(expected), "{expected:?} is not in\n{}", shown.text());
+    }
 }

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use crate::{BoxFuture, Error, ErrorKind, Grants, Result, on_thread};
+use crate::{BoxFuture, Error, ErrorKind, Grants, Result, TraceContext, on_thread};
 
 /// One call of a host function by a guest.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub struct HostCall {
     pub name: Arc<str>,
     /// What the guest passed. Untrusted.
     pub input: Bytes,
+    /// The trace the call belongs to, with its span as parent: what a call that goes out for it carries.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// An error a host function gives back to the guest, which may handle it.
@@ -112,6 +114,12 @@ impl HostFunctions {
         self
     }
 
+    /// Puts around each function what `wrap` makes of it.
+    #[must_use]
+    pub fn wrapped(self, wrap: impl Fn(Arc<dyn HostFunction>) -> Arc<dyn HostFunction>) -> Self {
+        HostFunctions(self.0.into_iter().map(|(name, function)| (name, wrap(function))).collect())
+    }
+
     /// The names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(|name| &**name)
@@ -141,10 +149,10 @@ impl HostFunctions {
 
     /// Calls the function `name`, or returns `None` when there is none.
     ///
-    /// Backends use this: a panic of the function is caught and given as `Err` with its text.
-    pub fn invoke(&self, name: &str, input: Bytes) -> Option<Invocation> {
+    /// `trace` is that of the [`Call`](crate::Call). Backends use this: a panic of the function is caught and given as `Err` with its text.
+    pub fn invoke(&self, name: &str, input: Bytes, trace: Option<&Arc<TraceContext>>) -> Option<Invocation> {
         let (name, function) = self.0.get_key_value(name)?;
-        let call = HostCall { name: Arc::clone(name), input };
+        let call = HostCall { name: Arc::clone(name), input, trace: trace.cloned() };
         Some(Invocation(match catch_unwind(AssertUnwindSafe(|| function.call(call))) {
             Ok(future) => Ok(future),
             Err(panic) => Err(panic_text(&*panic)),
@@ -233,13 +241,13 @@ mod tests {
 
     #[test]
     fn results_errors_and_panics_come_back_apart() {
-        let call = |name: &str| block_on(functions().invoke(name, Bytes::from_static(b"x")).unwrap());
+        let call = |name: &str| block_on(functions().invoke(name, Bytes::from_static(b"x"), None).unwrap());
         assert_eq!(call("echo"), Ok(Ok(Bytes::from_static(b"x"))));
         assert_eq!(call("fails"), Ok(Err(HostFunctionError("no".into()))));
         assert_eq!(call("panics"), Err("boom".into()));
         assert_eq!(call("blocks"), Ok(Ok(Bytes::from_static(b"x"))));
         assert_eq!(call("blocks_and_panics"), Err("bang 7".into()));
-        assert!(functions().invoke("missing", Bytes::new()).is_none());
+        assert!(functions().invoke("missing", Bytes::new(), None).is_none());
     }
 
     #[test]

@@ -42,7 +42,10 @@ mod policy;
 mod registry;
 mod sandbox;
 mod scheduler;
+#[cfg(feature = "schema")]
+mod schema;
 mod task;
+mod trace;
 pub mod units;
 mod usage;
 
@@ -63,10 +66,11 @@ pub use registry::{
 };
 pub use sandbox::{Call, Input, Instance, Module, OutputSink, OutputStream, Prepared, PreparedExt, Sandbox};
 pub use scheduler::{
-    Completion, Fence, Lease, LeaseRequest, Scheduler, SchedulerMode, SchedulerStats, Submission, TaskRecord,
-    TaskState, WorkerId,
+    Completion, Fence, Lease, LeaseRequest, Scheduler, SchedulerMode, SchedulerStats, Submission, TaskPage, TaskQuery,
+    TaskRecord, TaskState, WorkerId,
 };
-pub use task::{IdempotencyKey, Priority, RetryPolicy, Task, TaskId, Tenant, TraceContext};
+pub use task::{IdempotencyKey, Priority, RetryPolicy, Task, TaskId, Tenant};
+pub use trace::TraceContext;
 pub use usage::Usage;
 
 /// Used by [`inventory::submit!`] in backend crates, so that they need not depend on `inventory` themselves.

@@ -31,6 +31,7 @@ pub struct Execution {
 
 /// One layer of isolation around a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Layer {
     /// What it is, for example `network namespace`.
     pub name: Cow<'static, str>,
@@ -43,6 +44,7 @@ pub struct Layer {
 
 /// Whether a layer of isolation was there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LayerStatus {
     /// In force around this guest.
@@ -69,6 +71,7 @@ impl Execution {
 
 /// One record a guest logged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LogRecord {
     /// How important the guest says it is.
     pub level: LogLevel,
@@ -78,6 +81,7 @@ pub struct LogRecord {
 
 /// How important a guest says a log record is. Guests pass the number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LogLevel {
     /// 0
@@ -118,6 +122,7 @@ impl LogLevel {
 
 /// How a call ended: typed, never a string to parse.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Outcome {
@@ -235,6 +240,7 @@ impl fmt::Display for Outcome {
 
 /// What was going on when a call was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Phase {
@@ -267,6 +273,7 @@ impl fmt::Display for Phase {
 
 /// What a guest did that its machine forbids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TrapKind {

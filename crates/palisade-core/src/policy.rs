@@ -25,6 +25,7 @@ use crate::{Error, ErrorKind, Result};
 /// assert!(policy.validate().is_ok());
 /// ```
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Upper bounds.
@@ -41,44 +42,57 @@ pub struct Policy {
 /// In text formats durations and byte counts are written as people do (`"2s"`, `"64MiB"`), and `"unlimited"` lifts a
 /// bound. A field that is left out keeps its default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Quota {
     /// Time from the start of the call to the end of its teardown; host calls, sleeps and waits included. Default 30 s.
     #[serde(with = "serde_optional::duration")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub wall_time: Option<Duration>,
     /// Time on a CPU. Default: not bounded (the wall time bounds it).
     #[serde(with = "serde_optional::duration")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub cpu_time: Option<Duration>,
     /// Deterministic instruction budget, in the backend's own units. Default: not bounded.
     #[serde(with = "serde_optional::count")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub fuel: Option<u64>,
     /// Guest memory, initial and grown, over all memories and tables, plus the buffers the host holds for the guest.
     /// Default 128 MiB.
     #[serde(with = "serde_optional::bytes")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub memory_bytes: Option<u64>,
     /// Call stack. Default 512 KiB.
     #[serde(with = "serde_optional::bytes")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub stack_bytes: Option<u64>,
     /// Standard output, or what a reactor writes as its output. Default 16 MiB.
     #[serde(with = "serde_optional::bytes")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub output_bytes: Option<u64>,
     /// Standard error, error text and log records together. Default 1 MiB.
     #[serde(with = "serde_optional::bytes")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub log_bytes: Option<u64>,
     /// Files and directories open at once, besides the standard streams and the granted directories. Default 64.
     #[serde(with = "serde_optional::count")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub open_files: Option<u64>,
     /// Bytes by which a call may grow files in granted directories. Default 64 MiB.
     #[serde(with = "serde_optional::bytes")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub disk_bytes: Option<u64>,
     /// Calls of host functions. Default 100 000.
     #[serde(with = "serde_optional::count")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub host_calls: Option<u64>,
     /// Child processes alive at once. Default 0.
     #[serde(with = "serde_optional::count")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub processes: Option<u64>,
     /// Threads alive at once besides the first. Default 0.
     #[serde(with = "serde_optional::count")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub threads: Option<u64>,
 }
 
@@ -142,6 +156,7 @@ impl Quota {
 
 /// Something a quota bounds. Its text form is the name of the field of [`Quota`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub enum Resource {
     /// [`Quota::wall_time`]
@@ -258,6 +273,7 @@ pub enum Unit {
 
 /// What a guest may reach. The default grants nothing but coarse clocks and randomness, which reach nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Grants {
     /// Directories of the host, each shown to the guest under a name of its own.
@@ -286,6 +302,7 @@ pub struct Grants {
 
 /// One directory of the host shown to a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DirectoryGrant {
     /// Path on the host. Opened once, when the policy is prepared.
@@ -311,6 +328,7 @@ impl DirectoryGrant {
 
 /// Whether a guest may change what is inside a granted directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
     /// Look only.
@@ -324,12 +342,14 @@ pub enum Access {
 
 /// What clocks show to a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Clocks {
     /// Time advances in steps of this size, so that it cannot serve to measure what neighbours do.
     Coarse {
         /// The step; default 1 ms.
         #[serde(with = "units::serde_duration")]
+        #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Span"))]
         step: Duration,
     },
     /// The host's full resolution.
@@ -366,6 +386,7 @@ impl Clocks {
 
 /// Where a guest's random bytes come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Randomness {
     /// The operating system.

@@ -10,6 +10,7 @@ use futures_core::Stream;
 
 use crate::{
     Artifact, BoxFuture, CancelToken, Capabilities, Execution, HostFunctions, LogLevel, ModuleInfo, Policy, Result,
+    TraceContext,
 };
 
 /// A backend: loads artifacts and makes isolated instances of them.
@@ -145,6 +146,8 @@ pub struct Call {
     pub cancel: Option<CancelToken>,
     /// Takes output as it comes, in place of collecting it in the [`Execution`].
     pub sink: Option<Arc<dyn OutputSink>>,
+    /// The trace the call belongs to, for the host functions it calls.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 impl Default for Call {
@@ -165,6 +168,7 @@ impl Call {
             input: Input::default(),
             cancel: None,
             sink: None,
+            trace: None,
         }
     }
 
@@ -193,6 +197,13 @@ impl Call {
     #[must_use]
     pub fn cancel(mut self, token: CancelToken) -> Self {
         self.cancel = Some(token);
+        self
+    }
+
+    /// Makes the call a part of a trace.
+    #[must_use]
+    pub fn trace(mut self, trace: Arc<TraceContext>) -> Self {
+        self.trace = Some(trace);
         self
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{BoxFuture, Execution, Result, Task, TaskId};
+use crate::{ArtifactHash, BoxFuture, Execution, Result, Task, TaskId, Tenant};
 
 /// Decides which task runs next, and records exactly one outcome for each.
 ///
@@ -100,6 +100,15 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     /// Tasks in the dead-letter queue, sorted by id, those after `after` only, at most `tasks_max`.
     fn dead_letters(&self, after: Option<TaskId>, tasks_max: usize) -> BoxFuture<'_, Result<Vec<TaskRecord>>>;
 
+    /// A page of the tasks that are kept, latest id first: ids sort by time.
+    ///
+    /// # Behavior
+    ///
+    /// * Looks at a bounded number of tasks, so that a long list delays nothing. A page may therefore hold fewer tasks
+    ///   than were asked for, even none, while [`TaskPage::next`] says where to go on.
+    /// * Page after page, each task that matches and is kept all the while comes exactly once.
+    fn list(&self, query: TaskQuery) -> BoxFuture<'_, Result<TaskPage>>;
+
     /// Takes a task out of the dead-letter queue and tries it again from the beginning, as if newly submitted.
     ///
     /// # Errors
@@ -115,8 +124,42 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     fn stats(&self) -> SchedulerStats;
 }
 
+/// Which tasks to list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TaskQuery {
+    /// Only those in one of these states. Empty: in any.
+    pub states: Vec<TaskState>,
+    /// Only those of this tenant.
+    pub tenant: Option<Tenant>,
+    /// Only those of this plugin.
+    pub plugin: Option<ArtifactHash>,
+    /// Only those whose id is smaller, to go on where a page ended.
+    pub before: Option<TaskId>,
+    /// Most tasks in the page; 0 counts as 1.
+    pub tasks_max: usize,
+}
+
+impl TaskQuery {
+    /// Whether a task that is in `state` is asked for. Where the page begins and ends is not looked at.
+    pub fn matches(&self, task: &Task, state: TaskState) -> bool {
+        (self.states.is_empty() || self.states.contains(&state))
+            && self.tenant.as_ref().is_none_or(|tenant| *tenant == task.tenant)
+            && self.plugin.is_none_or(|plugin| plugin == task.plugin)
+    }
+}
+
+/// A part of a list of tasks.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TaskPage {
+    /// Latest id first.
+    pub tasks: Vec<TaskRecord>,
+    /// There may be more: ask again with this as [`TaskQuery::before`].
+    pub next: Option<TaskId>,
+}
+
 /// Answer to a submission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Submission {
     /// The task that will run.
     pub task: TaskId,
@@ -175,6 +218,7 @@ pub enum Completion {
 
 /// Where a task is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TaskState {
@@ -195,6 +239,30 @@ pub enum TaskState {
 }
 
 impl TaskState {
+    /// All states, in the order of a task's life.
+    pub const ALL: [TaskState; 7] = [
+        TaskState::Delayed,
+        TaskState::Queued,
+        TaskState::Running,
+        TaskState::Completed,
+        TaskState::Failed,
+        TaskState::Cancelled,
+        TaskState::DeadLettered,
+    ];
+
+    /// The name in lower case, with underscores.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TaskState::Delayed => "delayed",
+            TaskState::Queued => "queued",
+            TaskState::Running => "running",
+            TaskState::Completed => "completed",
+            TaskState::Failed => "failed",
+            TaskState::Cancelled => "cancelled",
+            TaskState::DeadLettered => "dead_lettered",
+        }
+    }
+
     /// Whether the task has its outcome.
     pub fn is_final(self) -> bool {
         !matches!(self, TaskState::Delayed | TaskState::Queued | TaskState::Running)
@@ -235,6 +303,7 @@ pub enum SchedulerMode {
 
 /// Counts of what a scheduler holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SchedulerStats {
     /// Tasks waiting for a worker.
     pub queued: u64,

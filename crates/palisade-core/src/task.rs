@@ -10,12 +10,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::units::serde_duration;
-use crate::{ArtifactHash, Error, ErrorKind, Policy};
+use crate::{ArtifactHash, Error, ErrorKind, Policy, TraceContext};
 
 /// Identity of a task: a UUID of version 7, so that ids sort by time and any process can make one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
-pub struct TaskId(pub Uuid);
+pub struct TaskId(#[cfg_attr(feature = "schema", schemars(with = "crate::schema::Id"))] pub Uuid);
 
 impl TaskId {
     /// A new id. Uses the system's clock and randomness.
@@ -40,6 +41,7 @@ impl fmt::Display for TaskId {
 /// assert_eq!("high".parse::<Priority>().unwrap(), Priority::High);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// Before everything else.
@@ -118,27 +120,20 @@ impl Default for Tenant {
 #[serde(transparent)]
 pub struct IdempotencyKey(pub String);
 
-/// W3C trace context, carried from submission to the guest's host calls.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TraceContext {
-    /// The `traceparent` header.
-    pub traceparent: String,
-    /// The `tracestate` header.
-    pub tracestate: String,
-}
-
 /// When and how often to try again: exponential backoff with full jitter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct RetryPolicy {
     /// Attempts in all, the first included. Default 3.
     pub attempts_max: u32,
     /// The first delay is random between zero and this; it doubles each time. Default 1 s.
     #[serde(with = "serde_duration")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Span"))]
     pub backoff_initial: Duration,
     /// No delay is longer than this, not even one the guest asks for. Default 5 min.
     #[serde(with = "serde_duration")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Span"))]
     pub backoff_max: Duration,
 }
 

@@ -9,13 +9,16 @@ use crate::units::serde_nanos;
 
 /// What a call consumed; reported on every outcome. In text formats times are whole nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Usage {
     /// Start to teardown, waits included.
     #[serde(rename = "wall_time_ns", with = "serde_nanos")]
+    #[cfg_attr(feature = "schema", schemars(with = "u64"))]
     pub wall_time: Duration,
     /// Time on a CPU. Backends may charge a call's first time slice as if it ran without interruption.
     #[serde(rename = "cpu_time_ns", with = "serde_nanos")]
+    #[cfg_attr(feature = "schema", schemars(with = "u64"))]
     pub cpu_time: Duration,
     /// Deterministic instruction count in the backend's units; zero where the backend has none.
     pub fuel: u64,

@@ -8,8 +8,6 @@ use crate::SchedulerLimits;
 const NAME_BYTES_MAX: usize = 256;
 /// Most arguments or labels.
 const LIST_MAX: usize = 1024;
-/// Longest header of a trace context, in bytes.
-const TRACE_BYTES_MAX: usize = 8192;
 const ATTEMPTS_MAX: u32 = 1000;
 const BACKOFF_MAX: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
 
@@ -41,9 +39,8 @@ pub(crate) fn check(task: &Task, limits: &SchedulerLimits) -> Result<usize> {
     if longest > LIST_MAX {
         return invalid(format!("a task has at most {LIST_MAX} arguments and labels, not {longest}"));
     }
-    let traced = task.trace.as_ref().map_or(0, |trace| trace.traceparent.len() + trace.tracestate.len());
-    if traced > TRACE_BYTES_MAX {
-        return invalid(format!("the trace context has {traced} bytes; {TRACE_BYTES_MAX} are allowed"));
+    if let Some(trace) = &task.trace {
+        trace.validate().map_err(|error| error.context("task", task.id))?;
     }
     if !(1..=ATTEMPTS_MAX).contains(&task.retry.attempts_max) {
         return invalid(format!("a task has 1 to {ATTEMPTS_MAX} attempts, not {}", task.retry.attempts_max));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     Artifact, ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Instance, Module, Outcome, Policy, Prepared,
@@ -13,8 +13,10 @@ use palisade_core::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+use crate::clock::to_millis;
 use crate::latency::Latencies;
-use crate::{AgentMemory, MemoryLimits};
+use crate::trace::Traced;
+use crate::{AgentMemory, Events, MemoryLimits};
 
 /// What agents are made from.
 #[derive(Debug, Clone)]
@@ -58,6 +60,7 @@ impl AgentTemplate {
 
 /// Whether tasks of an agent share an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceMode {
     /// Each task has an instance of its own: nothing of one task is left for the next.
@@ -70,6 +73,7 @@ pub enum InstanceMode {
 
 /// How often an agent is started again after it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct RestartBudget {
     /// Failures within [`RestartBudget::window`] it survives; one more terminates it. Default 5.
@@ -95,6 +99,7 @@ impl Default for RestartBudget {
 
 /// Where an agent is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum AgentState {
     /// Made, and has run nothing yet.
@@ -182,6 +187,7 @@ pub(crate) struct Agent {
     host: HostFunctions,
     /// As many permits as tasks it may still begin.
     pub(crate) slots: Semaphore,
+    events: Events,
     state: Mutex<State>,
 }
 
@@ -232,13 +238,13 @@ impl Line {
 }
 
 impl Agent {
-    pub(crate) fn new(template: AgentTemplate, host: &HostFunctions) -> Result<Agent> {
+    pub(crate) fn new(template: AgentTemplate, host: &HostFunctions, events: Events) -> Result<Agent> {
         let memory = match &template.memory_file {
             Some(file) => AgentMemory::load(template.memory, file)?,
             None => AgentMemory::new(template.memory),
         };
-        Ok(Agent {
-            host: memory.add_to(host.clone()),
+        let agent = Agent {
+            host: memory.add_to(host.clone()).wrapped(|function| Arc::new(Traced(function))),
             memory,
             slots: Semaphore::new(template.tasks_max.clamp(1, Semaphore::MAX_PERMITS)),
             state: Mutex::new(State {
@@ -253,8 +259,11 @@ impl Agent {
                 memory_peak_bytes: 0,
                 prepared: Vec::new(),
             }),
+            events,
             template,
-        })
+        };
+        agent.tell(AgentState::Spawned);
+        Ok(agent)
     }
 
     /// Writes its memory to where it is kept.
@@ -274,8 +283,8 @@ impl Agent {
             return Ok(Some(until - now));
         }
         state.rests_until = None;
-        state.state = next;
         state.running += 1;
+        self.enter(&mut state, next);
         Ok(None)
     }
 
@@ -284,7 +293,7 @@ impl Agent {
         let mut state = self.lock();
         state.running -= 1;
         let left = state.running;
-        state.move_on(Event::End { left });
+        self.move_on(&mut state, Event::End { left });
         *state.outcomes.entry(name(completion)).or_default() += 1;
         state.latencies.add(latency);
         if let Completion::Executed(execution) = completion {
@@ -299,7 +308,8 @@ impl Agent {
             }
             let counted = u32::try_from(state.failures.len()).unwrap_or(u32::MAX);
             if counted > budget.failures_max {
-                state.move_on(Event::GiveUp);
+                tracing::warn!(agent = &*self.template.name, "the agent failed too often and is terminated");
+                self.move_on(&mut state, Event::GiveUp);
                 state.prepared.clear();
             } else {
                 state.restarts += 1;
@@ -312,7 +322,7 @@ impl Agent {
     pub(crate) fn drain(&self) {
         let mut state = self.lock();
         let running = state.running;
-        state.move_on(Event::Drain { running });
+        self.move_on(&mut state, Event::Drain { running });
     }
 
     /// What is prepared already for tasks with `policy`.
@@ -356,16 +366,31 @@ impl Agent {
         }
     }
 
+    fn move_on(&self, state: &mut State, event: Event) {
+        let next = state.state.after(event);
+        debug_assert!(next.is_some(), "{event:?} in {:?}", state.state);
+        self.enter(state, next.unwrap_or(state.state));
+    }
+
+    /// Under the lock, so that states are told in their order.
+    fn enter(&self, state: &mut State, next: AgentState) {
+        if std::mem::replace(&mut state.state, next) != next {
+            self.tell(next);
+        }
+    }
+
+    fn tell(&self, state: AgentState) {
+        self.events.tell(|| crate::Event::Agent {
+            unix_ms: to_millis(SystemTime::now()),
+            name: self.template.name.clone(),
+            plugin: self.template.artifact.hash(),
+            state,
+        });
+    }
+
     // Whole after each statement.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn move_on(&mut self, event: Event) {
-        debug_assert!(self.state.after(event).is_some(), "{event:?} in {:?}", self.state);
-        self.state = self.state.after(event).unwrap_or(self.state);
     }
 }
 
@@ -429,7 +454,7 @@ fn within(task: &Policy, agent: &Policy) -> Result<Policy> {
 }
 
 /// The outcome's name, as in JSON.
-fn name(completion: &Completion) -> &'static str {
+pub(crate) fn name(completion: &Completion) -> &'static str {
     match completion {
         Completion::HostError { .. } => "host_error",
         Completion::Executed(execution) => match &execution.outcome {
@@ -454,7 +479,7 @@ mod tests {
     fn agent(restarts: RestartBudget) -> Agent {
         let mut template = AgentTemplate::new("agent", Artifact::wasm(&b"bytes"[..]));
         template.restarts = restarts;
-        Agent::new(template, &HostFunctions::new()).unwrap()
+        Agent::new(template, &HostFunctions::new(), Events::default()).unwrap()
     }
 
     fn ended(outcome: Outcome) -> Completion {

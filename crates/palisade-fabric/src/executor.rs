@@ -12,15 +12,17 @@ use std::time::{Duration, Instant, SystemTime};
 use palisade_core::{
     ArtifactHash, BoxFuture, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions, Lease,
     LeaseRequest, MetricDescriptor, MetricId, MetricKind, MetricsSink, Outcome, Phase, Resource, Result, Sandbox,
-    Scheduler, Usage, WorkerId,
+    Scheduler, TraceContext, Usage, WorkerId,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, name as outcome_name};
 use crate::modules::Modules;
-use crate::{AgentMemory, AgentReport, AgentTemplate, InstanceMode, NullSink};
+use crate::trace::AttemptTrace;
+use crate::{AgentMemory, AgentReport, AgentTemplate, Events, InstanceMode, NullSink};
 
 /// How to start an [`Executor`].
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub struct ExecutorOptions {
     pub stop_grace: Duration,
     /// Who hears its figures.
     pub metrics: Arc<dyn MetricsSink>,
+    /// Where its agents' changes of state are told.
+    pub events: Events,
 }
 
 impl ExecutorOptions {
@@ -59,6 +63,7 @@ impl ExecutorOptions {
             agents_max: 10_000,
             stop_grace: Duration::from_secs(1),
             metrics: Arc::new(NullSink),
+            events: Events::default(),
         }
     }
 }
@@ -98,6 +103,7 @@ struct Shared {
     /// What tasks that run are to do.
     order: watch::Sender<Order>,
     metrics: Figures,
+    events: Events,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -180,6 +186,7 @@ impl Executor {
             agents: Mutex::default(),
             order: watch::Sender::new(Order::Work),
             metrics: Figures::new(options.metrics)?,
+            events: options.events,
         });
         let leasing = tokio::spawn(lease_all(Arc::clone(&shared)));
         Ok(Executor { shared, leasing: Some(leasing) })
@@ -205,7 +212,7 @@ impl Executor {
             let message = format!("there is an agent `{}` or another for this artifact already", template.name);
             return Err(Error::new(ErrorKind::InvalidInput, "spawn", message));
         }
-        let agent = Agent::new(template, &self.shared.host)?;
+        let agent = Agent::new(template, &self.shared.host, self.shared.events.clone())?;
         let memory = agent.memory.clone();
         agents.insert(plugin, Arc::new(agent));
         Ok(memory)
@@ -233,6 +240,11 @@ impl Executor {
         let mut reports: Vec<_> = self.shared.agents().values().map(|agent| agent.report()).collect();
         reports.sort_by(|one, other| one.name.cmp(&other.name));
         reports
+    }
+
+    /// The memory of the agent that runs the tasks of `plugin`, if there is one.
+    pub fn memory(&self, plugin: ArtifactHash) -> Option<AgentMemory> {
+        self.shared.agents().get(&plugin).map(|agent| agent.memory.clone())
     }
 
     /// Takes no more tasks, lets those that run come to their end within `grace`, then stops what is left and gives it
@@ -381,8 +393,10 @@ async fn run(shared: &Shared, lease: Lease, permit: Option<OwnedSemaphorePermit>
     let (task, fence) = (lease.task.id, lease.fence);
     let token = CancelToken::new();
     let progress = Progress(AtomicU8::new(0));
+    let trace = AttemptTrace::open(&lease);
     let completion = {
-        let mut work = pin!(guarded(attempt(shared, &lease, &token, &progress, begun)));
+        let work = attempt(shared, &lease, &token, &progress, begun, trace.context);
+        let mut work = pin!(guarded(work).instrument(trace.span.clone()));
         // Most tasks of a quick guest are done at once, and need nobody to watch them.
         match std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
             Poll::Ready(completion) => Ok(completion),
@@ -394,6 +408,8 @@ async fn run(shared: &Shared, lease: Lease, permit: Option<OwnedSemaphorePermit>
     // then the lease ends by itself, and the task is tried again.
     let _ = match completion {
         Ok(completion) => {
+            trace.span.record("outcome", outcome_name(&completion));
+            trace.span.in_scope(|| tracing::debug!("the attempt ended"));
             let metrics = &shared.metrics;
             metrics.sink.observe(metrics.run, begun.elapsed().as_secs_f64());
             if let Completion::Executed(execution) = &completion {
@@ -408,8 +424,14 @@ async fn run(shared: &Shared, lease: Lease, permit: Option<OwnedSemaphorePermit>
                 answer => answer.map(drop),
             }
         }
-        Err(Stop::Shutdown) => shared.scheduler.release(task, fence).await,
-        Err(Stop::Unwanted | Stop::Deadline) => Ok(()),
+        Err(Stop::Shutdown) => {
+            trace.span.record("outcome", "released");
+            shared.scheduler.release(task, fence).await
+        }
+        Err(Stop::Unwanted | Stop::Deadline) => {
+            trace.span.record("outcome", "unwanted");
+            Ok(())
+        }
     };
     drop(permit);
 }
@@ -505,6 +527,7 @@ async fn attempt(
     token: &CancelToken,
     progress: &Progress,
     begun: Instant,
+    trace: Option<Arc<TraceContext>>,
 ) -> Completion {
     let agent = shared.agents().get(&lease.task.plugin).cloned();
     let Some(agent) = agent else {
@@ -530,7 +553,7 @@ async fn attempt(
     };
     // Counts the end even when this future panics or is dropped.
     let counted = Counted { agent: &agent, begun, ended: false };
-    let completion = call(shared, &agent, lease, token, progress).await;
+    let completion = call(shared, &agent, lease, token, progress, trace).await;
     progress.enter(Phase::Teardown);
     counted.end(&completion);
     completion
@@ -575,7 +598,14 @@ fn is_failure(completion: &Completion, instances: InstanceMode) -> bool {
     }
 }
 
-async fn call(shared: &Shared, agent: &Agent, lease: &Lease, token: &CancelToken, progress: &Progress) -> Completion {
+async fn call(
+    shared: &Shared,
+    agent: &Agent,
+    lease: &Lease,
+    token: &CancelToken,
+    progress: &Progress,
+    trace: Option<Arc<TraceContext>>,
+) -> Completion {
     let result = async {
         progress.enter(Phase::Loading);
         let line = match agent.prepared(&lease.task.policy) {
@@ -593,11 +623,12 @@ async fn call(shared: &Shared, agent: &Agent, lease: &Lease, token: &CancelToken
         };
         progress.enter(Phase::Running);
         let task = &lease.task;
-        let call = Call::new()
+        let mut call = Call::new()
             .entry(task.entry.clone())
             .arguments(task.arguments.iter().cloned())
             .input(task.input.clone())
             .cancel(token.clone());
+        call.trace = trace;
         // From here on the guest's call hears of the token itself, and says what it took.
         let execution = instance.call(call).await?;
         if kept && execution.outcome.leaves_instance_usable() {

@@ -165,6 +165,11 @@ impl Committer {
         if reached { Ok(()) } else { Err(self.check().err().unwrap_or_else(closed)) }
     }
 
+    /// Up to which position everything is safe. Ends with the journal's use.
+    pub(crate) fn progress(&self) -> watch::Receiver<u64> {
+        self.safe.clone()
+    }
+
     /// Waits until the journal fails.
     pub(crate) async fn failed(&self) -> Error {
         let mut failure = self.failure.clone();

@@ -127,15 +127,15 @@ impl Kpis {
     }
 
     pub(crate) fn count(&mut self, change: &Change) {
-        let class = class_number(change.class);
+        let class = class_number(change.task.priority);
         match &change.what {
             What::Submitted => self.sink.add(self.submitted[class], 1),
-            What::Leased { waited, task } => {
+            What::Leased { waited, .. } => {
                 let seconds = waited.as_secs_f64();
                 self.sink.observe(self.wait[class], seconds);
-                self.sink.observe(self.tenants.of(&task.tenant, &self.sink), seconds);
+                self.sink.observe(self.tenants.of(&change.task.tenant, &self.sink), seconds);
             }
-            What::Retried => self.sink.add(self.retried[class], 1),
+            What::Retried { .. } => self.sink.add(self.retried[class], 1),
             What::Lost => self.sink.add(self.lost[class], 1),
             What::Finished { state, completion } => {
                 self.sink.add(self.finished[class][outcome_number(completion)], 1);

@@ -10,6 +10,7 @@
 mod admission;
 mod agent;
 mod clock;
+mod events;
 mod executor;
 mod fair;
 mod journal;
@@ -24,11 +25,13 @@ mod retry;
 mod scheduler;
 mod sinks;
 mod sqlite;
+mod trace;
 mod wheel;
 
 pub use admission::admit;
 pub use agent::{AgentReport, AgentState, AgentTemplate, InstanceMode, RestartBudget};
 pub use clock::Clock;
+pub use events::{About, Event, EventFilter, Events, Subscription};
 pub use executor::{Drained, Executor, ExecutorOptions};
 pub use fair::ClassOrder;
 pub use journal::{Journal, JournalEntry, Kept};

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use palisade_core::{
     ArtifactHash, Completion, Error, ErrorKind, Execution, Fence, IdempotencyKey, Lease, LeaseRequest, Outcome, Phase,
-    Priority, Resource, Result, SchedulerMode, SchedulerStats, Submission, Task, TaskId, TaskRecord, TaskState, Tenant,
-    Usage,
+    Priority, Resource, Result, SchedulerMode, SchedulerStats, Submission, Task, TaskId, TaskPage, TaskQuery,
+    TaskRecord, TaskState, Tenant, Usage,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -29,6 +29,9 @@ use crate::{Rate, SchedulerLimits, TenantLimits};
 /// fences need not be on disk: those of an earlier epoch are smaller than all of a later one.
 const FENCE_BITS: u32 = 40;
 
+/// Tasks looked at for one page of a list: some tens of microseconds.
+const LOOKED_AT_MAX: usize = 1024;
+
 #[derive(Debug)]
 pub(crate) struct Machine {
     limits: SchedulerLimits,
@@ -36,7 +39,7 @@ pub(crate) struct Machine {
     now: Millis,
     slots: Vec<Option<Entry>>,
     free: Vec<u32>,
-    by_id: HashMap<TaskId, u32>,
+    by_id: BTreeMap<TaskId, u32>,
     by_key: HashMap<(Tenant, ArtifactHash, IdempotencyKey), u32>,
     queue: FairQueue,
     timers: Wheel<Timer>,
@@ -124,8 +127,7 @@ enum Timer {
 pub(crate) struct Change {
     pub(crate) slot: u32,
     pub(crate) seq: u64,
-    pub(crate) task: TaskId,
-    pub(crate) class: Priority,
+    pub(crate) task: Arc<Task>,
     pub(crate) what: What,
 }
 
@@ -135,9 +137,11 @@ pub(crate) enum What {
     /// Waits for a worker from now on.
     Leased {
         waited: Duration,
-        task: Arc<Task>,
+        attempt: u32,
     },
-    Retried,
+    Retried {
+        failures: u32,
+    },
     Lost,
     Released,
     Requeued,
@@ -177,7 +181,7 @@ impl Machine {
             now,
             slots: Vec::new(),
             free: Vec::new(),
-            by_id: HashMap::new(),
+            by_id: BTreeMap::new(),
             by_key: HashMap::new(),
             timers: Wheel::new(now),
             random: ChaCha8Rng::seed_from_u64(seed),
@@ -231,6 +235,11 @@ impl Machine {
     /// What was forgotten, to be freed where nobody waits for it.
     pub(crate) fn take_forgotten(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.forgotten)
+    }
+
+    /// The time it is here.
+    pub(crate) fn now(&self) -> Millis {
+        self.now
     }
 
     /// Whether a worker that asks now may get a task.
@@ -300,7 +309,7 @@ impl Machine {
             let attempt = entry.failures + entry.lost + 1;
             self.running += 1;
             let waited = Duration::from_millis(now.saturating_sub(since));
-            self.changed(slot, What::Leased { waited, task: Arc::clone(&task) });
+            self.changed(slot, What::Leased { waited, attempt });
             leases.push(Lease { task, fence, attempt, expires_at: from_millis(expires_at) });
             let tenant = self.tenants.at(tenant);
             tenant.running += 1;
@@ -363,7 +372,8 @@ impl Machine {
                         self.enqueue(slot, false)
                     }
                     self.watch_deadline(slot);
-                    self.changed(slot, What::Retried);
+                    let failures = self.entry(slot).failures;
+                    self.changed(slot, What::Retried { failures });
                     self.state(slot)
                 }
             }
@@ -436,6 +446,29 @@ impl Machine {
         let slots: Vec<_> = self.dead.range((from, Unbounded)).map(|(_, slot)| *slot).take(max).collect();
         let position = slots.iter().map(|slot| self.entry(*slot).position).max().unwrap_or_default();
         (slots.into_iter().map(|slot| self.record(slot)).collect(), position)
+    }
+
+    /// A page of tasks, and its journal position.
+    pub(crate) fn list(&mut self, now: Millis, query: &TaskQuery) -> (TaskPage, u64) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.advance(now);
+        let tasks_max = query.tasks_max.clamp(1, self.limits.batch_max.max(1));
+        let (mut page, mut position) = (TaskPage::default(), 0);
+        let to = query.before.map_or(Unbounded, Excluded);
+        let mut looked_at = query.before;
+        for (seen, (id, slot)) in self.by_id.range((Unbounded, to)).rev().enumerate() {
+            if seen >= LOOKED_AT_MAX || page.tasks.len() >= tasks_max {
+                page.next = looked_at;
+                break;
+            }
+            looked_at = Some(*id);
+            let entry = self.entry(*slot);
+            if query.matches(&entry.task, self.state(*slot)) {
+                position = position.max(entry.position);
+                page.tasks.push(self.record(*slot));
+            }
+        }
+        (page, position)
     }
 
     pub(crate) fn set_mode(&mut self, mode: SchedulerMode) {
@@ -810,7 +843,7 @@ impl Machine {
 
     fn changed(&mut self, slot: u32, what: What) {
         let entry = self.entry(slot);
-        let change = Change { slot, seq: entry.seq, task: entry.task.id, class: entry.task.priority, what };
+        let change = Change { slot, seq: entry.seq, task: Arc::clone(&entry.task), what };
         self.changes.push(change);
     }
 

@@ -1,6 +1,6 @@
 //! The memory of an agent: keys and values that outlive its instances, and that no other agent sees.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// Bounds of an agent's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct MemoryLimits {
     /// Entries. Default 1000.
@@ -31,6 +32,7 @@ impl Default for MemoryLimits {
 
 /// What happens when something new does not fit into an agent's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Eviction {
     /// The guest gets an error.
@@ -66,7 +68,7 @@ pub struct AgentMemory {
 
 #[derive(Debug, Default)]
 struct Entries {
-    by_key: HashMap<Bytes, Entry>,
+    by_key: BTreeMap<Bytes, Entry>,
     /// Keys by when they were last used.
     by_age: BTreeMap<u64, Bytes>,
     bytes: usize,
@@ -88,6 +90,20 @@ impl AgentMemory {
     /// The value of `key`.
     pub fn get(&self, key: &[u8]) -> Option<Bytes> {
         self.lock().touch(key)
+    }
+
+    /// The value of `key`, for somebody who only looks: it does not count as use.
+    pub fn peek(&self, key: &[u8]) -> Option<Bytes> {
+        self.lock().by_key.get(key).map(|entry| entry.value.clone())
+    }
+
+    /// Keys in their order, each with the bytes of its value: those after `after` only, at most `entries_max`. Does not
+    /// count as use.
+    pub fn list(&self, after: Option<&[u8]>, entries_max: usize) -> Vec<(Bytes, usize)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let entries = self.lock();
+        let range = entries.by_key.range::<[u8], _>((after.map_or(Unbounded, Excluded), Unbounded));
+        range.take(entries_max).map(|(key, entry)| (key.clone(), entry.value.len())).collect()
     }
 
     /// Sets the value of `key`.
@@ -352,11 +368,28 @@ mod tests {
     }
 
     #[test]
+    fn looking_changes_nothing_and_lists_go_on_where_they_ended() {
+        let memory = memory(3, 100, Eviction::LeastRecentlyUsed);
+        for (key, len) in [(b"c", 3), (b"a", 1), (b"b", 2)] {
+            memory.set(key, vec![7; len].into()).unwrap();
+        }
+        let list = |after: Option<&[u8]>, max| {
+            memory.list(after, max).into_iter().map(|(key, len)| (key[0], len)).collect::<Vec<_>>()
+        };
+        assert_eq!(list(None, 2), [(b'a', 1), (b'b', 2)]);
+        assert_eq!(list(Some(b"b"), 2), [(b'c', 3)]);
+        assert_eq!((list(Some(b"c"), 2), list(None, 0)), (vec![], vec![]));
+        assert_eq!((memory.peek(b"c").map(|value| value.len()), memory.peek(b"x")), (Some(3), None));
+        memory.set(b"d", Bytes::new()).unwrap();
+        assert_eq!(memory.peek(b"c"), None, "looked at, but used longest ago");
+    }
+
+    #[test]
     fn guests_reach_it_by_host_functions() {
         let memory = memory(2, 100, Eviction::Refuse);
         let host = memory.add_to(HostFunctions::new());
         let call = |name: &str, input: &[u8]| {
-            let invocation = host.invoke(name, Bytes::copy_from_slice(input)).unwrap();
+            let invocation = host.invoke(name, Bytes::copy_from_slice(input), None).unwrap();
             block_on(invocation).unwrap().map(|bytes| bytes.to_vec())
         };
         assert_eq!(call("kv.get", b"a"), Ok(vec![0]));

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use palisade_core::{
     BoxFuture, Completion, Error, ErrorKind, Fence, Lease, LeaseRequest, MetricsSink, Result, Scheduler, SchedulerMode,
-    SchedulerStats, Submission, Task, TaskId, TaskRecord, TaskState, Tenant,
+    SchedulerStats, Submission, Task, TaskId, TaskPage, TaskQuery, TaskRecord, TaskState, Tenant,
 };
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
@@ -18,7 +18,7 @@ use crate::journal::{Committer, JournalEntry};
 use crate::kpi::{JournalKpis, Kpis};
 use crate::machine::{Machine, What, completion_bytes};
 use crate::wheel::Millis;
-use crate::{Clock, Journal, NullSink, SchedulerLimits, TenantLimits, admission};
+use crate::{Clock, Events, Journal, NullSink, SchedulerLimits, TenantLimits, admission};
 
 /// How to open a [`LocalScheduler`].
 #[derive(Debug)]
@@ -34,6 +34,10 @@ pub struct SchedulerOptions {
     pub metrics: Arc<dyn MetricsSink>,
     /// How many tenants have figures of their own; the rest share one. Default 0.
     pub tenant_labels_max: usize,
+    /// Events kept for subscribers that are slower than they come. Default 4096.
+    pub events_kept: usize,
+    /// Subscribers to events at once. Default 64.
+    pub subscribers_max: usize,
     /// Seed of the retries' jitter. `None`: from the system.
     pub seed: Option<u64>,
 }
@@ -46,6 +50,8 @@ impl Default for SchedulerOptions {
             journal: None,
             metrics: Arc::new(NullSink),
             tenant_labels_max: 0,
+            events_kept: 4096,
+            subscribers_max: 64,
             seed: None,
         }
     }
@@ -91,6 +97,7 @@ struct Shared {
     timer: Condvar,
     /// Wakes a worker that waits for tasks.
     ready: Notify,
+    events: Events,
     committer: Option<Committer>,
 }
 
@@ -128,7 +135,8 @@ impl LocalScheduler {
     ///
     /// Those of [`Journal::open`] and of registering metrics; [`ErrorKind::Io`] when the system gives no thread.
     pub fn open(options: SchedulerOptions) -> Result<LocalScheduler> {
-        let SchedulerOptions { limits, clock, journal, metrics, tenant_labels_max, seed } = options;
+        let SchedulerOptions { limits, clock, journal, metrics, tenant_labels_max, events_kept, subscribers_max, seed } =
+            options;
         limits.tenant.validate()?;
         let seed = match seed {
             Some(seed) => seed,
@@ -151,12 +159,17 @@ impl LocalScheduler {
             committer = Some(Committer::start(journal, JournalKpis::new(Arc::clone(&metrics))?)?);
         }
         let kpis = Kpis::new(metrics, tenant_labels_max)?;
+        let mut events = Events::new(events_kept, subscribers_max);
+        if let Some(committer) = &committer {
+            events = events.once_safe(committer.progress());
+        }
         let shared = Arc::new(Shared {
             limits,
             clock,
             state: Mutex::new(State { machine, kpis, waiting: HashMap::new(), timer_at: 0, closing: false }),
             timer: Condvar::new(),
             ready: Notify::new(),
+            events,
             committer,
         });
         shared.settle(shared.lock(), true);
@@ -177,6 +190,11 @@ impl LocalScheduler {
         let mut state = self.shared.lock();
         state.machine.advance(self.shared.clock.millis());
         self.shared.settle(state, true);
+    }
+
+    /// Where it tells of what happens, once that is safe. An executor and a service can tell there as well.
+    pub fn events(&self) -> Events {
+        self.shared.events.clone()
     }
 
     /// Sets what a tenant may do, from now on. Such a tenant is never forgotten, and counts towards
@@ -268,10 +286,11 @@ impl Shared {
                 state.machine.set_position(change.slot, change.seq, position);
             }
         }
+        self.events.tell_changes(&changes, state.machine.now(), position);
         for change in changes.drain(..) {
             state.kpis.count(&change);
             if let What::Finished { .. } = change.what
-                && let Some(waiting) = state.waiting.remove(&change.task)
+                && let Some(waiting) = state.waiting.remove(&change.task.id)
             {
                 if let Some(record) = state.machine.recorded(change.slot, change.seq) {
                     let _ = waiting.record.set((record, position));
@@ -520,6 +539,14 @@ impl Scheduler for LocalScheduler {
             let ((records, position), _) = self.shared.run(|machine, now| Ok(machine.dead_letters(now, after, max)))?;
             self.shared.safe(position).await?;
             Ok(records)
+        })
+    }
+
+    fn list(&self, query: TaskQuery) -> BoxFuture<'_, Result<TaskPage>> {
+        Box::pin(async move {
+            let ((page, position), _) = self.shared.run(|machine, now| Ok(machine.list(now, &query)))?;
+            self.shared.safe(position).await?;
+            Ok(page)
         })
     }
 

@@ -11,7 +11,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use palisade_core::{
-    Completion, ErrorKind, Outcome, Phase, Priority, Scheduler, SchedulerMode, TaskState, Tenant, block_on,
+    ArtifactHash, Completion, ErrorKind, Outcome, Phase, Priority, Scheduler, SchedulerMode, TaskId, TaskQuery,
+    TaskState, Tenant, block_on,
 };
 use palisade_fabric::{Clock, LocalScheduler, PrometheusSink, RecordingSink, SchedulerOptions};
 use support::{again, ended, ids, request, success, task};
@@ -228,6 +229,51 @@ fn the_dead_letter_queue_is_listed_in_pages() {
         let lease = scheduler.lease(request(1)).await.unwrap().remove(0);
         assert_eq!((lease.task.id, lease.attempt), (dead[3], 1));
         assert_eq!(scheduler.complete(dead[3], lease.fence, success()).await.unwrap(), TaskState::Completed);
+    });
+}
+
+/// All pages of a list, and the largest.
+async fn listed(scheduler: &LocalScheduler, mut query: TaskQuery) -> (Vec<TaskId>, usize) {
+    let (mut all, mut largest) = (Vec::new(), 0);
+    loop {
+        let page = scheduler.list(query.clone()).await.unwrap();
+        largest = largest.max(page.tasks.len());
+        all.extend(page.tasks.iter().map(|record| record.task.id));
+        let Some(next) = page.next else { return (all, largest) };
+        assert!(query.before.is_none_or(|before| next < before), "each page goes on");
+        query.before = Some(next);
+    }
+}
+
+#[test]
+fn tasks_are_listed_in_pages_latest_first_and_filtered() {
+    let (scheduler, _) = manual(|_| {});
+    block_on(async {
+        let mut tasks = Vec::new();
+        for number in 0..7 {
+            let mut one = task(format!("{number}"));
+            one.tenant = Tenant(if number % 2 == 0 { "even" } else { "odd" }.to_owned());
+            if number == 6 {
+                one.plugin = ArtifactHash::of(b"another");
+            }
+            tasks.push(scheduler.submit(one).await.unwrap().task);
+        }
+        let lease = scheduler.lease(request(1)).await.unwrap().remove(0);
+        assert_eq!(lease.task.id, tasks[0]);
+        scheduler.complete(tasks[0], lease.fence, success()).await.unwrap();
+        let picked = |numbers: &[usize]| numbers.iter().map(|number| tasks[*number]).collect::<Vec<_>>();
+        let query = TaskQuery { tasks_max: 2, ..TaskQuery::default() };
+        assert_eq!(listed(&scheduler, query.clone()).await, (picked(&[6, 5, 4, 3, 2, 1, 0]), 2));
+        assert_eq!(listed(&scheduler, TaskQuery { tasks_max: 0, ..query.clone() }).await.1, 1);
+        assert_eq!(listed(&scheduler, TaskQuery { tasks_max: 7, ..query.clone() }).await.1, 7);
+        let odd = TaskQuery { tenant: Some(Tenant("odd".to_owned())), ..query.clone() };
+        assert_eq!(listed(&scheduler, odd).await.0, picked(&[5, 3, 1]));
+        let another = TaskQuery { plugin: Some(ArtifactHash::of(b"another")), ..query.clone() };
+        assert_eq!(listed(&scheduler, another).await.0, picked(&[6]));
+        let states = vec![TaskState::Completed, TaskState::Failed];
+        assert_eq!(listed(&scheduler, TaskQuery { states, ..query.clone() }).await.0, picked(&[0]));
+        let before = TaskQuery { before: Some(tasks[2]), ..query };
+        assert_eq!(listed(&scheduler, before).await.0, picked(&[1, 0]));
     });
 }
 

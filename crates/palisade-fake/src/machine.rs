@@ -434,7 +434,7 @@ impl<'a> Machine<'a> {
             if self.usage.host_calls >= limit && !self.shared.has(Fault::IgnoresHostCalls) {
                 return Err(exceeded(Resource::HostCalls, limit, self.usage.host_calls + 1, Phase::Running));
             }
-            let invocation = self.functions.invoke(&name, Bytes::from_static(b"argument"));
+            let invocation = self.functions.invoke(&name, Bytes::from_static(b"argument"), self.call.trace.as_ref());
             let invocation = invocation.ok_or_else(|| Outcome::Denied { grant: format!("host_functions: {name}") })?;
             self.usage.host_calls += 1;
             let mut kept = Kept { shared: self.shared, invocation: Some(invocation) };

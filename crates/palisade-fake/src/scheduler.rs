@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use palisade_core::{
     BoxFuture, Completion, Error, ErrorKind, Execution, Fence, Lease, LeaseRequest, Outcome, Phase, Priority, Resource,
-    Result, Scheduler, SchedulerMode, SchedulerStats, Submission, Task, TaskId, TaskRecord, TaskState, Tenant, Usage,
+    Result, Scheduler, SchedulerMode, SchedulerStats, Submission, Task, TaskId, TaskPage, TaskQuery, TaskRecord,
+    TaskState, Tenant, Usage,
 };
 
 use crate::fault::faults;
@@ -500,6 +501,22 @@ impl Scheduler for FakeScheduler {
                 let hidden = self.shared.has(SchedulerFault::HidesDeadLetters);
                 dead.truncate(if hidden { 0 } else { tasks_max });
                 Ok(dead)
+            })
+        })
+    }
+
+    fn list(&self, query: TaskQuery) -> BoxFuture<'_, Result<TaskPage>> {
+        Box::pin(async move {
+            self.shared.with(|state| {
+                let before = |id: TaskId| query.before.is_none_or(|before| id < before);
+                let matches = |record: &TaskRecord| query.matches(&record.task, record.state) && before(record.task.id);
+                let records = state.tasks.iter().map(|kept| &kept.record);
+                let mut tasks: Vec<_> = records.filter(|record| matches(record)).cloned().collect();
+                tasks.sort_by_key(|record| std::cmp::Reverse(record.task.id));
+                let more = tasks.len() > query.tasks_max.max(1);
+                tasks.truncate(query.tasks_max.max(1));
+                let next = tasks.last().map(|record| record.task.id).filter(|_| more);
+                Ok(TaskPage { tasks, next })
             })
         })
     }

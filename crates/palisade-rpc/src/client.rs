@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use hyper::{Request, StatusCode};
+use hyper::http::{request, response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use palisade_core::{Error, ErrorKind, Result, TaskId};
 use serde::de::DeserializeOwned;
@@ -19,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::methods::for_each_method;
 use crate::wire::*;
-use crate::{RpcError, Token};
+use crate::{EventQuery, EventStream, RpcError, Token};
 
 /// Bytes of an answer: more than a server gives with its default limits.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
@@ -97,48 +99,88 @@ impl Client {
         }
     }
 
+    /// Subscribes to what happens to tasks and agents from now on.
+    ///
+    /// # Errors
+    ///
+    /// The daemon's: [`ErrorKind::Exhausted`] when there are too many subscribers, [`ErrorKind::NotFound`] for an unknown
+    /// plugin; [`ErrorKind::Io`] when it cannot be reached.
+    pub async fn events(&self, query: &EventQuery) -> Result<EventStream> {
+        let request = Request::get(format!("/events?{}", query.write()));
+        let late = || failed(format!("the subscription was not answered within {:?}", self.time));
+        let (response, sender) = timeout(self.time, self.send(request, String::new())).await.map_err(|_| late())??;
+        if response.status() == StatusCode::OK {
+            return Ok(EventStream::new(response.into_body(), Arc::new(sender)));
+        }
+        let answer = timeout(self.time, collect(response)).await.map_err(|_| late())??;
+        let refused: Refused = serde_json::from_slice(&answer)
+            .map_err(|error| failed("the daemon's refusal is not understood".to_owned()).source(error))?;
+        Err(refused.error.into_error())
+    }
+
     async fn exchange(&self, body: String) -> Result<Bytes> {
+        let request = Request::post("/rpc").header(CONTENT_TYPE, "application/json");
+        let (response, _sender) = self.send(request, body).await?;
+        collect(response).await
+    }
+
+    async fn send(&self, request: request::Builder, body: String) -> Result<(Response<Incoming>, Sender)> {
         match &self.address {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await;
                 let stream = stream.map_err(|error| unreachable(path.display().to_string(), error))?;
-                send(stream, None, body).await
+                send(stream, request, body).await
             }
             Address::Tcp(address, token) => {
                 let stream = TcpStream::connect(address).await;
                 let stream = stream.map_err(|error| unreachable(address.to_string(), error))?;
-                send(stream, Some(token), body).await
+                send(stream, request.header(AUTHORIZATION, token.header()), body).await
             }
         }
     }
 }
 
+/// Sends requests over a connection.
+type Sender = http1::SendRequest<Full<Bytes>>;
+
+/// An answer that says no.
+#[derive(Deserialize)]
+struct Refused {
+    error: RpcError,
+}
+
 async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
-    token: Option<&Token>,
+    request: request::Builder,
     body: String,
-) -> Result<Bytes> {
+) -> Result<(Response<Incoming>, Sender)> {
     let broken = |error: hyper::Error| failed("the connection to the daemon broke".to_owned()).source(error);
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let mut request = Request::post("/rpc").header(HOST, "palisade").header(CONTENT_TYPE, "application/json");
-    if let Some(token) = token {
-        request = request.header(AUTHORIZATION, token.header());
-    }
     let request = request
+        .header(HOST, "palisade")
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| Error::new(ErrorKind::Internal, "call", "a request that is none").source(error))?;
     // Ends when the sender and the answer are dropped.
     tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(broken)?;
+    Ok((response, sender))
+}
+
+async fn collect(response: Response<Incoming>) -> Result<Bytes> {
     let (head, body) = response.into_parts();
     let body = Limited::new(body, ANSWER_BYTES_MAX)
         .collect()
         .await
         .map_err(|error| failed("the daemon's answer breaks off or is too large".to_owned()).source(error))?;
-    if head.status == StatusCode::NOT_FOUND {
+    if head.status == StatusCode::NOT_FOUND && !is_json(&head) {
         return Err(failed("who answers there is no daemon of Palisade".to_owned()));
     }
     Ok(body.to_bytes())
+}
+
+/// Whether a daemon answers, whatever it says.
+fn is_json(head: &response::Parts) -> bool {
+    head.headers.get(CONTENT_TYPE).is_some_and(|content| content == "application/json")
 }
 
 fn failed(message: String) -> Error {

@@ -6,12 +6,16 @@
 //!
 //! A request is the body of a `POST` to `/rpc`: one call or a batch. Parameters are given by name. Bytes are base64,
 //! times are milliseconds since 1970, durations and sizes in policies are written as people do (`"2s"`, `"64MiB"`).
-//! `GET /healthz` says whether the daemon serves, `GET /metrics` gives its metrics.
+//! `GET /healthz` says whether the daemon serves, `GET /metrics` gives its metrics, and `GET /events` stays open and
+//! tells each [`Event`] as a server-sent event, one JSON object each; `?task=…`, `?tenant=…` and `?plugin=…` filter.
+//! [`OPENRPC`] describes the methods for other languages' tools; `rpc.discover` gives it.
 #![forbid(unsafe_code)]
 
 mod client;
+mod events;
 mod kinds;
 mod methods;
+mod openrpc;
 mod patience;
 mod plugins;
 mod protocol;
@@ -21,8 +25,11 @@ mod token;
 mod wire;
 
 pub use client::{Address, Client};
+pub use events::{EventQuery, EventStream};
 pub use kinds::ByKind;
 pub use methods::METHODS;
+pub use openrpc::OPENRPC;
+pub use palisade_fabric::{About, AgentState, Event};
 pub use plugins::{AgentSettings, Plugin, Plugins};
 pub use protocol::{Limits, RpcError, codes};
 pub use server::{Listener, Server};

@@ -16,6 +16,8 @@ macro_rules! for_each_method {
             tasks_get = "tasks.get": TaskRef => TaskInfo;
             /// As `tasks.get`, but waits for the outcome. When the time is over, the task as it is then.
             tasks_wait = "tasks.wait": WaitTask => TaskInfo;
+            /// A page of the tasks that are kept, latest first, without what they wrote.
+            tasks_list = "tasks.list": ListTasks => TaskPage;
             /// Cancels a task that is queued or running.
             tasks_cancel = "tasks.cancel": TaskRef => TaskStateInfo;
             /// Tasks that were given up after too many attempts, sorted by id, without what they wrote.
@@ -28,6 +30,8 @@ macro_rules! for_each_method {
             agents_list = "agents.list": Nothing => AgentList;
             /// What the agent of a plugin did, and where it is.
             agents_stats = "agents.stats": PluginRef => AgentInfo;
+            /// What the agent of a plugin remembers: its keys in their order, or the value of one.
+            agents_memory = "agents.memory": LookAtMemory => MemoryPage;
             /// Ends the agent of a plugin: it takes no more tasks, also after a restart of the daemon.
             agents_terminate = "agents.terminate": PluginRef => AgentInfo;
             /// Whether the daemon serves, and what it holds.

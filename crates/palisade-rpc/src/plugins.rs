@@ -24,6 +24,7 @@ const PREFIX_MIN: usize = 8;
 
 /// How the tasks of a plugin are run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct AgentSettings {
     /// Whether tasks share an instance.
@@ -167,7 +168,7 @@ impl Plugins {
                     Error::new(ErrorKind::NotFound, "find", format!("no plugin `{reference:.100}` is installed"));
                 Err(match crate::service::nearest(reference, names) {
                     Some(nearest) => error.help(format!("did you mean `{nearest}`?")),
-                    None => error.help("install it, or look at the installed ones with `palisade ls`"),
+                    None => error.help("install it, or look at the installed ones with `palisade plugins`"),
                 })
             }
             _ => {

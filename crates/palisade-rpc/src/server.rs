@@ -14,19 +14,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use palisade_core::{Error, ErrorKind, Result};
+use palisade_core::{Error, ErrorKind, Result, TraceContext};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
+use crate::events::{EventBody, EventQuery};
 use crate::patience::Patient;
 use crate::protocol::{Answer, Limits, ParsedCall, RpcError, codes, parse};
 use crate::{Service, Token};
@@ -40,6 +41,7 @@ const BODY_UNIT: usize = 1 << 10;
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
+const EVENT_STREAM: &str = "text/event-stream";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Where requests come in.
@@ -253,10 +255,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let _ = timeout(grace.unwrap_or_default(), serving).await;
 }
 
-type Answered = Response<Full<Bytes>>;
+type Answered = Response<Either<Full<Bytes>, EventBody>>;
 
 fn reply(status: StatusCode, content: &'static str, body: impl Into<Bytes>) -> Answered {
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content));
     response
@@ -287,8 +289,8 @@ async fn respond(shared: &Arc<Shared>, token: Option<&Token>, request: Request<I
     }
     let allowed = match path {
         "/rpc" | "/" => "POST",
-        "/metrics" | "/healthz" => "GET",
-        _ => return reply(StatusCode::NOT_FOUND, TEXT, "there are /rpc, /metrics and /healthz\n"),
+        "/metrics" | "/healthz" | "/events" => "GET",
+        _ => return reply(StatusCode::NOT_FOUND, TEXT, "there are /rpc, /events, /metrics and /healthz\n"),
     };
     if request.method().as_str() != allowed {
         let mut refused = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, format!("this is for {allowed}\n"));
@@ -301,10 +303,43 @@ async fn respond(shared: &Arc<Shared>, token: Option<&Token>, request: Request<I
             Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
         };
     }
-    rpc(shared, request.into_body()).await
+    if path == "/events" {
+        return events(shared, request.uri().query().unwrap_or_default());
+    }
+    let trace = trace(request.headers());
+    rpc(shared, request.into_body(), trace).await
 }
 
-async fn rpc(shared: &Arc<Shared>, body: Incoming) -> Answered {
+fn events(shared: &Shared, query: &str) -> Answered {
+    match EventQuery::parse(query).and_then(|query| shared.service.subscribe(query)) {
+        Ok(subscription) => {
+            let body = EventBody::new(subscription, shared.stop.subscribe());
+            let mut response = Response::new(Either::Right(body));
+            for (name, value) in [(CONTENT_TYPE, EVENT_STREAM), (CACHE_CONTROL, "no-store")] {
+                response.headers_mut().insert(name, hyper::header::HeaderValue::from_static(value));
+            }
+            response
+        }
+        Err(error) => {
+            let status = match error.kind() {
+                ErrorKind::NotFound => StatusCode::NOT_FOUND,
+                ErrorKind::Exhausted => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::BAD_REQUEST,
+            };
+            refuse(status, error.into())
+        }
+    }
+}
+
+/// The trace context of a request. One that is malformed counts as none: so W3C wants it.
+fn trace(headers: &HeaderMap) -> Option<TraceContext> {
+    let texts = |name| headers.get_all(name).iter().map(|value| value.to_str().ok()).collect::<Option<Vec<_>>>();
+    let [traceparent] = texts("traceparent")?[..] else { return None };
+    let tracestate = texts("tracestate").map(|states| states.join(",")).unwrap_or_default();
+    TraceContext::new(traceparent, tracestate).or_else(|_| TraceContext::new(traceparent, "")).ok()
+}
+
+async fn rpc(shared: &Arc<Shared>, body: Incoming, trace: Option<TraceContext>) -> Answered {
     let limits = &shared.limits;
     let too_large = || {
         let message = format!("the body is larger than {} bytes", limits.body_bytes_max);
@@ -338,7 +373,7 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming) -> Answered {
         Err(error) => return refuse(StatusCode::OK, error),
     };
     let left = AtomicUsize::new(limits.answer_bytes_max);
-    let answers = join(parsed.calls.into_iter().map(|call| answer(shared, call, &left))).await;
+    let answers = join(parsed.calls.into_iter().map(|call| answer(shared, call, trace.as_ref(), &left))).await;
     let mut out = Vec::new();
     for answer in answers.iter().flatten() {
         out.push(if out.is_empty() { b'[' } else { b',' });
@@ -356,7 +391,12 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming) -> Answered {
 }
 
 /// The answer to a call, if it wants one.
-async fn answer(shared: &Arc<Shared>, call: Result<ParsedCall<'_>, RpcError>, left: &AtomicUsize) -> Option<Answer> {
+async fn answer(
+    shared: &Arc<Shared>,
+    call: Result<ParsedCall<'_>, RpcError>,
+    trace: Option<&TraceContext>,
+    left: &AtomicUsize,
+) -> Option<Answer> {
     let call = match call {
         Ok(call) => call,
         Err(error) => return Some(Answer { id: None, result: Err(error) }),
@@ -365,7 +405,7 @@ async fn answer(shared: &Arc<Shared>, call: Result<ParsedCall<'_>, RpcError>, le
         Err(error) => Err(error),
         Ok(params) => {
             let time = shared.limits.call_time;
-            timeout(time, shared.service.call(&call.method, params)).await.unwrap_or_else(|_| {
+            timeout(time, shared.service.call(&call.method, params, trace)).await.unwrap_or_else(|_| {
                 let message =
                     format!("{:.100} took longer than {time:?}; whether it happened is not known", call.method);
                 Err(RpcError::new(codes::TIMED_OUT, message))

@@ -5,19 +5,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
-    Error, ErrorKind, HostFunctions, IdempotencyKey, Result, Scheduler, SchedulerMode, Task, TaskId, Tenant,
+    ArtifactHash, Error, ErrorKind, HostFunctions, IdempotencyKey, Result, Scheduler, SchedulerMode, Task, TaskId,
+    TaskQuery, Tenant, TraceContext,
 };
-use palisade_fabric::{AgentMemory, AgentState, Drained, Executor, ExecutorOptions, PrometheusSink, admit};
+use palisade_fabric::{
+    AgentMemory, AgentState, Drained, EventFilter, Events, Executor, ExecutorOptions, PrometheusSink, Subscription,
+    admit,
+};
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::methods::for_each_method;
+use crate::openrpc::document;
 use crate::protocol::codes;
 use crate::wire::*;
-use crate::{ByKind, METHODS, Plugin, Plugins, RpcError};
+use crate::{ByKind, EventQuery, METHODS, Plugin, Plugins, RpcError};
 
-/// Dead letters in one list, unless asked for fewer or more, and at most.
+/// Tasks or keys in one list, unless asked for fewer or more, and at most.
 const LISTED: (usize, usize) = (100, 1000);
 
 /// How to start a [`Service`].
@@ -32,6 +38,8 @@ pub struct ServiceOptions {
     pub plugins: Plugins,
     /// Hears all figures.
     pub metrics: Arc<PrometheusSink>,
+    /// Where the scheduler tells of what happens; agents tell there as well. Default: a place where only agents do.
+    pub events: Events,
     /// Tasks outlive the daemon. Only reported.
     pub durable: bool,
     /// Tasks run at once. Default 256.
@@ -46,7 +54,8 @@ impl ServiceOptions {
         plugins: Plugins,
         metrics: Arc<PrometheusSink>,
     ) -> ServiceOptions {
-        ServiceOptions { scheduler, backends, plugins, metrics, durable: false, tasks_max: 256 }
+        let events = Events::default();
+        ServiceOptions { scheduler, backends, plugins, metrics, events, durable: false, tasks_max: 256 }
     }
 }
 
@@ -66,6 +75,7 @@ pub struct Service {
     backends: ByKind,
     plugins: Arc<Plugins>,
     metrics: Arc<PrometheusSink>,
+    events: Events,
     durable: bool,
     started: Instant,
     /// `None` once it closes.
@@ -92,12 +102,13 @@ impl Service {
     ///
     /// Those of [`Executor::start`] and [`Executor::spawn`].
     pub async fn start(options: ServiceOptions) -> Result<Arc<Service>> {
-        let ServiceOptions { scheduler, backends, plugins, metrics, durable, tasks_max } = options;
+        let ServiceOptions { scheduler, backends, plugins, metrics, events, durable, tasks_max } = options;
         // A task that is leased before its agent is there would fail.
         scheduler.set_mode(SchedulerMode::Paused).await?;
         let mut executor = ExecutorOptions::new(Arc::clone(&scheduler), Arc::new(backends.clone()));
         executor.metrics = Arc::clone(&metrics) as _;
         executor.tasks_max = tasks_max;
+        executor.events = events.clone();
         let executor = Executor::start(executor)?;
         for plugin in plugins.list() {
             if let Some(template) = plugins.template(&plugin) {
@@ -110,6 +121,7 @@ impl Service {
             backends,
             plugins: Arc::new(plugins),
             metrics,
+            events,
             durable,
             started: Instant::now(),
             executor: Mutex::new(Some(executor)),
@@ -142,6 +154,17 @@ impl Service {
     /// Those of [`PrometheusSink::export`].
     pub fn metrics_text(&self) -> Result<String> {
         self.metrics.export()
+    }
+
+    /// Hears of events from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Exhausted`] when there are too many subscribers, [`ErrorKind::NotFound`] for an unknown plugin.
+    pub fn subscribe(&self, query: EventQuery) -> Result<Subscription> {
+        let EventQuery { task, tenant, plugin } = query;
+        let plugin = plugin.map(|plugin| self.plugin_hash(&plugin)).transpose()?;
+        self.events.subscribe(EventFilter { task, tenant, plugin })
     }
 
     /// Whether the service takes tasks.
@@ -194,6 +217,7 @@ impl Service {
             let hash = plugin.artifact.hash();
             service.with_executor(|_| Ok(()))?;
             let installed = service.plugins.install(plugin)?;
+            tracing::info!(plugin = %hash, installed, "a plugin was installed");
             if installed {
                 let plugin = service.plugins.find(&hash.to_string())?;
                 if let Err(error) = service.spawn_agent(&plugin) {
@@ -250,7 +274,16 @@ impl Service {
         task.trace = params.trace;
         task.labels = params.labels;
         admit(&task, self.backends.backend(plugin.artifact.kind())?.capabilities())?;
-        self.scheduler.submit(task).await
+        let trace = |id: fn(&TraceContext) -> Option<&str>| task.trace.as_ref().and_then(id);
+        let span = tracing::info_span!(
+            "submit",
+            task_id = %task.id,
+            tenant = &*task.tenant.0,
+            plugin = %task.plugin,
+            trace_id = trace(TraceContext::trace_id),
+            parent_span_id = trace(TraceContext::parent_span_id),
+        );
+        self.scheduler.submit(task).instrument(span).await
     }
 
     async fn tasks_get(self: &Arc<Self>, params: TaskRef) -> Result<TaskInfo> {
@@ -271,6 +304,23 @@ impl Service {
             () = tokio::time::sleep(timeout) => self.task(params.task).await,
             _ = over => self.task(params.task).await,
         }
+    }
+
+    async fn tasks_list(self: &Arc<Self>, params: ListTasks) -> Result<TaskPage> {
+        let query = TaskQuery {
+            states: params.states,
+            tenant: params.tenant.map(Tenant),
+            plugin: params.plugin.map(|plugin| self.plugin_hash(&plugin)).transpose()?,
+            before: params.before,
+            tasks_max: params.tasks_max.unwrap_or(LISTED.0).min(LISTED.1),
+        };
+        let page = self.scheduler.list(query).await?;
+        Ok(TaskPage { tasks: page.tasks.iter().map(|record| TaskInfo::new(record, false)).collect(), next: page.next })
+    }
+
+    /// The plugin a filter means, which need not be installed any more when it is named by its whole hash.
+    fn plugin_hash(&self, reference: &str) -> Result<ArtifactHash> {
+        reference.parse().or_else(|_| Ok(self.plugins.find(reference)?.artifact.hash()))
     }
 
     async fn tasks_cancel(self: &Arc<Self>, params: TaskRef) -> Result<TaskStateInfo> {
@@ -318,6 +368,29 @@ impl Service {
         self.agent(&*self.plugins.find(&params.plugin)?)
     }
 
+    async fn agents_memory(self: &Arc<Self>, params: LookAtMemory) -> Result<MemoryPage> {
+        let plugin = self.plugins.find(&params.plugin)?;
+        let memory = self.with_executor(|executor| Ok(executor.memory(plugin.artifact.hash())))?;
+        let memory = memory.ok_or_else(|| no_agent(&plugin))?;
+        if let Some(key) = params.key {
+            let value = memory.peek(&key.0).ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, "find", "the agent remembers nothing under this key")
+                    .help("list the keys by leaving it out")
+            })?;
+            let entry = MemoryEntry { key, value_bytes: value.len(), value: Some(Base64(value)) };
+            return Ok(MemoryPage { entries: vec![entry], next: None });
+        }
+        let entries_max = params.entries_max.unwrap_or(LISTED.0).clamp(1, LISTED.1);
+        // One more tells whether there are more.
+        let mut found = memory.list(params.after.as_ref().map(|after| &after.0[..]), entries_max + 1);
+        let more = found.len() > entries_max;
+        found.truncate(entries_max);
+        let entry = |(key, value_bytes)| MemoryEntry { key: Base64(key), value_bytes, value: None };
+        let entries: Vec<_> = found.into_iter().map(entry).collect();
+        let next = entries.last().map(|entry| entry.key.clone()).filter(|_| more);
+        Ok(MemoryPage { entries, next })
+    }
+
     async fn agents_terminate(self: &Arc<Self>, params: PluginRef) -> Result<AgentInfo> {
         self.change(move |service| {
             let plugin = service.plugins.find(&params.plugin)?;
@@ -352,28 +425,44 @@ impl Service {
         let hash = plugin.artifact.hash();
         let report =
             self.with_executor(|executor| Ok(executor.reports().into_iter().find(|one| one.plugin == hash)))?;
-        report.map(AgentInfo::from).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, "find", format!("plugin `{}` has no agent", plugin.artifact.name()))
-                .help("make one with `agents.spawn`")
-        })
+        report.map(AgentInfo::from).ok_or_else(|| no_agent(plugin))
     }
+}
+
+fn no_agent(plugin: &Plugin) -> Error {
+    Error::new(ErrorKind::NotFound, "find", format!("plugin `{}` has no agent", plugin.artifact.name()))
+        .help("make one with `agents.spawn`")
 }
 
 macro_rules! dispatcher {
     ($($(#[$doc:meta])* $function:ident = $name:literal: $params:ident => $result:ident;)*) => {
         impl Service {
-            /// Calls a method with its parameters, an object in JSON.
+            /// Calls a method with its parameters, an object in JSON. A task that is submitted without a trace belongs to
+            /// `trace`.
             ///
             /// # Errors
             ///
             /// With [`codes`]: unknown method, wrong parameters, or the method's own error.
-            pub async fn call(self: &Arc<Self>, method: &str, params: &str) -> Result<Box<RawValue>, RpcError> {
+            pub async fn call(
+                self: &Arc<Self>,
+                method: &str,
+                params: &str,
+                trace: Option<&TraceContext>,
+            ) -> Result<Box<RawValue>, RpcError> {
                 match method {
+                    "tasks.submit" if trace.is_some() => {
+                        let mut params = read::<SubmitTask>(method, params)?;
+                        params.trace = params.trace.or_else(|| trace.cloned());
+                        write(&Box::pin(self.tasks_submit(params)).await?)
+                    }
                     $($name => {
                         let params = read::<$params>($name, params)?;
                         let result: $result = Box::pin(self.$function(params)).await?;
                         write(&result)
                     })*
+                    "rpc.discover" => document().map_err(|error| {
+                        Error::new(ErrorKind::Internal, "call", "the description is no JSON").source(error).into()
+                    }),
                     unknown => Err(unknown_method(unknown)),
                 }
             }

@@ -48,11 +48,13 @@ impl<'de> Deserialize<'de> for Base64 {
 
 /// No parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
 /// Parameters of `plugins.install`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InstallPlugin {
     /// Name, which several plugins may have.
@@ -71,6 +73,7 @@ pub struct InstallPlugin {
 
 /// Result of `plugins.install`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Installed {
     /// The plugin.
     pub plugin: ArtifactHash,
@@ -80,6 +83,7 @@ pub struct Installed {
 
 /// Names a plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PluginRef {
     /// Its hash, the first 8 digits or more of it, or its name when no other plugin has it.
@@ -88,6 +92,7 @@ pub struct PluginRef {
 
 /// What is known about a plugin.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PluginInfo {
     /// Its identity.
     pub plugin: ArtifactHash,
@@ -105,6 +110,7 @@ pub struct PluginInfo {
 
 /// Result of `plugins.list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PluginList {
     /// Sorted by name.
     pub plugins: Vec<PluginInfo>,
@@ -112,6 +118,7 @@ pub struct PluginList {
 
 /// Parameters of `tasks.submit`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SubmitTask {
     /// The plugin, as in [`PluginRef`].
@@ -181,6 +188,7 @@ impl SubmitTask {
 
 /// Names a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TaskRef {
     /// Its id.
@@ -189,6 +197,7 @@ pub struct TaskRef {
 
 /// Parameters of `tasks.wait`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct WaitTask {
     /// The task.
@@ -207,8 +216,42 @@ impl WaitTask {
     }
 }
 
+/// Parameters of `tasks.list`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ListTasks {
+    /// Only those in one of these states. Empty: in any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub states: Vec<TaskState>,
+    /// Only those of this tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Only those of this plugin: as in [`PluginRef`], or the whole hash of one that was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<String>,
+    /// Only those before this one, to go on where a page ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<TaskId>,
+    /// Most tasks to list, at most 1000. Default 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks_max: Option<usize>,
+}
+
+/// Result of `tasks.list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct TaskPage {
+    /// Latest id first: ids sort by time. A page looks at a bounded number of tasks, so it may hold fewer than were asked
+    /// for, even none, although there are more.
+    pub tasks: Vec<TaskInfo>,
+    /// There may be more: ask again with this as [`ListTasks::before`].
+    pub next: Option<TaskId>,
+}
+
 /// Parameters of `tasks.dead_letters`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ListDeadLetters {
     /// Only those after this one, to go on where a list ended.
@@ -221,6 +264,7 @@ pub struct ListDeadLetters {
 
 /// Result of `tasks.cancel` and `tasks.requeue`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TaskStateInfo {
     /// The task.
     pub task: TaskId,
@@ -230,6 +274,7 @@ pub struct TaskStateInfo {
 
 /// What is recorded about a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TaskInfo {
     /// Its id.
     pub task: TaskId,
@@ -264,6 +309,7 @@ pub struct TaskInfo {
 
 /// How a guest ended, what it took and what it wrote.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExecutionInfo {
     /// How it ended.
     pub outcome: Outcome,
@@ -331,6 +377,7 @@ pub fn unix_ms(time: SystemTime) -> u64 {
 
 /// Result of `tasks.dead_letters`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TaskList {
     /// Sorted by id.
     pub tasks: Vec<TaskInfo>,
@@ -338,6 +385,7 @@ pub struct TaskList {
 
 /// Parameters of `agents.spawn`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SpawnAgent {
     /// The plugin, as in [`PluginRef`].
@@ -349,6 +397,7 @@ pub struct SpawnAgent {
 
 /// What an agent did, and where it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AgentInfo {
     /// Its name: that of the plugin and the beginning of its hash.
     pub name: String,
@@ -401,13 +450,63 @@ impl From<AgentReport> for AgentInfo {
 
 /// Result of `agents.list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AgentList {
     /// Sorted by name.
     pub agents: Vec<AgentInfo>,
 }
 
+/// Parameters of `agents.memory`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct LookAtMemory {
+    /// The plugin, as in [`PluginRef`].
+    pub plugin: String,
+    /// This key only, with its value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Base64>,
+    /// Only keys after this one, to go on where a list ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Base64>,
+    /// Most keys to list, at most 1000. Default 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries_max: Option<usize>,
+}
+
+impl LookAtMemory {
+    /// The first keys of what the agent of `plugin` remembers.
+    pub fn new(plugin: impl Into<String>) -> LookAtMemory {
+        LookAtMemory { plugin: plugin.into(), key: None, after: None, entries_max: None }
+    }
+}
+
+/// Result of `agents.memory`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct MemoryPage {
+    /// In the order of their keys.
+    pub entries: Vec<MemoryEntry>,
+    /// There may be more: ask again with this as [`LookAtMemory::after`].
+    pub next: Option<Base64>,
+}
+
+/// What an agent remembers under one key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct MemoryEntry {
+    /// The key.
+    pub key: Base64,
+    /// Bytes of the value.
+    pub value_bytes: usize,
+    /// The value. Left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Base64>,
+}
+
 /// Result of `health`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Health {
     /// Version of the daemon.
     pub version: String,
@@ -425,6 +524,7 @@ pub struct Health {
 
 /// Result of `metrics`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Metrics {
     /// Text format of OpenMetrics.
     pub text: String,

@@ -3,21 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_core::{ErrorKind, Sandbox, TaskId};
+use palisade_core::{ArtifactHash, ErrorKind, Sandbox, Scheduler, Task, TaskId};
 use palisade_fabric::{LocalScheduler, PrometheusSink, SchedulerOptions};
 use palisade_fake::Fake;
 use palisade_rpc::{
-    Address, ByKind, Client, Limits, Listener, Nothing, Plugins, Server, Service, ServiceOptions, SubmitTask, TaskRef,
-    Token,
+    Address, ByKind, Client, Event, EventQuery, Limits, Listener, Nothing, Plugins, Server, Service, ServiceOptions,
+    SubmitTask, TaskRef, Token,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 async fn service() -> Arc<Service> {
-    let scheduler = Arc::new(LocalScheduler::open(SchedulerOptions::default()).unwrap());
+    service_over(Arc::new(LocalScheduler::open(SchedulerOptions::default()).unwrap())).await
+}
+
+async fn service_over(scheduler: Arc<LocalScheduler>) -> Arc<Service> {
     let backends = ByKind::new([Arc::new(Fake::new(None)) as Arc<dyn Sandbox>]).unwrap();
     let metrics = Arc::new(PrometheusSink::new());
-    Service::start(ServiceOptions::new(scheduler, backends, Plugins::in_memory(), metrics)).await.unwrap()
+    let events = scheduler.events();
+    let mut options = ServiceOptions::new(scheduler, backends, Plugins::in_memory(), metrics);
+    options.events = events;
+    Service::start(options).await.unwrap()
 }
 
 struct Daemon {
@@ -27,9 +33,13 @@ struct Daemon {
 
 impl Daemon {
     async fn start(limits: Limits) -> Daemon {
+        Daemon::over(service().await, limits).await
+    }
+
+    async fn over(service: Arc<Service>, limits: Limits) -> Daemon {
         let place = tempfile::tempdir().unwrap();
         let listener = Listener::unix(place.path().join("socket")).await.unwrap();
-        Daemon { server: Server::start(service().await, vec![listener], limits), place }
+        Daemon { server: Server::start(service, vec![listener], limits), place }
     }
 
     fn client(&self) -> Client {
@@ -96,7 +106,7 @@ async fn errors_reach_the_client_with_their_kind() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
     let error = client.tasks_submit(&SubmitTask::new("resize")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(error.help_text().is_some_and(|help| help.contains("palisade ls")), "{error}");
+    assert!(error.help_text().is_some_and(|help| help.contains("palisade plugins")), "{error}");
     daemon.server.stop(Duration::ZERO).await;
     let error = client.health(&Nothing {}).await.unwrap_err();
     assert!(error.kind() == ErrorKind::Io && error.to_string().contains("palisade serve"), "{error}");
@@ -127,5 +137,78 @@ async fn a_client_on_tcp_shows_its_token() {
     Client::new(Address::Tcp(address, token)).health(&Nothing {}).await.unwrap();
     let wrong = Client::new(Address::Tcp(address, Token::new("0123456789abcdeF").unwrap()));
     assert_eq!(wrong.health(&Nothing {}).await.unwrap_err().kind(), ErrorKind::Denied);
+    server.stop(Duration::ZERO).await;
+}
+
+/// A task that does not start in this test.
+fn later() -> Task {
+    let mut task = Task::new(ArtifactHash::of(b"plugin"));
+    task.not_before = Some(std::time::SystemTime::now() + Duration::from_secs(3600));
+    task
+}
+
+#[tokio::test]
+async fn a_subscriber_that_does_not_read_slows_nobody_and_hears_how_much_it_missed() {
+    let mut options = SchedulerOptions::default();
+    (options.events_kept, options.subscribers_max) = (16, 2);
+    let scheduler = Arc::new(LocalScheduler::open(options).unwrap());
+    let daemon = Daemon::over(service_over(Arc::clone(&scheduler)).await, Limits::default()).await;
+    let mut slow = daemon.client().events(&EventQuery::default()).await.unwrap();
+    let second = daemon.client().events(&EventQuery::default()).await.unwrap();
+    let refused = daemon.client().events(&EventQuery::default()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Exhausted, "{refused}");
+    // More than the buffers of the connection hold.
+    const TASKS: u64 = 20_000;
+    for _ in 0..TASKS {
+        scheduler.submit(later()).await.unwrap();
+    }
+    let last = scheduler.submit(later()).await.unwrap().task;
+    let (mut told, mut missed) = (0, 0);
+    loop {
+        match slow.next().await.unwrap().unwrap() {
+            Event::Missed { events } => missed += events,
+            Event::Submitted { about, .. } if about.task == last => break,
+            Event::Submitted { .. } => told += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((told + missed, missed > 0), (TASKS, true), "{told} told, {missed} missed");
+    // The place of one that went away is free again, once the daemon noticed.
+    drop(second);
+    let mut third = loop {
+        match daemon.client().events(&EventQuery::default()).await {
+            Ok(third) => break third,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}"),
+        }
+    };
+    daemon.server.stop(Duration::from_secs(60)).await;
+    assert_eq!(third.next().await.unwrap(), None, "ends with the daemon, without waiting for the grace");
+}
+
+#[tokio::test]
+async fn events_are_filtered_and_for_those_who_show_the_token() {
+    let token = Token::new("0123456789abcdef").unwrap();
+    let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), token.clone()).await.unwrap();
+    let address = listener.name().trim_start_matches("http://").parse().unwrap();
+    let scheduler = Arc::new(LocalScheduler::open(SchedulerOptions::default()).unwrap());
+    let server = Server::start(service_over(Arc::clone(&scheduler)).await, vec![listener], Limits::default());
+    let wrong = Client::new(Address::Tcp(address, Token::new("0123456789abcdeF").unwrap()));
+    assert_eq!(wrong.events(&EventQuery::default()).await.unwrap_err().kind(), ErrorKind::Denied);
+    let client = Client::new(Address::Tcp(address, token));
+    let of = |plugin: &str| EventQuery { plugin: Some(plugin.to_owned()), ..EventQuery::default() };
+    assert_eq!(client.events(&of("resize")).await.unwrap_err().kind(), ErrorKind::NotFound);
+    let tenant = "a b&c=d".to_owned();
+    let mut heard = client.events(&EventQuery { tenant: Some(tenant.clone()), ..EventQuery::default() }).await.unwrap();
+    let mut of_plugin = client.events(&of(&ArtifactHash::of(b"plugin").to_string())).await.unwrap();
+    let other = scheduler.submit(later()).await.unwrap().task;
+    let mut task = later();
+    task.tenant.0 = tenant;
+    let wanted = scheduler.submit(task).await.unwrap().task;
+    scheduler.cancel(wanted).await.unwrap();
+    let next = heard.next().await.unwrap().unwrap();
+    assert!(matches!(next, Event::Submitted { .. }) && next.about().unwrap().task == wanted, "{next:?}");
+    let next = heard.next().await.unwrap().unwrap();
+    assert!(matches!(next, Event::Finished { .. }) && next.about().unwrap().task == wanted, "{next:?}");
+    assert_eq!(of_plugin.next().await.unwrap().unwrap().about().unwrap().task, other);
     server.stop(Duration::ZERO).await;
 }

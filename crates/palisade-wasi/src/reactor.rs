@@ -17,7 +17,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use palisade_core::{HostFunctionError, HostFunctions, Invocation, LogLevel, Resource};
+use palisade_core::{HostFunctionError, HostFunctions, Invocation, LogLevel, Resource, TraceContext};
 
 use crate::{GuestMemory, Stop, Streams};
 
@@ -83,16 +83,18 @@ pub struct HostCalls {
     limit: u64,
     calls: u64,
     result: Bytes,
+    trace: Option<Arc<TraceContext>>,
 }
 
 impl HostCalls {
     /// The granted `functions`, with at most `limit` calls (`u64::MAX` when not bounded).
     pub fn new(functions: Arc<HostFunctions>, limit: u64) -> Self {
-        HostCalls { functions, limit, calls: 0, result: Bytes::new() }
+        HostCalls { functions, limit, calls: 0, result: Bytes::new(), trace: None }
     }
 
-    /// Starts counting anew and forgets the last result.
-    pub fn begin_call(&mut self) {
+    /// Starts counting anew and forgets the last result. From now on functions are called for `trace`.
+    pub fn begin_call(&mut self, trace: Option<Arc<TraceContext>>) {
+        self.trace = trace;
         self.calls = 0;
         self.result = Bytes::new();
     }
@@ -130,7 +132,7 @@ impl HostCalls {
             });
         }
         // Copied before the function sees it: the guest may not change it under the function's eyes.
-        let invocation = self.functions.invoke(&name, Bytes::copy_from_slice(input));
+        let invocation = self.functions.invoke(&name, Bytes::copy_from_slice(input), self.trace.as_ref());
         let invocation = invocation.ok_or_else(|| Stop::Denied(format!("host_functions: {name}")))?;
         self.calls += 1;
         self.result = Bytes::new();

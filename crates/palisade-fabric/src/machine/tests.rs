@@ -78,8 +78,8 @@ impl Bench {
     fn listen(&mut self) {
         for change in self.machine.changes().drain(..) {
             match change.what {
-                What::Finished { .. } => *self.outcomes.entry(change.task).or_default() += 1,
-                What::Requeued | What::Submitted => drop(self.outcomes.remove(&change.task)),
+                What::Finished { .. } => *self.outcomes.entry(change.task.id).or_default() += 1,
+                What::Requeued | What::Submitted => drop(self.outcomes.remove(&change.task.id)),
                 _ => {}
             }
         }
@@ -98,6 +98,24 @@ fn success() -> Completion {
 fn wants_retry(after: Option<u64>) -> Completion {
     let retry_after = after.map(Duration::from_millis);
     ended(Outcome::Failed { exit_code: 75, retry_requested: true, retry_after })
+}
+
+#[test]
+fn a_page_looks_at_a_bounded_number_of_tasks() {
+    let mut bench = Bench::new(limits());
+    let tasks: Vec<_> = (0..2 * LOOKED_AT_MAX + 1).map(|_| bench.quick()).collect();
+    let mut query = TaskQuery { states: vec![TaskState::Failed], tasks_max: 10, ..TaskQuery::default() };
+    let mut ends = Vec::new();
+    loop {
+        let (page, _) = bench.machine.list(bench.now, &query);
+        assert_eq!(page.tasks, []);
+        let Some(next) = page.next else { break };
+        ends.push(next);
+        query.before = Some(next);
+    }
+    assert_eq!(ends, [tasks[LOOKED_AT_MAX + 1], tasks[1]]);
+    query = TaskQuery { tasks_max: usize::MAX, ..TaskQuery::default() };
+    assert_eq!(bench.machine.list(bench.now, &query).0.tasks.len(), bench.machine.limits.batch_max);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What tests of the fabric share.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod traced;
+
 use std::time::Duration;
 
 use palisade_core::{ArtifactHash, Completion, Execution, LeaseRequest, Outcome, Task, TaskId, Usage, WorkerId};
