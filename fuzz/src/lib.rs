@@ -10,15 +10,21 @@
 #![forbid(unsafe_code)]
 
 mod certificate;
+#[cfg(feature = "native")]
 mod native;
 mod policy;
+mod socket;
 mod wasi;
+#[cfg(feature = "wasm")]
 mod wasm;
 
 pub use certificate::certificate;
+#[cfg(feature = "native")]
 pub use native::native;
 pub use policy::policy;
+pub use socket::socket;
 pub use wasi::wasi;
+#[cfg(feature = "wasm")]
 pub use wasm::wasm;
 
 /// A target: its name, the function, and seeds to start from.
@@ -27,8 +33,11 @@ pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 /// Every target.
 pub const TARGETS: &[Target] = &[
     ("certificate", certificate, certificate::seeds),
+    #[cfg(feature = "native")]
     ("native", native, native::seeds),
     ("policy", policy, policy::seeds),
+    ("socket", socket, socket::seeds),
     ("wasi", wasi, wasi::seeds),
+    #[cfg(feature = "wasm")]
     ("wasm", wasm, wasm::seeds),
 ];

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     ArtifactHash, Completion, ErrorKind, Execution, Fence, IdempotencyKey, Lease, LeaseRequest, Outcome, Phase,
-    Priority, Scheduler, SchedulerMode, Task, TaskId, TaskRecord, TaskState, Tenant, TrapKind, Usage, WorkerId,
+    Priority, Scheduler, SchedulerMode, Task, TaskId, TaskQuery, TaskRecord, TaskState, Tenant, TrapKind, Usage,
+    WorkerId,
 };
 
 use super::must;
@@ -105,6 +106,11 @@ const REQUIREMENTS: &[Requirement] = &[
         "results nobody waits for any more",
     ),
     must(
+        "scheduler.list.complete",
+        "Tasks MUST be listed by tenant, plugin and state, latest first, and page after page each exactly once.",
+        "work that nobody finds again, or another tenant's work",
+    ),
+    must(
         "scheduler.dead.requeue",
         "The dead-letter queue MUST list its tasks in pages; one that is requeued starts from the beginning.",
         "failed work that nobody can look at or repair",
@@ -154,6 +160,8 @@ const CHECKS: &[Check<Ctx>] = &[
     check("scheduler.time.too-late", &["scheduler.time.deadline"], "ignores-deadline", too_late),
     check("scheduler.dead.listed", &["scheduler.dead.requeue"], "hides-dead-letters", dead_listed),
     check("scheduler.dead.from-the-beginning", &["scheduler.dead.requeue"], "requeues-spent", dead_again),
+    check("scheduler.list.pages", &["scheduler.list.complete"], "skips-listed", list_pages),
+    check("scheduler.list.filters", &["scheduler.list.complete"], "ignores-filters", list_filters),
     check("scheduler.mode.paused", &["scheduler.mode.obeyed"], "ignores-pause", paused),
     check("scheduler.mode.draining", &["scheduler.mode.obeyed"], "ignores-drain", draining),
 ];
@@ -707,6 +715,59 @@ fn dead_again(ctx: &mut Ctx) -> Result<(), Failure> {
     ctx.expect("its attempt", (lease.task.id, lease.attempt), (lease.task.id, lease.attempt) == (id, 1))?;
     let state = ctx.complete(&lease, success())?;
     ctx.expect("its completion", state, state == TaskState::Completed)
+}
+
+/// All that `query` asks for, page after page; more pages than there are tasks are a failure.
+fn listed(ctx: &mut Ctx, mut query: TaskQuery, pages_max: usize) -> Result<Vec<TaskId>, Failure> {
+    let mut all = Vec::new();
+    for _ in 0..pages_max {
+        let page = ctx.block_on(ctx.subject().list(query.clone()));
+        let page = ctx.good("list", page)?;
+        ctx.expect("tasks in a page", page.tasks.len(), page.tasks.len() <= query.tasks_max)?;
+        all.extend(page.tasks.iter().map(|record| record.task.id));
+        match page.next {
+            Some(next) => query.before = Some(next),
+            None => return Ok(all),
+        }
+    }
+    Err(ctx.silent("a last page"))
+}
+
+fn list_pages(ctx: &mut Ctx) -> Result<(), Failure> {
+    let mut expected = Vec::new();
+    for number in 0..10 {
+        expected.push(ctx.submit(task(&number.to_string()))?);
+    }
+    expected.sort();
+    expected.reverse();
+    ctx.enforce();
+    let query = TaskQuery { tasks_max: 3, ..TaskQuery::default() };
+    let found = listed(ctx, query, 10)?;
+    ctx.expect("tasks in pages of three, latest first", &found, found == expected)
+}
+
+fn list_filters(ctx: &mut Ctx) -> Result<(), Failure> {
+    let mut theirs = task("of another tenant");
+    theirs.tenant = Tenant("other".to_owned());
+    let mut plugged = task("of another plugin");
+    plugged.plugin = ArtifactHash::of(b"another plugin of the conformance suite");
+    let plugin = plugged.plugin;
+    let [plain, theirs, plugged] = [ctx.submit(task("plain"))?, ctx.submit(theirs)?, ctx.submit(plugged)?];
+    let done = ctx.submit(task("cancelled"))?;
+    let cancelled = ctx.block_on(ctx.subject().cancel(done));
+    let state = ctx.good("cancel", cancelled)?;
+    ctx.enforce();
+    let all = TaskQuery { tasks_max: 10, ..TaskQuery::default() };
+    for (what, query, expected) in [
+        ("of the tenant", TaskQuery { tenant: Some(Tenant("other".to_owned())), ..all.clone() }, vec![theirs]),
+        ("of the plugin", TaskQuery { plugin: Some(plugin), ..all.clone() }, vec![plugged]),
+        ("that ended", TaskQuery { states: vec![state], ..all.clone() }, vec![done]),
+        ("earlier than the second", TaskQuery { before: Some(theirs), ..all.clone() }, vec![plain]),
+    ] {
+        let found = listed(ctx, query, 10)?;
+        ctx.expect(&format!("tasks {what}"), &found, found == expected)?;
+    }
+    Ok(())
 }
 
 fn paused(ctx: &mut Ctx) -> Result<(), Failure> {

@@ -69,6 +69,10 @@ faults! {
     IgnoresDeadline = "ignores-deadline",
     /// A released lease counts as a lost one.
     CountsReleases = "counts-releases",
+    /// One task is lost between two pages of a list.
+    SkipsListed = "skips-listed",
+    /// All tasks are listed, whatever was asked for.
+    IgnoresFilters = "ignores-filters",
     /// The dead-letter queue looks empty.
     HidesDeadLetters = "hides-dead-letters",
     /// A task that is requeued keeps its count of failures.
@@ -509,11 +513,16 @@ impl Scheduler for FakeScheduler {
         Box::pin(async move {
             self.shared.with(|state| {
                 let before = |id: TaskId| query.before.is_none_or(|before| id < before);
-                let matches = |record: &TaskRecord| query.matches(&record.task, record.state) && before(record.task.id);
+                let all = self.shared.has(SchedulerFault::IgnoresFilters);
+                let matches =
+                    |record: &TaskRecord| (all || query.matches(&record.task, record.state)) && before(record.task.id);
                 let records = state.tasks.iter().map(|kept| &kept.record);
                 let mut tasks: Vec<_> = records.filter(|record| matches(record)).cloned().collect();
                 tasks.sort_by_key(|record| std::cmp::Reverse(record.task.id));
                 let more = tasks.len() > query.tasks_max.max(1);
+                if more && self.shared.has(SchedulerFault::SkipsListed) {
+                    tasks.remove(0);
+                }
                 tasks.truncate(query.tasks_max.max(1));
                 let next = tasks.last().map(|record| record.task.id).filter(|_| more);
                 Ok(TaskPage { tasks, next })

@@ -10,7 +10,7 @@ pub(crate) fn document() -> serde_json::Result<Box<RawValue>> {
     serde_json::from_str(OPENRPC)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "schema"))]
 mod tests {
     use std::borrow::Cow;
     use std::collections::BTreeSet;

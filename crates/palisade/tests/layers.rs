@@ -45,7 +45,10 @@ fn only_the_allowed_arrows_exist() {
         ("palisade-conformance", &["palisade-core"]),
         ("palisade-cli", &["palisade", "palisade-conformance", "palisade-fabric", "palisade-rpc"]),
         ("palisade-benches", &["palisade", "palisade-fabric"]),
-        ("palisade-fuzz", &["palisade", "palisade-conformance", "palisade-wasi"]),
+        (
+            "palisade-fuzz",
+            &["palisade", "palisade-conformance", "palisade-fabric", "palisade-fake", "palisade-rpc", "palisade-wasi"],
+        ),
     ]
     .into();
     let arrows = arrows();
