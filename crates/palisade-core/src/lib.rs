@@ -63,7 +63,7 @@ pub use registry::{
 };
 pub use sandbox::{Call, Input, Instance, Module, OutputSink, OutputStream, Prepared, PreparedExt, Sandbox};
 pub use scheduler::{
-    Completion, Fence, Lease, LeaseRequest, Scheduler, SchedulerMode, SchedulerStats, Submission, TaskRecord,
+    Completion, Fence, Lease, LeaseRequest, Report, Scheduler, SchedulerMode, SchedulerStats, Submission, TaskRecord,
     TaskState, WorkerId,
 };
 pub use task::{IdempotencyKey, Priority, RetryPolicy, Task, TaskId, Tenant, TraceContext};

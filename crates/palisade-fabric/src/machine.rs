@@ -36,7 +36,8 @@ pub(crate) struct Machine {
     now: Millis,
     slots: Vec<Option<Entry>>,
     free: Vec<u32>,
-    by_id: HashMap<TaskId, u32>,
+    /// With a hash of a random seed that is cheap: it is asked five times in a task's life.
+    by_id: HashMap<TaskId, u32, foldhash::fast::RandomState>,
     by_key: HashMap<(Tenant, ArtifactHash, IdempotencyKey), u32>,
     queue: FairQueue,
     timers: Wheel<Timer>,
@@ -56,6 +57,8 @@ pub(crate) struct Machine {
     pace: Pace,
     changes: Vec<Change>,
     forgotten: Vec<Entry>,
+    /// A timer came since the changes were taken.
+    timer_came: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -177,7 +180,7 @@ impl Machine {
             now,
             slots: Vec::new(),
             free: Vec::new(),
-            by_id: HashMap::new(),
+            by_id: HashMap::default(),
             by_key: HashMap::new(),
             timers: Wheel::new(now),
             random: ChaCha8Rng::seed_from_u64(seed),
@@ -193,6 +196,7 @@ impl Machine {
             pace: Pace { last: now, interval: 0.0 },
             changes: Vec::new(),
             forgotten: Vec::new(),
+            timer_came: false,
         }
     }
 
@@ -200,6 +204,7 @@ impl Machine {
     pub(crate) fn advance(&mut self, now: Millis) {
         self.now = self.now.max(now);
         while let Some(timer) = self.timers.pop(self.now) {
+            self.timer_came = true;
             match timer {
                 Timer::Ready(slot) => self.enqueue(slot, false),
                 Timer::Deadline(slot) => {
@@ -225,7 +230,18 @@ impl Machine {
 
     /// What happened since the last time.
     pub(crate) fn changes(&mut self) -> &mut Vec<Change> {
+        self.timer_came = false;
         &mut self.changes
+    }
+
+    /// As [`Machine::changes`], to look only.
+    pub(crate) fn changes_so_far(&self) -> &[Change] {
+        &self.changes
+    }
+
+    /// Whether nothing happened since [`Machine::changes`] were taken.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.changes.is_empty() && !self.timer_came
     }
 
     /// What was forgotten, to be freed where nobody waits for it.
