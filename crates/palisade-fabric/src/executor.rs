@@ -361,6 +361,11 @@ async fn report(shared: &Shared, ended: Vec<(Report, Option<OwnedSemaphorePermit
         return;
     }
     let (reports, permits): (Vec<_>, Vec<_>) = ended.into_iter().unzip();
+    // As one, which is given back in one go.
+    let permit = permits.into_iter().flatten().reduce(|mut all, permit| {
+        all.merge(permit);
+        all
+    });
     let tasks: Vec<_> = reports.iter().map(|report| (report.task, report.fence)).collect();
     let answers = shared.scheduler.complete_all(reports).await;
     for (answer, (task, fence)) in answers.into_iter().zip(tasks) {
@@ -373,7 +378,7 @@ async fn report(shared: &Shared, ended: Vec<(Report, Option<OwnedSemaphorePermit
             let _ = shared.scheduler.complete(task, fence, host_error(&error)).await;
         }
     }
-    drop(permits);
+    drop(permit);
 }
 
 /// Where a task is, for the outcome of a deadline. In the order of [`PHASES`].
@@ -533,20 +538,27 @@ async fn attempt(
         let message = format!("no agent here runs plugin {}", lease.task.plugin);
         return Completion::HostError { message, retryable: false };
     };
-    let turn = async {
-        // Never closed.
-        let permit = agent.slots.acquire().await.ok();
-        while let Some(rest) = agent.begin(Instant::now())? {
-            tokio::time::sleep(rest).await;
+    // Mostly there is room and no rest, and then nobody needs to watch the wait for them.
+    let permit = match agent.slots.try_acquire().map(|permit| (permit, agent.begin(begun))) {
+        Ok((permit, Ok(None))) => Ok(Some(permit)),
+        Ok((_, Err(error))) => Err(error),
+        Ok((_, Ok(Some(_)))) | Err(_) => {
+            let turn = async {
+                // Never closed.
+                let permit = agent.slots.acquire().await.ok();
+                while let Some(rest) = agent.begin(Instant::now())? {
+                    tokio::time::sleep(rest).await;
+                }
+                Ok(permit)
+            };
+            tokio::select! {
+                biased;
+                turn = turn => turn,
+                () = token.cancelled() => return cancelled(Phase::Queued),
+            }
         }
-        Ok(permit)
     };
-    let turn = tokio::select! {
-        biased;
-        turn = turn => turn,
-        () = token.cancelled() => return cancelled(Phase::Queued),
-    };
-    let _permit = match turn {
+    let _permit = match permit {
         Ok(permit) => permit,
         Err(error) => return host_error(&error),
     };

@@ -90,6 +90,10 @@ struct Pace {
 #[derive(Debug)]
 pub(crate) struct Entry {
     task: Arc<Task>,
+    /// What the end of its time needs of the task, which by then has long left the processor's cache.
+    id: TaskId,
+    class: Priority,
+    has_key: bool,
     /// Order of submission, never used twice.
     seq: u64,
     /// Journal position of its latest change.
@@ -476,9 +480,10 @@ impl Machine {
         }
     }
 
-    /// Tasks of a class that wait for a worker.
-    pub(crate) fn queued(&self, class: Priority) -> usize {
-        self.queue.len(class)
+    /// Tasks that wait for a worker, by class from the most urgent; that are delayed; that run; dead letters.
+    pub(crate) fn gauges(&self) -> [usize; 7] {
+        let [critical, high, normal, low] = Priority::ALL.map(|class| self.queue.len(class));
+        [critical, high, normal, low, self.delayed, self.running, self.dead.len()]
     }
 
     /// Takes back what a journal kept. In the order of `seq`, before anything else happens.
@@ -621,6 +626,9 @@ impl Machine {
         }
         self.slots[slot as usize] = Some(Entry {
             deadline: task.deadline.map(|deadline| (to_millis(deadline), None)),
+            id: task.id,
+            class: task.priority,
+            has_key: task.idempotency_key.is_some(),
             task,
             seq,
             position: 0,
@@ -647,7 +655,7 @@ impl Machine {
         let now = self.now;
         let entry = self.entry_mut(slot);
         let was = std::mem::replace(&mut entry.place, Place::Queued { since: now });
-        let (class, tenant) = (entry.task.priority, entry.tenant);
+        let (class, tenant) = (entry.class, entry.tenant);
         if matches!(was, Place::Delayed { .. }) {
             self.delayed -= 1;
         }
@@ -661,7 +669,7 @@ impl Machine {
     fn stop(&mut self, slot: u32) {
         self.unwatch_deadline(slot);
         let entry = self.entry(slot);
-        let (class, tenant) = (entry.task.priority, entry.tenant);
+        let (class, tenant) = (entry.class, entry.tenant);
         match entry.place {
             Place::Delayed { timer, .. } => {
                 self.timers.cancel(timer);
@@ -745,7 +753,7 @@ impl Machine {
         let bytes = live + completion_bytes(&completion);
         entry.place = Place::Done { state, at, timer, bytes };
         entry.completion = Some(completion);
-        let (tenant, seq, id) = (entry.tenant, entry.seq, entry.task.id);
+        let (tenant, seq, id) = (entry.tenant, entry.seq, entry.id);
         self.live.subtract(live);
         self.tenants.leave(tenant);
         if dead {
@@ -784,13 +792,15 @@ impl Machine {
         self.changed(slot, What::Forgotten);
         let Some(entry) = self.slots[slot as usize].take() else { return };
         self.free.push(slot);
-        self.by_id.remove(&entry.task.id);
-        if let Some(key) = &entry.task.idempotency_key {
+        self.by_id.remove(&entry.id);
+        if entry.has_key
+            && let Some(key) = &entry.task.idempotency_key
+        {
             self.by_key.remove(&(entry.task.tenant.clone(), entry.task.plugin, key.clone()));
         }
         match entry.place {
             Place::Done { state: TaskState::DeadLettered, bytes, .. } => {
-                self.dead.remove(&entry.task.id);
+                self.dead.remove(&entry.id);
                 self.dead_total.subtract(bytes);
             }
             Place::Done { bytes, .. } => self.results_total.subtract(bytes),
@@ -826,7 +836,7 @@ impl Machine {
 
     fn changed(&mut self, slot: u32, what: What) {
         let entry = self.entry(slot);
-        let change = Change { slot, seq: entry.seq, task: entry.task.id, class: entry.task.priority, what };
+        let change = Change { slot, seq: entry.seq, task: entry.id, class: entry.class, what };
         self.changes.push(change);
     }
 
