@@ -63,11 +63,8 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when `fence` is not the newest.
     fn complete(&self, task: TaskId, fence: Fence, completion: Completion) -> BoxFuture<'_, Result<TaskState>>;
 
-    /// Ends several attempts, each as [`Scheduler::complete`] does, and gives the answers in the order of the reports.
-    ///
-    /// # Behavior
-    ///
-    /// * Each report stands for itself: one that is refused changes nothing for the others.
+    /// Ends several attempts, each as [`Scheduler::complete`] does, and gives the answers in the order of the reports. One
+    /// that is refused changes nothing for the others.
     fn complete_all(&self, reports: Vec<Report>) -> BoxFuture<'_, Vec<Result<TaskState>>> {
         Box::pin(async move {
             let mut answers = Vec::with_capacity(reports.len());
