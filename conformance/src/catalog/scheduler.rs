@@ -747,12 +747,14 @@ fn list_pages(ctx: &mut Ctx) -> Result<(), Failure> {
 }
 
 fn list_filters(ctx: &mut Ctx) -> Result<(), Failure> {
+    // Ids sort by when they were made, which is here.
+    let plain = task("plain");
     let mut theirs = task("of another tenant");
     theirs.tenant = Tenant("other".to_owned());
     let mut plugged = task("of another plugin");
     plugged.plugin = ArtifactHash::of(b"another plugin of the conformance suite");
     let plugin = plugged.plugin;
-    let [plain, theirs, plugged] = [ctx.submit(task("plain"))?, ctx.submit(theirs)?, ctx.submit(plugged)?];
+    let [plain, theirs, plugged] = [ctx.submit(plain)?, ctx.submit(theirs)?, ctx.submit(plugged)?];
     let done = ctx.submit(task("cancelled"))?;
     let cancelled = ctx.block_on(ctx.subject().cancel(done));
     let state = ctx.good("cancel", cancelled)?;

@@ -63,6 +63,18 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     /// [`ErrorKind::Stale`](crate::ErrorKind::Stale) when `fence` is not the newest.
     fn complete(&self, task: TaskId, fence: Fence, completion: Completion) -> BoxFuture<'_, Result<TaskState>>;
 
+    /// Ends several attempts, each as [`Scheduler::complete`] does, and gives the answers in the order of the reports. One
+    /// that is refused changes nothing for the others.
+    fn complete_all(&self, reports: Vec<Report>) -> BoxFuture<'_, Vec<Result<TaskState>>> {
+        Box::pin(async move {
+            let mut answers = Vec::with_capacity(reports.len());
+            for Report { task, fence, completion } in reports {
+                answers.push(self.complete(task, fence, completion).await);
+            }
+            answers
+        })
+    }
+
     /// Gives a lease back without an attempt: the task waits again, in front of its tenant's others, and nothing is
     /// counted.
     ///
@@ -214,6 +226,17 @@ pub enum Completion {
         /// Whether another attempt may help.
         retryable: bool,
     },
+}
+
+/// One of several attempts that ended: the arguments of [`Scheduler::complete`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The task.
+    pub task: TaskId,
+    /// Proof of the right to end it.
+    pub fence: Fence,
+    /// How the attempt ended.
+    pub completion: Completion,
 }
 
 /// Where a task is in its life.

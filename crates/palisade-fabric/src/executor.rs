@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     ArtifactHash, BoxFuture, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions, Lease,
-    LeaseRequest, MetricDescriptor, MetricId, MetricKind, MetricsSink, Outcome, Phase, Resource, Result, Sandbox,
-    Scheduler, TraceContext, Usage, WorkerId,
+    LeaseRequest, MetricDescriptor, MetricId, MetricKind, MetricsSink, Outcome, Phase, Report, Resource, Result,
+    Sandbox, Scheduler, TraceContext, Usage, WorkerId,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -338,27 +338,59 @@ fn start(shared: &Arc<Shared>, mut leased: Vec<Leased>) {
     tokio::spawn(run_all(Arc::clone(shared), leased));
 }
 
-/// Runs quick tasks one after the other, which costs less than a Tokio task for each. No task waits here for one that
-/// is not done at once: the rest is started elsewhere.
+/// Runs quick tasks one after the other and reports their ends together, which costs less than a Tokio task and a report
+/// for each. No task waits here for one that is not done at once: the rest is started elsewhere.
 fn run_all(shared: Arc<Shared>, leased: Vec<Leased>) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         let begun = Instant::now();
         let mut leased = leased.into_iter();
+        let mut ended = Vec::with_capacity(leased.len());
         while let Some((lease, permit)) = leased.next() {
-            let mut work = pin!(run(&shared, lease, permit));
+            let mut work = pin!(run(&shared, lease));
             let polled = std::future::poll_fn(|context| {
                 // A sink or scheduler that panics takes none of the others along.
-                Poll::Ready(catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or(Poll::Ready(())))
+                Poll::Ready(catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or(Poll::Ready(None)))
             });
-            let waits = polled.await.is_pending();
-            if leased.len() > 0 && (waits || begun.elapsed() > RUN_TIME) {
+            let polled = polled.await;
+            if leased.len() > 0 && (polled.is_pending() || begun.elapsed() > RUN_TIME) {
                 start(&shared, leased.by_ref().collect());
             }
-            if waits {
-                work.await;
+            match polled {
+                Poll::Ready(report) => ended.extend(report.map(|report| (report, permit))),
+                Poll::Pending => {
+                    report(&shared, std::mem::take(&mut ended)).await;
+                    ended.extend(work.await.map(|report| (report, permit)));
+                }
             }
         }
+        report(&shared, ended).await;
     })
+}
+
+/// Reports ends; then their places are free.
+async fn report(shared: &Shared, ended: Vec<(Report, Option<OwnedSemaphorePermit>)>) {
+    if ended.is_empty() {
+        return;
+    }
+    let (reports, permits): (Vec<_>, Vec<_>) = ended.into_iter().unzip();
+    // As one, which is given back in one go.
+    let permit = permits.into_iter().flatten().reduce(|mut all, permit| {
+        all.merge(permit);
+        all
+    });
+    let tasks: Vec<_> = reports.iter().map(|report| (report.task, report.fence)).collect();
+    let answers = shared.scheduler.complete_all(reports).await;
+    for (answer, (task, fence)) in answers.into_iter().zip(tasks) {
+        // It cannot be kept as it is, and would not be by another worker either. Any other error means that the scheduler
+        // gave the task to somebody else or recorded its end already, or that it failed; then the lease ends by itself,
+        // and the task is tried again.
+        if let Err(error) = answer
+            && error.kind() == ErrorKind::InvalidInput
+        {
+            let _ = shared.scheduler.complete(task, fence, host_error(&error)).await;
+        }
+    }
+    drop(permit);
 }
 
 /// Where a task is, for the outcome of a deadline. In the order of [`PHASES`].
@@ -387,8 +419,8 @@ enum Stop {
     Shutdown,
 }
 
-/// Runs one task to its completion, whatever happens.
-async fn run(shared: &Shared, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
+/// Runs one task to its completion, whatever happens. Gives what there is to report.
+async fn run(shared: &Shared, lease: Lease) -> Option<Report> {
     let begun = Instant::now();
     let (task, fence) = (lease.task.id, lease.fence);
     let token = CancelToken::new();
@@ -404,9 +436,7 @@ async fn run(shared: &Shared, lease: Lease, permit: Option<OwnedSemaphorePermit>
             Poll::Pending => Box::pin(supervise(shared, &lease, &token, &progress, work)).await,
         }
     };
-    // An error means that the scheduler gave the task to somebody else or recorded its end already, or that it failed;
-    // then the lease ends by itself, and the task is tried again.
-    let _ = match completion {
+    match completion {
         Ok(completion) => {
             trace.span.record("outcome", outcome_name(&completion));
             trace.span.in_scope(|| tracing::debug!("the attempt ended"));
@@ -416,24 +446,19 @@ async fn run(shared: &Shared, lease: Lease, permit: Option<OwnedSemaphorePermit>
                 metrics.sink.observe(metrics.memory, execution.usage.memory_peak_bytes as f64);
                 metrics.sink.observe(metrics.cpu, execution.usage.cpu_time.as_secs_f64());
             }
-            match shared.scheduler.complete(task, fence, completion).await {
-                // It cannot be kept as it is, and would not be by another worker either.
-                Err(error) if error.kind() == ErrorKind::InvalidInput => {
-                    shared.scheduler.complete(task, fence, host_error(&error)).await.map(drop)
-                }
-                answer => answer.map(drop),
-            }
+            Some(Report { task, fence, completion })
         }
         Err(Stop::Shutdown) => {
             trace.span.record("outcome", "released");
-            shared.scheduler.release(task, fence).await
+            // It fails as a report may, and with the same end.
+            let _ = shared.scheduler.release(task, fence).await;
+            None
         }
         Err(Stop::Unwanted | Stop::Deadline) => {
             trace.span.record("outcome", "unwanted");
-            Ok(())
+            None
         }
-    };
-    drop(permit);
+    }
 }
 
 /// Drives `work`, renews the lease, and stops the guest when it must.
@@ -534,20 +559,27 @@ async fn attempt(
         let message = format!("no agent here runs plugin {}", lease.task.plugin);
         return Completion::HostError { message, retryable: false };
     };
-    let turn = async {
-        // Never closed.
-        let permit = agent.slots.acquire().await.ok();
-        while let Some(rest) = agent.begin(Instant::now())? {
-            tokio::time::sleep(rest).await;
+    // Mostly there is room and no rest, and then nobody needs to watch the wait for them.
+    let permit = match agent.slots.try_acquire().map(|permit| (permit, agent.begin(begun))) {
+        Ok((permit, Ok(None))) => Ok(Some(permit)),
+        Ok((_, Err(error))) => Err(error),
+        Ok((_, Ok(Some(_)))) | Err(_) => {
+            let turn = async {
+                // Never closed.
+                let permit = agent.slots.acquire().await.ok();
+                while let Some(rest) = agent.begin(Instant::now())? {
+                    tokio::time::sleep(rest).await;
+                }
+                Ok(permit)
+            };
+            tokio::select! {
+                biased;
+                turn = turn => turn,
+                () = token.cancelled() => return cancelled(Phase::Queued),
+            }
         }
-        Ok(permit)
     };
-    let turn = tokio::select! {
-        biased;
-        turn = turn => turn,
-        () = token.cancelled() => return cancelled(Phase::Queued),
-    };
-    let _permit = match turn {
+    let _permit = match permit {
         Ok(permit) => permit,
         Err(error) => return host_error(&error),
     };

@@ -32,11 +32,8 @@ pub(crate) struct Kpis {
     renewed: MetricId,
     wait: [MetricId; 4],
     tenants: TenantWaits,
-    /// Gauges, each with the value it has.
-    queued: [(MetricId, usize); 4],
-    delayed: (MetricId, usize),
-    running: (MetricId, usize),
-    dead: (MetricId, usize),
+    /// Each with the value it has, in the order of [`Machine::gauges`].
+    gauges: [(MetricId, usize); 7],
 }
 
 /// How long tasks wait, for the first few tenants by name and for the rest together.
@@ -88,7 +85,11 @@ impl Kpis {
             let (name, help) = ("palisade_submissions_refused_total", "Submissions that were refused");
             refused[at] = register(&sink, Counter, name, help, &[("reason", reason)])?;
         }
-        let gauge = |name: &str, help: &str| Ok((register(&sink, Gauge, name, help, &[])?, 0));
+        let gauge = |name: &str, help: &str| register(&sink, Gauge, name, help, &[]);
+        let [critical, high, normal, low] = by_class(Gauge, "palisade_queue_tasks", "Tasks waiting for a worker")?;
+        let delayed = gauge("palisade_delayed_tasks", "Tasks waiting for their time")?;
+        let running = gauge("palisade_running_tasks", "Tasks that are leased")?;
+        let dead = gauge("palisade_dead_letter_tasks", "Tasks in the dead-letter queue")?;
         Ok(Kpis {
             submitted: by_class(Counter, "palisade_tasks_submitted_total", "Tasks that were taken")?,
             refused,
@@ -118,10 +119,7 @@ impl Kpis {
                 named_max: tenant_labels_max,
                 other: register(&sink, Histogram, TENANT_WAIT.0, TENANT_WAIT.1, &[("tenant", "other")])?,
             },
-            queued: by_class(Gauge, "palisade_queue_tasks", "Tasks waiting for a worker")?.map(|id| (id, 0)),
-            delayed: gauge("palisade_delayed_tasks", "Tasks waiting for their time")?,
-            running: gauge("palisade_running_tasks", "Tasks that are leased")?,
-            dead: gauge("palisade_dead_letter_tasks", "Tasks in the dead-letter queue")?,
+            gauges: [critical, high, normal, low, delayed, running, dead].map(|id| (id, 0)),
             sink,
         })
     }
@@ -149,14 +147,7 @@ impl Kpis {
 
     /// Sets the gauges that changed.
     pub(crate) fn gauge(&mut self, machine: &Machine) {
-        let stats = machine.stats();
-        let queued = Priority::ALL.map(|class| machine.queued(class));
-        let shown = self.queued.iter_mut().zip(queued).chain([
-            (&mut self.delayed, stats.delayed as usize),
-            (&mut self.running, stats.running as usize),
-            (&mut self.dead, stats.dead_lettered as usize),
-        ]);
-        for ((id, shown), value) in shown {
+        for ((id, shown), value) in self.gauges.iter_mut().zip(machine.gauges()) {
             if *shown != value {
                 *shown = value;
                 self.sink.set(*id, value as f64);

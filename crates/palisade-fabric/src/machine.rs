@@ -59,6 +59,8 @@ pub(crate) struct Machine {
     pace: Pace,
     changes: Vec<Change>,
     forgotten: Vec<Entry>,
+    /// A timer came since the changes were taken.
+    timer_came: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -90,6 +92,10 @@ struct Pace {
 #[derive(Debug)]
 pub(crate) struct Entry {
     task: Arc<Task>,
+    /// What the end of its time needs of the task, which by then has long left the processor's cache.
+    id: TaskId,
+    class: Priority,
+    has_key: bool,
     /// Order of submission, never used twice.
     seq: u64,
     /// Journal position of its latest change.
@@ -197,6 +203,7 @@ impl Machine {
             pace: Pace { last: now, interval: 0.0 },
             changes: Vec::new(),
             forgotten: Vec::new(),
+            timer_came: false,
         }
     }
 
@@ -204,6 +211,7 @@ impl Machine {
     pub(crate) fn advance(&mut self, now: Millis) {
         self.now = self.now.max(now);
         while let Some(timer) = self.timers.pop(self.now) {
+            self.timer_came = true;
             match timer {
                 Timer::Ready(slot) => self.enqueue(slot, false),
                 Timer::Deadline(slot) => {
@@ -229,7 +237,18 @@ impl Machine {
 
     /// What happened since the last time.
     pub(crate) fn changes(&mut self) -> &mut Vec<Change> {
+        self.timer_came = false;
         &mut self.changes
+    }
+
+    /// As [`Machine::changes`], to look only.
+    pub(crate) fn changes_so_far(&self) -> &[Change] {
+        &self.changes
+    }
+
+    /// Whether nothing happened since [`Machine::changes`] were taken.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.changes.is_empty() && !self.timer_came
     }
 
     /// What was forgotten, to be freed where nobody waits for it.
@@ -493,9 +512,10 @@ impl Machine {
         }
     }
 
-    /// Tasks of a class that wait for a worker.
-    pub(crate) fn queued(&self, class: Priority) -> usize {
-        self.queue.len(class)
+    /// Tasks that wait for a worker, by class from the most urgent; that are delayed; that run; dead letters.
+    pub(crate) fn gauges(&self) -> [usize; 7] {
+        let [critical, high, normal, low] = Priority::ALL.map(|class| self.queue.len(class));
+        [critical, high, normal, low, self.delayed, self.running, self.dead.len()]
     }
 
     /// Takes back what a journal kept. In the order of `seq`, before anything else happens.
@@ -638,6 +658,9 @@ impl Machine {
         }
         self.slots[slot as usize] = Some(Entry {
             deadline: task.deadline.map(|deadline| (to_millis(deadline), None)),
+            id: task.id,
+            class: task.priority,
+            has_key: task.idempotency_key.is_some(),
             task,
             seq,
             position: 0,
@@ -664,7 +687,7 @@ impl Machine {
         let now = self.now;
         let entry = self.entry_mut(slot);
         let was = std::mem::replace(&mut entry.place, Place::Queued { since: now });
-        let (class, tenant) = (entry.task.priority, entry.tenant);
+        let (class, tenant) = (entry.class, entry.tenant);
         if matches!(was, Place::Delayed { .. }) {
             self.delayed -= 1;
         }
@@ -678,7 +701,7 @@ impl Machine {
     fn stop(&mut self, slot: u32) {
         self.unwatch_deadline(slot);
         let entry = self.entry(slot);
-        let (class, tenant) = (entry.task.priority, entry.tenant);
+        let (class, tenant) = (entry.class, entry.tenant);
         match entry.place {
             Place::Delayed { timer, .. } => {
                 self.timers.cancel(timer);
@@ -762,7 +785,7 @@ impl Machine {
         let bytes = live + completion_bytes(&completion);
         entry.place = Place::Done { state, at, timer, bytes };
         entry.completion = Some(completion);
-        let (tenant, seq, id) = (entry.tenant, entry.seq, entry.task.id);
+        let (tenant, seq, id) = (entry.tenant, entry.seq, entry.id);
         self.live.subtract(live);
         self.tenants.leave(tenant);
         if dead {
@@ -801,13 +824,15 @@ impl Machine {
         self.changed(slot, What::Forgotten);
         let Some(entry) = self.slots[slot as usize].take() else { return };
         self.free.push(slot);
-        self.by_id.remove(&entry.task.id);
-        if let Some(key) = &entry.task.idempotency_key {
+        self.by_id.remove(&entry.id);
+        if entry.has_key
+            && let Some(key) = &entry.task.idempotency_key
+        {
             self.by_key.remove(&(entry.task.tenant.clone(), entry.task.plugin, key.clone()));
         }
         match entry.place {
             Place::Done { state: TaskState::DeadLettered, bytes, .. } => {
-                self.dead.remove(&entry.task.id);
+                self.dead.remove(&entry.id);
                 self.dead_total.subtract(bytes);
             }
             Place::Done { bytes, .. } => self.results_total.subtract(bytes),

@@ -4,7 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use palisade_core::{Artifact, ArtifactHash, Module, Result, Sandbox};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
+
+/// Most loads at once: no more than the backends compile at once, which refuse the rest. Those beyond it wait in line, as
+/// long as their tasks may, and cost no attempt.
+const LOADS_MAX: usize = 8;
 
 /// Modules by their artifact, a bounded number; beyond it, the one used longest ago goes. It lives on while instances of
 /// it do.
@@ -12,6 +16,7 @@ use tokio::sync::OnceCell;
 pub(crate) struct Modules {
     sandbox: Arc<dyn Sandbox>,
     modules_max: usize,
+    loads: Semaphore,
     kept: Mutex<Kept>,
 }
 
@@ -29,7 +34,7 @@ struct Slot {
 
 impl Modules {
     pub(crate) fn new(sandbox: Arc<dyn Sandbox>, modules_max: usize) -> Modules {
-        Modules { sandbox, modules_max: modules_max.max(1), kept: Mutex::default() }
+        Modules { sandbox, modules_max: modules_max.max(1), loads: Semaphore::new(LOADS_MAX), kept: Mutex::default() }
     }
 
     /// The module of an artifact. Of several who want it at once, one loads it and the others wait; when that one is
@@ -40,7 +45,12 @@ impl Modules {
     /// Those of [`Sandbox::load`].
     pub(crate) async fn get(&self, artifact: &Artifact) -> Result<Arc<dyn Module>> {
         let cell = self.cell(artifact.hash());
-        cell.get_or_try_init(|| self.sandbox.load(artifact.clone())).await.cloned()
+        let load = || async {
+            // Never closed.
+            let _room = self.loads.acquire().await.ok();
+            self.sandbox.load(artifact.clone()).await
+        };
+        cell.get_or_try_init(load).await.cloned()
     }
 
     fn cell(&self, artifact: ArtifactHash) -> Arc<OnceCell<Arc<dyn Module>>> {

@@ -7,16 +7,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use palisade_core::{
-    BoxFuture, Completion, Error, ErrorKind, Fence, Lease, LeaseRequest, MetricsSink, Result, Scheduler, SchedulerMode,
-    SchedulerStats, Submission, Task, TaskId, TaskPage, TaskQuery, TaskRecord, TaskState, Tenant,
+    BoxFuture, Completion, Error, ErrorKind, Fence, Lease, LeaseRequest, MetricsSink, Report, Result, Scheduler,
+    SchedulerMode, SchedulerStats, Submission, Task, TaskId, TaskPage, TaskQuery, TaskRecord, TaskState, Tenant,
 };
 use tokio::sync::Notify;
-use tokio::sync::futures::OwnedNotified;
 
 use crate::clock::from_millis;
 use crate::journal::{Committer, JournalEntry};
 use crate::kpi::{JournalKpis, Kpis};
-use crate::machine::{Machine, What, completion_bytes};
+use crate::machine::{Change, Machine, What, completion_bytes};
 use crate::wheel::Millis;
 use crate::{Clock, Events, Journal, NullSink, SchedulerLimits, TenantLimits, admission};
 
@@ -105,7 +104,11 @@ struct State {
     machine: Machine,
     kpis: Kpis,
     /// Those who wait for an outcome.
-    waiting: HashMap<TaskId, Arc<Ended>>,
+    waiting: HashMap<TaskId, Arc<Ended>, foldhash::fast::RandomState>,
+    /// Those of them whose task came to its end since the last time they were told, with what was recorded.
+    ended: Vec<(Arc<Ended>, Option<TaskRecord>)>,
+    /// How many of the machine's changes were looked at for that.
+    noted: usize,
     /// When the timer thread looks again.
     timer_at: Millis,
     closing: bool,
@@ -114,9 +117,10 @@ struct State {
 /// Where those who wait for a task's outcome find it, without asking again.
 #[derive(Default)]
 struct Ended {
-    told: Arc<Notify>,
-    /// What was recorded, and its journal position. Empty when it was not kept.
-    record: OnceLock<(TaskRecord, u64)>,
+    told: Notify,
+    /// What was recorded, and its journal position; `None` when it was not kept. Empty until the end, and set before
+    /// anybody is told.
+    record: OnceLock<Option<(TaskRecord, u64)>>,
 }
 
 impl fmt::Debug for LocalScheduler {
@@ -166,7 +170,15 @@ impl LocalScheduler {
         let shared = Arc::new(Shared {
             limits,
             clock,
-            state: Mutex::new(State { machine, kpis, waiting: HashMap::new(), timer_at: 0, closing: false }),
+            state: Mutex::new(State {
+                machine,
+                kpis,
+                waiting: HashMap::default(),
+                ended: Vec::new(),
+                noted: 0,
+                timer_at: 0,
+                closing: false,
+            }),
             timer: Condvar::new(),
             ready: Notify::new(),
             events,
@@ -222,6 +234,21 @@ impl Drop for LocalScheduler {
     }
 }
 
+impl State {
+    /// Finds those who wait for what came to its end, while it is still recorded.
+    fn note_ended(&mut self) {
+        let State { machine, waiting, ended, noted, .. } = self;
+        for Change { slot, seq, task, what, .. } in &machine.changes_so_far()[*noted..] {
+            if let What::Finished { .. } = what
+                && let Some(waiting) = waiting.remove(&task.id)
+            {
+                ended.push((waiting, machine.recorded(*slot, *seq)));
+            }
+        }
+        *noted = machine.changes_so_far().len();
+    }
+}
+
 impl Shared {
     // A panic inside would be a defect of the machine; going on with what it left serves more tasks than stopping.
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -261,12 +288,49 @@ impl Shared {
         }
     }
 
+    /// Ends several attempts in one operation. Gives the answers, and the journal position that makes them safe.
+    fn complete_all(&self, reports: Vec<Report>) -> (Vec<Result<TaskState>>, u64) {
+        let checked = |report: &Report| {
+            self.committer.as_ref().map_or(Ok(()), Committer::check)?;
+            self.check_completion(report.task, &report.completion)
+        };
+        let checked: Vec<_> = reports.into_iter().map(|report| (checked(&report), report)).collect();
+        let now = self.clock.millis();
+        let mut state = self.lock();
+        let answers = checked.into_iter().map(|(checked, Report { task, fence, completion })| {
+            checked?;
+            let answer = state.machine.complete(now, task, fence, completion);
+            if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Stale) {
+                state.kpis.stale();
+            }
+            // At once, because the next outcome may take the room of this one.
+            state.note_ended();
+            answer
+        });
+        let answers = answers.collect();
+        (answers, self.settle(state, true))
+    }
+
+    fn check_completion(&self, task: TaskId, completion: &Completion) -> Result<()> {
+        let (bytes, limit) = (completion_bytes(completion), self.limits.completion_bytes_max);
+        if bytes > limit {
+            let message = format!("a completion of {bytes} bytes is larger than allowed");
+            return Err(Error::new(ErrorKind::InvalidInput, "complete", message)
+                .context("task", task)
+                .context("limit", limit)
+                .help("bound the task's output"));
+        }
+        Ok(())
+    }
+
     /// Journals, counts and tells what the machine decided. Gives the journal position of the latest change.
     ///
     /// Nobody is woken and nothing freed under the lock: both take long, and whoever is woken wants the lock.
     fn settle(&self, mut guard: MutexGuard<'_, State>, wake_workers: bool) -> u64 {
         let state = &mut *guard;
-        let mut ended = Vec::new();
+        state.note_ended();
+        state.noted = 0;
+        let mut ended = std::mem::take(&mut state.ended);
         let mut changes = std::mem::take(state.machine.changes());
         let mut position = 0;
         if let Some(committer) = &self.committer {
@@ -287,16 +351,9 @@ impl Shared {
             }
         }
         self.events.tell_changes(&changes, state.machine.now(), position);
-        for change in changes.drain(..) {
-            state.kpis.count(&change);
-            if let What::Finished { .. } = change.what
-                && let Some(waiting) = state.waiting.remove(&change.task.id)
-            {
-                if let Some(record) = state.machine.recorded(change.slot, change.seq) {
-                    let _ = waiting.record.set((record, position));
-                }
-                ended.push(waiting);
-            }
+        changes.drain(..).for_each(|change| state.kpis.count(&change));
+        for (ended, record) in &mut ended {
+            let _ = ended.record.set(record.take().map(|record| (record, position)));
         }
         // Its room serves the next operation.
         *state.machine.changes() = changes;
@@ -311,7 +368,7 @@ impl Shared {
         if wake_timer {
             self.timer.notify_one();
         }
-        ended.iter().for_each(|waiting| waiting.told.notify_waiters());
+        ended.iter().for_each(|(ended, _)| ended.told.notify_waiters());
         drop(forgotten);
         position
     }
@@ -346,11 +403,14 @@ impl Shared {
             Ok((record, _)) if !record.state.is_final() => Some(Arc::clone(state.waiting.entry(task).or_default())),
             _ => None,
         };
-        let told = ended.as_ref().map(|ended| Arc::clone(&ended.told).notified_owned());
-        self.settle(state, true);
+        // Whoever looks often finds that no timer came meanwhile, and then there is nothing to settle.
+        match state.machine.is_settled() {
+            true => drop(state),
+            false => drop(self.settle(state, true)),
+        }
         let (record, position) = found?;
-        Ok(match ended.zip(told) {
-            Some((ended, told)) => Look::Waits { waiting: Waiting { shared: self, task, ended, told: false }, told },
+        Ok(match ended {
+            Some(ended) => Look::Waits(Waiting { shared: self, task, ended }),
             None => Look::Ended { record: Box::new(record), position },
         })
     }
@@ -380,15 +440,8 @@ impl Drop for Unclaimed<'_> {
 
 /// What somebody who wants a task's outcome finds.
 enum Look<'a> {
-    Ended {
-        record: Box<TaskRecord>,
-        position: u64,
-    },
-    /// `told` hears of everything after the look.
-    Waits {
-        waiting: Waiting<'a>,
-        told: OwnedNotified,
-    },
+    Ended { record: Box<TaskRecord>, position: u64 },
+    Waits(Waiting<'a>),
 }
 
 /// Somebody who waits for a task's outcome.
@@ -396,18 +449,18 @@ struct Waiting<'a> {
     shared: &'a Shared,
     task: TaskId,
     ended: Arc<Ended>,
-    /// It heard of the end, for which the table was cleared.
-    told: bool,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if self.told {
+        // The end cleared the table.
+        if self.ended.record.get().is_some() {
             return;
         }
         let mut state = self.shared.lock();
         // Ours and the table's: nobody else waits.
-        if Arc::strong_count(&self.ended) == 2 && state.waiting.contains_key(&self.task) {
+        let ours = state.waiting.get(&self.task).is_some_and(|ended| Arc::ptr_eq(ended, &self.ended));
+        if ours && Arc::strong_count(&self.ended) == 2 {
             state.waiting.remove(&self.task);
         }
     }
@@ -482,15 +535,22 @@ impl Scheduler for LocalScheduler {
 
     fn complete(&self, task: TaskId, fence: Fence, completion: Completion) -> BoxFuture<'_, Result<TaskState>> {
         Box::pin(async move {
-            let bytes = completion_bytes(&completion);
-            if bytes > self.shared.limits.completion_bytes_max {
-                let message = format!("a completion of {bytes} bytes is larger than allowed");
-                return Err(Error::new(ErrorKind::InvalidInput, "complete", message)
-                    .context("task", task)
-                    .context("limit", self.shared.limits.completion_bytes_max)
-                    .help("bound the task's output"));
-            }
+            self.shared.check_completion(task, &completion)?;
             self.shared.run_safely(|machine, now| machine.complete(now, task, fence, completion)).await
+        })
+    }
+
+    fn complete_all(&self, reports: Vec<Report>) -> BoxFuture<'_, Vec<Result<TaskState>>> {
+        Box::pin(async move {
+            let (mut answers, position) = self.shared.complete_all(reports);
+            for answer in &mut answers {
+                if answer.is_ok()
+                    && let Err(error) = self.shared.safe(position).await
+                {
+                    *answer = Err(error);
+                }
+            }
+            answers
         })
     }
 
@@ -510,22 +570,25 @@ impl Scheduler for LocalScheduler {
         Box::pin(async move {
             let shared = &*self.shared;
             loop {
-                let (mut waiting, told) = match shared.look(task)? {
+                let waiting = match shared.look(task)? {
                     Look::Ended { record, position } => {
                         shared.safe(position).await?;
                         return Ok(*record);
                     }
-                    Look::Waits { waiting, told } => (waiting, told),
+                    Look::Waits(waiting) => waiting,
                 };
-                match &shared.committer {
-                    None => told.await,
-                    Some(committer) => tokio::select! {
-                        () = told => {}
-                        error = committer.failed() => return Err(error),
-                    },
+                // It hears of everything from here on; what was before, the record shows.
+                let told = waiting.ended.told.notified();
+                if waiting.ended.record.get().is_none() {
+                    match &shared.committer {
+                        None => told.await,
+                        Some(committer) => tokio::select! {
+                            () = told => {}
+                            error = committer.failed() => return Err(error),
+                        },
+                    }
                 }
-                waiting.told = true;
-                if let Some((record, position)) = waiting.ended.record.get() {
+                if let Some(Some((record, position))) = waiting.ended.record.get() {
                     shared.safe(*position).await?;
                     return Ok(record.clone());
                 }

@@ -32,6 +32,9 @@ struct Watched {
     hold: Option<CancelToken>,
     /// So many loads fail first.
     failing: AtomicUsize,
+    /// Loads at once; more are refused.
+    room: usize,
+    underway: AtomicUsize,
     /// Loading panics.
     panics: bool,
     loading: Notify,
@@ -44,6 +47,8 @@ impl Watched {
             loads: AtomicUsize::new(0),
             hold: None,
             failing: AtomicUsize::new(0),
+            room: usize::MAX,
+            underway: AtomicUsize::new(0),
             panics: false,
             loading: Notify::new(),
         }
@@ -66,9 +71,14 @@ impl Sandbox for Watched {
             self.loads.fetch_add(1, Ordering::SeqCst);
             self.loading.notify_one();
             assert!(!self.panics, "the loader panics");
+            if self.underway.fetch_add(1, Ordering::SeqCst) >= self.room {
+                self.underway.fetch_sub(1, Ordering::SeqCst);
+                return Err(Error::new(ErrorKind::Exhausted, "load", "too many artifacts are loaded at once"));
+            }
             if let Some(hold) = &self.hold {
                 hold.cancelled().await;
             }
+            self.underway.fetch_sub(1, Ordering::SeqCst);
             if self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
                 return Err(Error::new(ErrorKind::Io, "load", "the disk stutters"));
             }
@@ -331,6 +341,33 @@ async fn failures_of_the_host_are_tried_again_and_agents_that_go_on_failing_end(
     assert_eq!(setting.sandbox.loads.load(Ordering::SeqCst), 3, "it is not even tried");
     let report = &setting.executor.reports()[0];
     assert_eq!((report.state, report.restarts, report.running), (AgentState::Terminated, 2, 0));
+}
+
+#[tokio::test]
+async fn many_new_agents_wait_for_room_to_load_and_lose_no_attempt() {
+    const ROOM: usize = 8;
+    const AGENTS: u8 = 24;
+    let hold = CancelToken::new();
+    let mut sandbox = Watched::new();
+    (sandbox.room, sandbox.hold) = (ROOM, Some(hold.clone()));
+    let setting = start(sandbox, |_| {});
+    let mut tasks = Vec::new();
+    for number in 0..AGENTS {
+        let artifact = Artifact::wasm([&probe("echo").bytes()[..], &[0, 3, 1, b'n', number]].concat()).named("echo");
+        let mut task = task("echo", "x");
+        task.plugin = artifact.hash();
+        setting.executor.spawn(AgentTemplate::new(format!("agent {number}"), artifact)).unwrap();
+        tasks.push(setting.submit(task).await);
+    }
+    while setting.sandbox.loads.load(Ordering::SeqCst) < ROOM {
+        setting.sandbox.loading.notified().await;
+    }
+    hold.cancel();
+    for task in tasks {
+        let record = setting.scheduler.wait(task).await.unwrap();
+        assert_eq!((record.state, record.failures), (TaskState::Completed, 0), "{record:?}");
+    }
+    assert_eq!(setting.sandbox.loads.load(Ordering::SeqCst), usize::from(AGENTS));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use palisade_core::{
-    ArtifactHash, Completion, ErrorKind, Outcome, Phase, Priority, Scheduler, SchedulerMode, TaskId, TaskQuery,
+    ArtifactHash, Completion, ErrorKind, Outcome, Phase, Priority, Report, Scheduler, SchedulerMode, TaskId, TaskQuery,
     TaskState, Tenant, block_on,
 };
 use palisade_fabric::{Clock, LocalScheduler, PrometheusSink, RecordingSink, SchedulerOptions};
@@ -386,4 +386,42 @@ fn many_threads_and_not_one_task_lost_or_done_twice() {
     assert_eq!(completed.iter().collect::<HashSet<_>>().len(), TASKS);
     assert_eq!(completed.len(), TASKS);
     assert_eq!(scheduler.stats(), palisade_core::SchedulerStats::default());
+}
+
+#[test]
+fn attempts_that_end_together_stand_for_themselves_and_nobody_misses_an_outcome() {
+    let sink = Arc::new(RecordingSink::default());
+    let (scheduler, _) = manual(|options| {
+        // Each outcome takes the room of the one before.
+        options.limits.results_max = 1;
+        options.limits.completion_bytes_max = 100;
+        options.metrics = Arc::clone(&sink) as _;
+    });
+    let mut tasks = Vec::new();
+    for input in ["a", "b", "c", "d"] {
+        tasks.push(block_on(scheduler.submit(task(input))).unwrap().task);
+    }
+    let leases = block_on(scheduler.lease(request(4))).unwrap();
+    assert_eq!(ids(&leases), tasks);
+    let mut context = Context::from_waker(Waker::noop());
+    let mut waits: Vec<_> = tasks.iter().map(|task| scheduler.wait(*task)).collect();
+    assert!(waits.iter_mut().all(|wait| wait.as_mut().poll(&mut context).is_pending()));
+
+    let report = |at: usize, completion| Report { task: tasks[at], fence: leases[at].fence, completion };
+    let large = Completion::HostError { message: "x".repeat(101), retryable: false };
+    let mut stale = report(1, success());
+    stale.fence.0 += 100;
+    let reports = vec![report(0, success()), stale, report(2, large), report(3, success()), report(0, success())];
+    let answers = block_on(scheduler.complete_all(reports));
+    let kinds: Vec<_> = answers.into_iter().map(|answer| answer.map_err(|error| error.kind())).collect();
+    let (stale, invalid) = (Err(ErrorKind::Stale), Err(ErrorKind::InvalidInput));
+    assert_eq!(kinds, [Ok(TaskState::Completed), stale, invalid, Ok(TaskState::Completed), stale]);
+    assert_eq!(sink.value("palisade_stale_completions_total", &[]), Some(2.0));
+
+    let ended = waits.iter_mut().map(|wait| match wait.as_mut().poll(&mut context) {
+        Poll::Ready(record) => Some(record.unwrap().state),
+        Poll::Pending => None,
+    });
+    assert_eq!(ended.collect::<Vec<_>>(), [Some(TaskState::Completed), None, None, Some(TaskState::Completed)]);
+    assert_eq!(scheduler.stats().running, 2, "the two that were refused");
 }
