@@ -52,14 +52,15 @@ pub fn socket(data: &[u8]) {
     static DAEMON: OnceLock<Daemon> = OnceLock::new();
     let daemon = DAEMON.get_or_init(|| Daemon::start().expect("a daemon on a socket of its own"));
     let Some((kind, rest)) = data.split_first() else { return };
-    let answer = exchange(daemon, &if kind % 2 == 0 { request(rest) } else { rest.to_vec() });
-    if kind % 2 == 0 {
+    let whole = kind % 2 == 0;
+    let answer = exchange(daemon, &if whole { request(rest) } else { rest.to_vec() }, !whole);
+    if whole {
         let answer = String::from_utf8_lossy(&answer);
         assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
         let (_, body) = answer.split_once("\r\n\r\n").expect("an answer has a body");
         assert!(body.is_empty() || serde_json::from_str::<serde_json::Value>(body).is_ok(), "{body}");
     }
-    let healthy = exchange(daemon, b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let healthy = exchange(daemon, b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", false);
     assert!(healthy.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&healthy));
 }
 
@@ -68,12 +69,13 @@ fn request(body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Sends, hangs up, and takes everything that comes.
-fn exchange(daemon: &Daemon, bytes: &[u8]) -> Vec<u8> {
+/// Sends, says that nothing more comes if need be, and takes everything that comes back. Whoever says so before the answer
+/// came gets none: the daemon takes it for hanging up.
+fn exchange(daemon: &Daemon, bytes: &[u8], ends: bool) -> Vec<u8> {
     let mut stream = UnixStream::connect(daemon.socket()).expect("the daemon listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time");
     // It may hang up first.
-    let _ = stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write));
+    let _ = stream.write_all(bytes).and_then(|()| if ends { stream.shutdown(Shutdown::Write) } else { Ok(()) });
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
