@@ -24,7 +24,7 @@ const PREFIX_MIN: usize = 8;
 
 /// How the tasks of a plugin are run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct AgentSettings {
     /// Whether tasks share an instance.

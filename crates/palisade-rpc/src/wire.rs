@@ -48,13 +48,13 @@ impl<'de> Deserialize<'de> for Base64 {
 
 /// No parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
 /// Parameters of `plugins.install`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InstallPlugin {
     /// Name, which several plugins may have.
@@ -73,7 +73,7 @@ pub struct InstallPlugin {
 
 /// Result of `plugins.install`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct Installed {
     /// The plugin.
     pub plugin: ArtifactHash,
@@ -83,7 +83,7 @@ pub struct Installed {
 
 /// Names a plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PluginRef {
     /// Its hash, the first 8 digits or more of it, or its name when no other plugin has it.
@@ -92,7 +92,7 @@ pub struct PluginRef {
 
 /// What is known about a plugin.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct PluginInfo {
     /// Its identity.
     pub plugin: ArtifactHash,
@@ -110,7 +110,7 @@ pub struct PluginInfo {
 
 /// Result of `plugins.list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct PluginList {
     /// Sorted by name.
     pub plugins: Vec<PluginInfo>,
@@ -118,7 +118,7 @@ pub struct PluginList {
 
 /// Parameters of `tasks.submit`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SubmitTask {
     /// The plugin, as in [`PluginRef`].
@@ -188,7 +188,7 @@ impl SubmitTask {
 
 /// Names a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TaskRef {
     /// Its id.
@@ -197,7 +197,7 @@ pub struct TaskRef {
 
 /// Parameters of `tasks.wait`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct WaitTask {
     /// The task.
@@ -218,7 +218,7 @@ impl WaitTask {
 
 /// Parameters of `tasks.list`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ListTasks {
     /// Only those in one of these states. Empty: in any.
@@ -240,7 +240,7 @@ pub struct ListTasks {
 
 /// Result of `tasks.list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct TaskPage {
     /// Latest id first: ids sort by time. A page looks at a bounded number of tasks, so it may hold fewer than were asked
     /// for, even none, although there are more.
@@ -251,7 +251,7 @@ pub struct TaskPage {
 
 /// Parameters of `tasks.dead_letters`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ListDeadLetters {
     /// Only those after this one, to go on where a list ended.
@@ -264,7 +264,7 @@ pub struct ListDeadLetters {
 
 /// Result of `tasks.cancel` and `tasks.requeue`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct TaskStateInfo {
     /// The task.
     pub task: TaskId,
@@ -274,7 +274,7 @@ pub struct TaskStateInfo {
 
 /// What is recorded about a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct TaskInfo {
     /// Its id.
     pub task: TaskId,
@@ -309,7 +309,7 @@ pub struct TaskInfo {
 
 /// How a guest ended, what it took and what it wrote.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct ExecutionInfo {
     /// How it ended.
     pub outcome: Outcome,
@@ -377,7 +377,7 @@ pub fn unix_ms(time: SystemTime) -> u64 {
 
 /// Result of `tasks.dead_letters`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct TaskList {
     /// Sorted by id.
     pub tasks: Vec<TaskInfo>,
@@ -385,7 +385,7 @@ pub struct TaskList {
 
 /// Parameters of `agents.spawn`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SpawnAgent {
     /// The plugin, as in [`PluginRef`].
@@ -397,7 +397,7 @@ pub struct SpawnAgent {
 
 /// What an agent did, and where it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct AgentInfo {
     /// Its name: that of the plugin and the beginning of its hash.
     pub name: String,
@@ -450,7 +450,7 @@ impl From<AgentReport> for AgentInfo {
 
 /// Result of `agents.list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct AgentList {
     /// Sorted by name.
     pub agents: Vec<AgentInfo>,
@@ -458,7 +458,7 @@ pub struct AgentList {
 
 /// Parameters of `agents.memory`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LookAtMemory {
     /// The plugin, as in [`PluginRef`].
@@ -483,7 +483,7 @@ impl LookAtMemory {
 
 /// Result of `agents.memory`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct MemoryPage {
     /// In the order of their keys.
     pub entries: Vec<MemoryEntry>,
@@ -493,7 +493,7 @@ pub struct MemoryPage {
 
 /// What an agent remembers under one key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct MemoryEntry {
     /// The key.
     pub key: Base64,
@@ -506,7 +506,7 @@ pub struct MemoryEntry {
 
 /// Result of `health`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct Health {
     /// Version of the daemon.
     pub version: String,
@@ -524,7 +524,7 @@ pub struct Health {
 
 /// Result of `metrics`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
 pub struct Metrics {
     /// Text format of OpenMetrics.
     pub text: String,
