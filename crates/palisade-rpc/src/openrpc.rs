@@ -145,7 +145,10 @@ mod tests {
             fs::write(&path, &text).unwrap();
         }
         let kept = fs::read_to_string(&path).unwrap();
-        assert!(kept == text, "openrpc.json is stale: PALISADE_UPDATE=1 cargo test -p palisade-rpc --features schema --lib openrpc");
+        assert!(
+            kept == text,
+            "openrpc.json is stale: PALISADE_UPDATE=1 cargo test -p palisade-rpc --features schema --lib openrpc"
+        );
         assert_eq!(
             serde_json::from_str::<Value>(OPENRPC).unwrap()["methods"].as_array().unwrap().len(),
             crate::METHODS.len()
