@@ -32,7 +32,7 @@ macro_rules! calls {
 
 const CALLS: &[Call] = palisade_wasi::for_each_wasi_function!(calls);
 
-/// The bytes are a program: memory, then calls with their arguments. Nothing panics, and the disk quota holds.
+/// The bytes are a program: how much memory they begin with, the memory, then calls with their arguments. Nothing panics, and the disk quota holds.
 pub fn wasi(data: &[u8]) {
     let Ok(scratch) = tempfile::tempdir() else { return };
     let mut policy = Policy::default();
@@ -43,7 +43,8 @@ pub fn wasi(data: &[u8]) {
     let mut context = WasiContext::new(Arc::new(config));
     context.begin_call(vec!["argument".into()]);
     let mut streams = Streams::new(Input::Bytes("input".into()), None, StreamsLimits::from(&policy.quota));
-    let (head, rest) = data.split_at(data.len().min(256));
+    let Some((len, data)) = data.split_first() else { return };
+    let (head, rest) = data.split_at(data.len().min(usize::from(*len)));
     let mut memory = vec![0; MEMORY_BYTES];
     memory[..head.len()].copy_from_slice(head);
     let mut bytes = rest.iter().copied();
@@ -71,7 +72,8 @@ pub fn wasi(data: &[u8]) {
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     // A path and an io vector; then calls around opening, writing and listing.
     let mut head = b"a/b/../c\0\0\0\0\x10\x00\0\0\x20\0\0\0".to_vec();
-    head.resize(256, 0);
+    head.resize(64, 0);
     let calls: Vec<u8> = (0..=91).flat_map(|call| [call, 3, 0, 0, 8, 9, 255, 0, 16, 1, 64]).collect();
-    vec![[&head[..], &calls].concat(), [&head[..], &[37, 3, 0, 0, 1, 9, 200, 255, 255, 0, 0, 32]].concat()]
+    let opens = [37, 3, 0, 0, 1, 9, 200, 255, 255, 0, 0, 32];
+    vec![[&[64], &head[..], &calls].concat(), [&[64], &head[..], &opens].concat()]
 }
