@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -234,6 +234,11 @@ impl Drop for LocalScheduler {
     }
 }
 
+/// How often a thread looks whether the state is free before it sleeps, and how many pauses it makes in between. Together
+/// some 20 us, which is what the longest operations take: to put a thread to sleep and wake it costs more than that.
+const SPINS_MAX: u32 = 64;
+const SPIN_PAUSES: u32 = 8;
+
 impl State {
     /// Finds those who wait for what came to its end, while it is still recorded.
     fn note_ended(&mut self) {
@@ -252,6 +257,13 @@ impl State {
 impl Shared {
     // A panic inside would be a defect of the machine; going on with what it left serves more tasks than stopping.
     fn lock(&self) -> MutexGuard<'_, State> {
+        for _ in 0..SPINS_MAX {
+            match self.state.try_lock() {
+                Ok(state) => return state,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => (0..SPIN_PAUSES).for_each(|_| std::hint::spin_loop()),
+            }
+        }
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
