@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::CachePadded;
 use palisade_core::{
     Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
     Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
@@ -55,7 +56,8 @@ pub(crate) struct Shared {
     main: Arc<Provided>,
     others: Mutex<HashMap<(Allocation, u64), Arc<Provided>>>,
     cache: Option<Cache>,
-    instances: AtomicU64,
+    /// Each instance writes it; what is beside it, each instance reads.
+    instances: CachePadded<AtomicU64>,
     compilers: AtomicUsize,
 }
 
@@ -134,18 +136,9 @@ impl Provided {
     }
 }
 
-/// Counts an instance for as long as it lives.
-pub(crate) struct Slot(Arc<Shared>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.instances.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Shared {
-    /// Takes one of the bounded number of instances.
-    pub(crate) fn take_slot(self: &Arc<Self>) -> Result<Slot> {
+    /// Counts an instance more, of which there is a bounded number.
+    pub(crate) fn count_instance(&self) -> Result<()> {
         let max = self.capabilities.instances_max;
         if self.instances.fetch_add(1, Ordering::Relaxed) >= max {
             self.instances.fetch_sub(1, Ordering::Relaxed);
@@ -156,7 +149,12 @@ impl Shared {
             )
             .help("drop instances, or open the backend with a larger `instances_max`"));
         }
-        Ok(Slot(Arc::clone(self)))
+        Ok(())
+    }
+
+    /// An instance that was counted is gone.
+    pub(crate) fn discount_instance(&self) {
+        self.instances.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The engine for stacks of `bytes`.
@@ -290,7 +288,7 @@ impl Wasmtime {
             main,
             others: Mutex::default(),
             cache,
-            instances: AtomicU64::new(0),
+            instances: CachePadded::new(AtomicU64::new(0)),
             compilers: AtomicUsize::new(0),
         })))
     }

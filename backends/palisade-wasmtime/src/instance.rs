@@ -12,10 +12,9 @@ use palisade_wasi::ablation::left_out;
 use palisade_wasi::{Stop, StreamsLimits};
 use wasmtime::{Store, TypedFunc};
 
-use crate::backend::Slot;
 use crate::guest::{Guest, Halt, exceeded};
 use crate::meter::Meter;
-use crate::module::{EntryPoint, WasmtimePrepared};
+use crate::module::{EntryPoint, Slot, WasmtimePrepared};
 use crate::outcome;
 
 /// Fuel is given out in portions of this size. Compiled code keeps its count in a register and loses it when the guest
@@ -24,9 +23,9 @@ const FUEL_PORTION: u64 = 1_000_000;
 
 /// An instance. After an abnormal end it holds nothing any more.
 pub(crate) struct WasmtimeInstance {
-    prepared: Arc<WasmtimePrepared>,
     live: Option<Live>,
-    _slot: Slot,
+    /// Behind what lives, so that it is dropped after it.
+    prepared: Slot,
 }
 
 /// What an instance holds while it can serve calls.
@@ -52,7 +51,7 @@ impl fmt::Debug for WasmtimeInstance {
 }
 
 impl WasmtimeInstance {
-    pub(crate) fn new(prepared: Arc<WasmtimePrepared>, slot: Slot) -> Self {
+    pub(crate) fn new(prepared: Slot) -> Self {
         let meter = Arc::new(Meter::default());
         let guest = Guest::new(
             Arc::clone(&prepared.wasi),
@@ -67,7 +66,7 @@ impl WasmtimeInstance {
             // One slice is over; let the executor look after others, and notice if this call was dropped.
             Ok(wasmtime::UpdateDeadline::Yield(1))
         });
-        WasmtimeInstance { prepared, live: Some(Live { store, instance: None, entry: None, meter }), _slot: slot }
+        WasmtimeInstance { live: Some(Live { store, instance: None, entry: None, meter }), prepared }
     }
 }
 

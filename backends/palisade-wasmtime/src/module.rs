@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use palisade_core::{
@@ -156,7 +157,9 @@ impl Module for WasmtimeModule {
     }
 }
 
-/// A module with its policy.
+/// A module with its policy. Aligned, because the counts of references, which each instance writes, lie in front of it, and
+/// processors fetch lines of 64 bytes in pairs.
+#[repr(align(128))]
 pub(crate) struct WasmtimePrepared {
     this: std::sync::Weak<WasmtimePrepared>,
     shared: Arc<Shared>,
@@ -172,6 +175,30 @@ pub(crate) struct WasmtimePrepared {
     pub(crate) initialize: Option<ModuleExport>,
     /// It imports `input_len` or `input_read`, which need the whole input.
     pub(crate) reads_input_by_offset: bool,
+}
+
+/// A prepared module, and an instance of it that is counted for as long as this lives.
+pub(crate) struct Slot(Arc<WasmtimePrepared>);
+
+impl Slot {
+    fn take(prepared: Arc<WasmtimePrepared>) -> Result<Slot> {
+        prepared.shared.count_instance()?;
+        Ok(Slot(prepared))
+    }
+}
+
+impl Deref for Slot {
+    type Target = WasmtimePrepared;
+
+    fn deref(&self) -> &WasmtimePrepared {
+        &self.0
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.shared.discount_instance();
+    }
 }
 
 /// An export that can be called.
@@ -233,11 +260,10 @@ impl Prepared for WasmtimePrepared {
 
     fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Instance>>> {
         Box::pin(async move {
-            let slot = self.shared.take_slot()?;
             let Some(this) = self.this.upgrade() else {
                 return Err(Error::new(ErrorKind::Internal, "instantiate", "the prepared module is being dropped"));
             };
-            Ok(Box::new(WasmtimeInstance::new(this, slot)) as Box<dyn Instance>)
+            Ok(Box::new(WasmtimeInstance::new(Slot::take(this)?)) as Box<dyn Instance>)
         })
     }
 }

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::CachePadded;
 use wasmtime::{Engine, EngineWeak};
 
 /// How long a guest runs before it checks its limits and yields.
@@ -29,12 +30,25 @@ pub(crate) struct Watchdog {
 
 #[derive(Debug)]
 struct Shared {
-    /// Guests on a CPU right now.
-    running: AtomicUsize,
+    /// Guests on a CPU right now, counted by each thread in a place of its own: a count that all write to moves from one
+    /// core's cache to the other's with each guest.
+    running: [CachePadded<AtomicUsize>; COUNTS],
     /// The thread does not tick; whoever starts a guest must wake it.
     parked: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
+}
+
+/// Places to count in. Threads beyond share them.
+const COUNTS: usize = 16;
+
+/// Where this thread counts.
+fn place() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static PLACE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % COUNTS;
+    }
+    PLACE.with(|place| *place)
 }
 
 #[derive(Default)]
@@ -55,7 +69,7 @@ impl Watchdog {
     /// Starts the thread.
     pub(crate) fn start() -> std::io::Result<Watchdog> {
         let shared = Arc::new(Shared {
-            running: AtomicUsize::new(0),
+            running: Default::default(),
             parked: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -74,18 +88,19 @@ impl Watchdog {
 
     /// To be held while a guest is on a CPU.
     pub(crate) fn running(&self) -> Running<'_> {
-        self.shared.running.fetch_add(1, Ordering::SeqCst);
-        // Either this sees `parked`, or the thread sees `running`: both are sequentially consistent.
+        let count = &*self.shared.running[place()];
+        count.fetch_add(1, Ordering::SeqCst);
+        // Either this sees `parked`, or the thread sees the count: both are sequentially consistent.
         if self.shared.parked.load(Ordering::SeqCst) {
             let _state = self.shared.lock();
             self.shared.changed.notify_one();
         }
-        Running(&self.shared)
+        Running(count)
     }
 
     /// Waits until `at`.
-    pub(crate) fn sleep_until(&self, at: Instant) -> Sleep {
-        Sleep { shared: Arc::clone(&self.shared), at, timer: None }
+    pub(crate) fn sleep_until(&self, at: Instant) -> Sleep<'_> {
+        Sleep { shared: &self.shared, at, timer: None }
     }
 
     /// Whether the thread has stopped ticking.
@@ -113,6 +128,11 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a guest is on a CPU.
+    fn runs(&self) -> bool {
+        self.running.iter().any(|count| count.load(Ordering::SeqCst) > 0)
+    }
+
     fn run(&self) {
         let mut idle_slices = 0;
         let mut state = self.lock();
@@ -126,7 +146,7 @@ impl Shared {
                 state = self.lock();
                 continue;
             }
-            if self.running.load(Ordering::SeqCst) > 0 {
+            if self.runs() {
                 idle_slices = 0;
                 state.engines.iter().filter_map(EngineWeak::upgrade).for_each(|engine| engine.increment_epoch());
             } else {
@@ -138,7 +158,7 @@ impl Shared {
                 until = Some(until.map_or(tick, |at| at.min(tick)));
             } else {
                 self.parked.store(true, Ordering::SeqCst);
-                if self.running.load(Ordering::SeqCst) > 0 {
+                if self.runs() {
                     self.parked.store(false, Ordering::SeqCst);
                     continue;
                 }
@@ -156,30 +176,30 @@ impl Shared {
 }
 
 /// A guest is on a CPU.
-pub(crate) struct Running<'a>(&'a Shared);
+pub(crate) struct Running<'a>(&'a AtomicUsize);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 /// Future of [`Watchdog::sleep_until`].
 #[derive(Debug)]
-pub(crate) struct Sleep {
-    shared: Arc<Shared>,
+pub(crate) struct Sleep<'a> {
+    shared: &'a Shared,
     at: Instant,
     timer: Option<u64>,
 }
 
-impl Future for Sleep {
+impl Future for Sleep<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         if Instant::now() >= self.at {
             return Poll::Ready(());
         }
-        let shared = Arc::clone(&self.shared);
+        let shared = self.shared;
         let mut state = shared.lock();
         let timer = *self.timer.get_or_insert_with(|| {
             state.next_timer += 1;
@@ -194,7 +214,7 @@ impl Future for Sleep {
     }
 }
 
-impl Drop for Sleep {
+impl Drop for Sleep<'_> {
     fn drop(&mut self) {
         if let Some(timer) = self.timer {
             self.shared.lock().timers.remove(&(self.at, timer));
