@@ -72,7 +72,6 @@ fn main() -> ExitCode {
 }
 
 fn in_memory(backend: &Backend, table: &mut Table) {
-
     // Engine and fabric in turn, so that a busy machine slows both.
     let mut pairs: Vec<_> = (0..ROUNDS)
         .map(|_| {

@@ -110,11 +110,11 @@ pub struct About {
 }
 
 impl Event {
-    /// The event of a change, but for those that concern nobody outside.
-    fn of(change: &Change, now: Millis) -> Option<Event> {
+    /// The event of a change.
+    fn of(change: &Change, now: Millis) -> Event {
         let Task { id, tenant, plugin, priority, .. } = &*change.task;
         let about = About { unix_ms: now, task: *id, tenant: tenant.0.clone(), plugin: *plugin };
-        Some(match &change.what {
+        match &change.what {
             What::Submitted => Event::Submitted { about, priority: *priority },
             What::Leased { waited, attempt } => {
                 let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
@@ -131,8 +131,7 @@ impl Event {
                 };
                 Event::Finished { about, state: *state, outcome, host_error }
             }
-            What::Forgotten => return None,
-        })
+        }
     }
 
     /// The task it is about.
@@ -185,6 +184,7 @@ impl EventFilter {
 pub struct Events {
     sender: broadcast::Sender<Told>,
     places: Arc<Semaphore>,
+    places_max: usize,
     /// Up to which position the journal is safe, where there is one.
     safe: Option<watch::Receiver<u64>>,
 }
@@ -207,7 +207,8 @@ impl Events {
     pub fn new(kept: usize, subscribers_max: usize) -> Events {
         // The bounds of what is underneath.
         let sender = broadcast::Sender::new(kept.clamp(1, usize::MAX / 2));
-        Events { sender, places: Arc::new(Semaphore::new(subscribers_max.min(Semaphore::MAX_PERMITS))), safe: None }
+        let places_max = subscribers_max.min(Semaphore::MAX_PERMITS);
+        Events { sender, places: Arc::new(Semaphore::new(places_max)), places_max, safe: None }
     }
 
     /// Keeps each event back until what it tells of is safe.
@@ -235,16 +236,16 @@ impl Events {
         })
     }
 
-    /// Whether anybody hears.
+    /// Whether anybody hears. By the places taken, because the channel counts its receivers behind a lock.
     pub(crate) fn are_heard(&self) -> bool {
-        self.sender.receiver_count() > 0
+        self.places.available_permits() < self.places_max
     }
 
     /// Tells of changes, whose journal position is `position`. The caller keeps their order.
     pub(crate) fn tell_changes<'a>(&self, changes: impl IntoIterator<Item = &'a Change>, now: Millis, position: u64) {
         if self.are_heard() {
-            for event in changes.into_iter().filter_map(|change| Event::of(change, now)) {
-                self.send(event, position);
+            for change in changes {
+                self.send(Event::of(change, now), position);
             }
         }
     }

@@ -125,7 +125,7 @@ impl Kpis {
     }
 
     pub(crate) fn count(&mut self, change: &Change) {
-        let class = class_number(change.task.priority);
+        let class = class_number(change.class);
         match &change.what {
             What::Submitted => self.sink.add(self.submitted[class], 1),
             What::Leased { waited, .. } => {
@@ -141,7 +141,7 @@ impl Kpis {
                     self.sink.add(self.dead_lettered[class], 1);
                 }
             }
-            What::Released | What::Requeued | What::Forgotten => {}
+            What::Released | What::Requeued => {}
         }
     }
 

@@ -51,8 +51,10 @@ pub(crate) struct Machine {
     live: Total,
     delayed: usize,
     running: usize,
-    /// Outcomes in the order they came, but for the dead letters. An entry whose task went early stays until it is first.
-    results: VecDeque<(u32, u64)>,
+    /// Outcomes but for the dead letters, in the order in which they are forgotten: the place, and when.
+    results: VecDeque<(u32, Millis)>,
+    /// One timer for all of them, never later than the first.
+    results_timer: Option<TimerId>,
     results_total: Total,
     dead: BTreeMap<TaskId, u32>,
     dead_total: Total,
@@ -112,10 +114,24 @@ pub(crate) struct Entry {
 
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    Delayed { until: Millis, timer: TimerId },
-    Queued { since: Millis },
-    Running { fence: Fence, timer: TimerId },
-    Done { state: TaskState, at: Millis, timer: TimerId, bytes: usize },
+    Delayed {
+        until: Millis,
+        timer: TimerId,
+    },
+    Queued {
+        since: Millis,
+    },
+    Running {
+        fence: Fence,
+        timer: TimerId,
+    },
+    /// Dead letters have a timer of their own.
+    Done {
+        state: TaskState,
+        at: Millis,
+        timer: Option<TimerId>,
+        bytes: usize,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -123,16 +139,20 @@ enum Timer {
     Ready(u32),
     Deadline(u32),
     LeaseEnd(u32),
+    /// A dead letter was kept for long enough.
     Forget(u32),
+    /// A result was, if it is still there.
+    ForgetResults,
     /// A tenant may start tasks again.
     Start(u32),
 }
 
-/// Something that happened to a task: what there is to journal, count and tell.
+/// Something that happened to a task: what there is to journal, count and tell. That it is forgotten is not among it.
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) slot: u32,
     pub(crate) seq: u64,
+    pub(crate) class: Priority,
     pub(crate) task: Arc<Task>,
     pub(crate) what: What,
 }
@@ -155,7 +175,6 @@ pub(crate) enum What {
         state: TaskState,
         completion: Arc<Completion>,
     },
-    Forgotten,
 }
 
 /// What changes about a task during its life: a journal keeps the latest.
@@ -175,6 +194,13 @@ pub struct Status {
     pub lost: u32,
     /// As in [`TaskRecord::completion`].
     pub completion: Option<Arc<Completion>>,
+}
+
+impl Entry {
+    /// Order of submission, never used twice.
+    pub(crate) fn seq(&self) -> u64 {
+        self.seq
+    }
 }
 
 impl Machine {
@@ -197,6 +223,7 @@ impl Machine {
             delayed: 0,
             running: 0,
             results: VecDeque::new(),
+            results_timer: None,
             results_total: Total::default(),
             dead: BTreeMap::new(),
             dead_total: Total::default(),
@@ -222,6 +249,13 @@ impl Machine {
                 }
                 Timer::LeaseEnd(slot) => self.lose(slot),
                 Timer::Forget(slot) => self.forget(slot),
+                Timer::ForgetResults => {
+                    self.results_timer = None;
+                    while self.results.front().is_some_and(|(_, until)| *until <= self.now) {
+                        self.forget_result();
+                    }
+                    self.watch_results();
+                }
                 Timer::Start(tenant) => {
                     self.tenants.at(tenant).start_timer = None;
                     self.queue.unblock(tenant);
@@ -251,7 +285,7 @@ impl Machine {
         self.changes.is_empty() && !self.timer_came
     }
 
-    /// What was forgotten, to be freed where nobody waits for it.
+    /// What was forgotten, to be journaled after the changes, and freed where nobody waits for it.
     pub(crate) fn take_forgotten(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.forgotten)
     }
@@ -438,7 +472,9 @@ impl Machine {
         }
         let (record, bytes) = (Arc::clone(&entry.task), entry.bytes);
         let tenant = self.admit(&record, bytes)?;
-        self.timers.cancel(timer);
+        if let Some(timer) = timer {
+            self.timers.cancel(timer);
+        }
         self.dead.remove(&task);
         self.dead_total.subtract(kept);
         self.live.add(bytes);
@@ -456,6 +492,15 @@ impl Machine {
         self.advance(now);
         let slot = self.find(task, "get")?;
         Ok((self.record(slot), self.entry(slot).position))
+    }
+
+    /// As [`Machine::get`], for a task that has its outcome.
+    pub(crate) fn outcome(&mut self, now: Millis, task: TaskId) -> Result<Option<(TaskRecord, u64)>> {
+        self.advance(now);
+        let slot = self.find(task, "get")?;
+        let entry = self.entry(slot);
+        let done = matches!(entry.place, Place::Done { .. });
+        Ok(done.then(|| (self.record(slot), entry.position)))
     }
 
     pub(crate) fn dead_letters(&mut self, now: Millis, after: Option<TaskId>, max: usize) -> (Vec<TaskRecord>, u64) {
@@ -779,13 +824,14 @@ impl Machine {
     fn settle(&mut self, slot: u32, state: TaskState, at: Millis, completion: Arc<Completion>) {
         let dead = state == TaskState::DeadLettered;
         let kept = if dead { self.limits.dead_letter_time } else { self.limits.result_time };
-        let timer = self.timers.set(at.saturating_add(span(kept)), Timer::Forget(slot));
+        let until = at.saturating_add(span(kept));
+        let timer = dead.then(|| self.timers.set(until, Timer::Forget(slot)));
         let entry = self.entry_mut(slot);
         let live = entry.bytes;
         let bytes = live + completion_bytes(&completion);
         entry.place = Place::Done { state, at, timer, bytes };
         entry.completion = Some(completion);
-        let (tenant, seq, id) = (entry.tenant, entry.seq, entry.id);
+        let (tenant, id) = (entry.tenant, entry.id);
         self.live.subtract(live);
         self.tenants.leave(tenant);
         if dead {
@@ -795,33 +841,49 @@ impl Machine {
                 || self.dead_total.bytes > self.limits.results_bytes_max
             {
                 let Some(oldest) = self.dead.values().next().copied() else { break };
-                self.drop_early(oldest);
+                self.forget(oldest);
             }
         } else {
-            self.results.push_back((slot, seq));
+            match self.results.back() {
+                // Those of a journal come in the order of their submission.
+                Some((_, last)) if *last > until => {
+                    let place = self.results.partition_point(|(_, other)| *other <= until);
+                    self.results.insert(place, (slot, until));
+                    if place == 0
+                        && let Some(timer) = self.results_timer.take()
+                    {
+                        self.timers.cancel(timer);
+                    }
+                }
+                _ => self.results.push_back((slot, until)),
+            }
             self.results_total.add(bytes);
             while self.results_total.tasks > self.limits.results_max
                 || self.results_total.bytes > self.limits.results_bytes_max
             {
-                let Some((oldest, seq)) = self.results.front().copied() else { break };
-                if self.slots[oldest as usize].as_ref().is_some_and(|entry| entry.seq == seq) {
-                    self.drop_early(oldest);
-                } else {
-                    self.results.pop_front();
-                }
+                self.forget_result();
             }
+            self.watch_results();
         }
     }
 
-    fn drop_early(&mut self, slot: u32) {
-        if let Place::Done { timer, .. } = self.entry(slot).place {
-            self.timers.cancel(timer);
+    /// Sees to it that the first of the results is forgotten in time.
+    fn watch_results(&mut self) {
+        if self.results_timer.is_none()
+            && let Some((_, until)) = self.results.front()
+        {
+            self.results_timer = Some(self.timers.set(*until, Timer::ForgetResults));
         }
-        self.forget(slot);
     }
 
+    fn forget_result(&mut self) {
+        if let Some((slot, _)) = self.results.pop_front() {
+            self.forget(slot);
+        }
+    }
+
+    /// Forgets a dead letter, or a result that is none of the results any more.
     fn forget(&mut self, slot: u32) {
-        self.changed(slot, What::Forgotten);
         let Some(entry) = self.slots[slot as usize].take() else { return };
         self.free.push(slot);
         self.by_id.remove(&entry.id);
@@ -831,7 +893,10 @@ impl Machine {
             self.by_key.remove(&(entry.task.tenant.clone(), entry.task.plugin, key.clone()));
         }
         match entry.place {
-            Place::Done { state: TaskState::DeadLettered, bytes, .. } => {
+            Place::Done { state: TaskState::DeadLettered, bytes, timer, .. } => {
+                if let Some(timer) = timer {
+                    self.timers.cancel(timer);
+                }
                 self.dead.remove(&entry.id);
                 self.dead_total.subtract(bytes);
             }
@@ -839,11 +904,6 @@ impl Machine {
             _ => unreachable!("only tasks with an outcome are forgotten"),
         }
         self.forgotten.push(entry);
-        while let Some((slot, seq)) = self.results.front()
-            && self.slots[*slot as usize].as_ref().is_none_or(|entry| entry.seq != *seq)
-        {
-            self.results.pop_front();
-        }
     }
 
     fn watch_deadline(&mut self, slot: u32) {
@@ -868,7 +928,7 @@ impl Machine {
 
     fn changed(&mut self, slot: u32, what: What) {
         let entry = self.entry(slot);
-        let change = Change { slot, seq: entry.seq, task: Arc::clone(&entry.task), what };
+        let change = Change { slot, seq: entry.seq, class: entry.class, task: Arc::clone(&entry.task), what };
         self.changes.push(change);
     }
 

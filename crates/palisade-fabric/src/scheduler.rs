@@ -237,7 +237,7 @@ impl Drop for LocalScheduler {
 /// How often a thread looks whether the state is free before it sleeps, and how many pauses it makes in between. Together
 /// some 20 us, which is what the longest operations take: to put a thread to sleep and wake it costs more than that.
 const SPINS_MAX: u32 = 64;
-const SPIN_PAUSES: u32 = 8;
+const SPIN_PAUSES: u32 = 16;
 
 impl State {
     /// Finds those who wait for what came to its end, while it is still recorded.
@@ -344,20 +344,19 @@ impl Shared {
         state.noted = 0;
         let mut ended = std::mem::take(&mut state.ended);
         let mut changes = std::mem::take(state.machine.changes());
+        let forgotten = state.machine.take_forgotten();
         let mut position = 0;
         if let Some(committer) = &self.committer {
             let entries = changes.iter().filter_map(|change| {
                 let seq = change.seq;
-                if matches!(change.what, What::Forgotten) {
-                    return Some(JournalEntry::Forget { seq });
-                }
                 let (task, status) = state.machine.status(change.slot, seq)?;
                 Some(match change.what {
                     What::Submitted => JournalEntry::Submit { seq, task: Arc::clone(task), status },
                     _ => JournalEntry::Update { seq, status },
                 })
             });
-            position = committer.append(entries);
+            position = committer
+                .append(entries.chain(forgotten.iter().map(|entry| JournalEntry::Forget { seq: entry.seq() })));
             for change in &changes {
                 state.machine.set_position(change.slot, change.seq, position);
             }
@@ -372,7 +371,6 @@ impl Shared {
         state.kpis.gauge(&state.machine);
         let wake_workers = wake_workers && state.machine.has_work();
         let wake_timer = state.machine.next_timer().is_some_and(|next| next < state.timer_at);
-        let forgotten = state.machine.take_forgotten();
         drop(guard);
         if wake_workers {
             self.ready.notify_one();
@@ -410,20 +408,16 @@ impl Shared {
         }
         let now = self.clock.millis();
         let mut state = self.lock();
-        let found = state.machine.get(now, task);
-        let ended = match &found {
-            Ok((record, _)) if !record.state.is_final() => Some(Arc::clone(state.waiting.entry(task).or_default())),
-            _ => None,
-        };
+        let found = state.machine.outcome(now, task);
+        let found = found.map(|found| found.ok_or_else(|| Arc::clone(state.waiting.entry(task).or_default())));
         // Whoever looks often finds that no timer came meanwhile, and then there is nothing to settle.
         match state.machine.is_settled() {
             true => drop(state),
             false => drop(self.settle(state, true)),
         }
-        let (record, position) = found?;
-        Ok(match ended {
-            Some(ended) => Look::Waits(Waiting { shared: self, task, ended }),
-            None => Look::Ended { record: Box::new(record), position },
+        Ok(match found? {
+            Ok((record, position)) => Look::Ended { record: Box::new(record), position },
+            Err(ended) => Look::Waits(Waiting { shared: self, task, ended }),
         })
     }
 

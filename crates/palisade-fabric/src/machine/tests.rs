@@ -258,7 +258,7 @@ fn the_deadline_covers_waiting_and_running() {
     bench.pass(1);
     let record = bench.record(running);
     assert_eq!(outcome(record), expired(600_000_000, Phase::Running));
-    assert_eq!(bench.machine.timers.len(), 3, "the three outcomes' end and nothing else");
+    assert_eq!(bench.machine.timers.len(), 1, "the outcomes' end and nothing else");
 }
 
 #[test]
@@ -412,7 +412,50 @@ fn kept_outcomes_are_bounded_in_number_and_bytes() {
     assert_eq!(kept(&mut bench, &dead), [false, true, true]);
     assert_eq!(kept(&mut bench, &[large]), [true]);
     assert_eq!(bench.machine.slots.iter().flatten().count(), 4);
-    assert_eq!(bench.machine.timers.len(), 4, "no timer is left of what went early");
+    assert_eq!(bench.machine.timers.len(), 3, "one for the results, one for each dead letter, none of what went early");
+}
+
+#[test]
+fn each_outcome_is_kept_for_its_time_in_whatever_order_they_come() {
+    let mut limits = limits();
+    limits.result_time = Duration::from_millis(1000);
+    let mut bench = Bench::new(limits);
+    // As a journal gives them: in the order of their submission.
+    let restored: Vec<_> = [300, 100, 200]
+        .into_iter()
+        .enumerate()
+        .map(|(seq, finished)| {
+            let task = bench.task(0, Priority::Normal);
+            let (id, finished_at) = (task.id, START + finished);
+            let completion = Some(Arc::new(success()));
+            let (submitted_at, ready_at, failures, lost, state) = (START, 0, 0, 0, TaskState::Completed);
+            let status = Status { state, submitted_at, ready_at, finished_at, failures, lost, completion };
+            bench.machine.restore(seq as u64, Arc::new(task), 100, status).unwrap();
+            id
+        })
+        .collect();
+    bench.pass(500);
+    let task = bench.quick();
+    let lease = bench.lease(1, 1000).remove(0);
+    bench.complete(task, lease.fence, success()).unwrap();
+    let kept = |bench: &mut Bench| {
+        let all = restored.iter().chain([&task]);
+        all.map(|task| bench.machine.get(bench.now, *task).is_ok()).collect::<Vec<_>>()
+    };
+    for (millis, expected) in [
+        (599, [true, true, true, true]),
+        (1, [true, false, true, true]),
+        (99, [true, false, true, true]),
+        (1, [true, false, false, true]),
+        (100, [false, false, false, true]),
+        (199, [false, false, false, true]),
+        (1, [false, false, false, false]),
+    ] {
+        bench.pass(millis);
+        assert_eq!(kept(&mut bench), expected, "{} ms after the start", bench.now - START);
+    }
+    assert_eq!(bench.machine.timers.len(), 0);
+    assert_eq!(bench.machine.take_forgotten().len(), 4, "all are told to the journal");
 }
 
 #[test]
