@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use palisade::{Error, ErrorKind, Result, Sandbox, units};
-use palisade_fabric::{
-    Journal, LocalScheduler, PrometheusSink, Rate, SchedulerOptions, SqliteJournal, TenantLimits,
-};
+use palisade_fabric::{Journal, LocalScheduler, PrometheusSink, Rate, SchedulerOptions, SqliteJournal, TenantLimits};
 use palisade_rpc::{ByKind, Limits, Listener, Plugins, Server, Service, ServiceOptions, Token};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;

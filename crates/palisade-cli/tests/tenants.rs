@@ -58,8 +58,11 @@ fn a_tenants_limits_hold_and_survive_the_daemon() {
 
     let _daemon = Daemon::start(&palisade, &["--tenant-tasks-max", "2"]);
     let listed = tenants(&palisade);
-    assert_eq!(listed[0]["limits"], json!({ "weight": 5, "running_max": 1, "tasks_max": 2,
-        "submit_rate": { "per_second": 1.0 / 3600.0, "burst": 9 } }));
+    assert_eq!(
+        listed[0]["limits"],
+        json!({ "weight": 5, "running_max": 1, "tasks_max": 2,
+        "submit_rate": { "per_second": 1.0 / 3600.0, "burst": 9 } })
+    );
     submit(&[]).assert_error(125, &["as many tasks as it may"]);
     ok(&palisade.run(["tenants", "set", "a", "--tasks-max", "9", "--submit-rate", "1/h"]));
     ok(&submit(&[]));

@@ -158,11 +158,8 @@ impl Shared {
 
 impl Committer {
     pub(crate) fn start(journal: Box<dyn Journal>, kpis: JournalKpis) -> Result<Committer> {
-        let shared = Arc::new(Shared {
-            pending: Mutex::default(),
-            arrived: Condvar::new(),
-            failing: AtomicBool::new(false),
-        });
+        let shared =
+            Arc::new(Shared { pending: Mutex::default(), arrived: Condvar::new(), failing: AtomicBool::new(false) });
         let ((tell_safe, safe), (tell_failure, failure)) = (watch::channel(0), watch::channel(None));
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -196,6 +193,9 @@ impl Committer {
     ///
     /// The journal's, and then it may become safe later, when there is room again.
     pub(crate) async fn safe(&self, position: u64) -> Result<()> {
+        if self.is_safe(position) {
+            return Ok(());
+        }
         let mut safe = self.safe.clone();
         while !self.is_safe(position) {
             let failing = || self.shared.failing.load(Ordering::Acquire);

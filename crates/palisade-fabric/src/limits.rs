@@ -269,7 +269,8 @@ mod tests {
         assert_eq!("30/m".parse(), rate(0.5, 1));
         assert_eq!("1/h:7".parse(), rate(1.0 / 3600.0, 7));
         assert_eq!(Rate { per_second: 0.5, burst: 9 }.to_string().parse(), rate(0.5, 9));
-        for wrong in ["", "10", "/s", "10/d", "10/s:", "10/s:0", "-1/s", "0/s", "nan/s", "inf/s", "1e300/s", "10/s:-1"] {
+        for wrong in ["", "10", "/s", "10/d", "10/s:", "10/s:0", "-1/s", "0/s", "nan/s", "inf/s", "1e300/s", "10/s:-1"]
+        {
             let error = wrong.parse::<Rate>().unwrap_err();
             assert!(error.contains("rate"), "{wrong}: {error}");
         }

@@ -238,7 +238,9 @@ fn keep(statement: &mut rusqlite::Statement<'_>, seq: u64, status: &Status) -> R
 /// The task that an entry is about.
 fn seq(entry: &JournalEntry) -> Option<u64> {
     match entry {
-        JournalEntry::Submit { seq, .. } | JournalEntry::Update { seq, .. } | JournalEntry::Forget { seq } => Some(*seq),
+        JournalEntry::Submit { seq, .. } | JournalEntry::Update { seq, .. } | JournalEntry::Forget { seq } => {
+            Some(*seq)
+        }
         JournalEntry::Limits { .. } => None,
     }
 }

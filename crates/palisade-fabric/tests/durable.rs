@@ -9,9 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use palisade_core::{
-    Error, ErrorKind, IdempotencyKey, Priority, Result, Scheduler, Task, TaskState, Tenant, block_on,
-};
+use palisade_core::{Error, ErrorKind, IdempotencyKey, Priority, Result, Scheduler, Task, TaskState, Tenant, block_on};
 use palisade_fabric::{
     Clock, Journal, JournalEntry, Kept, LocalScheduler, Rate, RecordingSink, SchedulerOptions, SqliteJournal,
     TenantLimits,
@@ -338,7 +336,11 @@ fn a_disk_with_room_again_is_used_again() {
         full.store(true, Ordering::SeqCst);
         let refused = task("refused");
         let error = scheduler.submit(refused.clone()).await.unwrap_err();
-        assert_eq!((error.kind(), error.retry_after()), (ErrorKind::Exhausted, Some(Duration::from_secs(1))), "{error}");
+        assert_eq!(
+            (error.kind(), error.retry_after()),
+            (ErrorKind::Exhausted, Some(Duration::from_secs(1))),
+            "{error}"
+        );
         assert!(error.to_string().contains("make room"), "{error}");
         assert_eq!(scheduler.check().unwrap_err().kind(), ErrorKind::Exhausted);
         assert_eq!(failing(), Some(1.0));

@@ -97,11 +97,7 @@ fn start(sandbox: Watched, change: impl FnOnce(&mut ExecutorOptions)) -> Setting
     start_over(SchedulerOptions::default(), sandbox, change)
 }
 
-fn start_over(
-    mut options: SchedulerOptions,
-    sandbox: Watched,
-    change: impl FnOnce(&mut ExecutorOptions),
-) -> Setting {
+fn start_over(mut options: SchedulerOptions, sandbox: Watched, change: impl FnOnce(&mut ExecutorOptions)) -> Setting {
     options.limits.completion_bytes_max = COMPLETION_BYTES_MAX;
     let scheduler = Arc::new(LocalScheduler::open(options).unwrap());
     let sandbox = Arc::new(sandbox);

@@ -336,6 +336,10 @@ fn tenants_have_limits_of_their_own() {
     }
     assert!(bench.lease(99, 10_000).len() > 10, "nothing holds it back any more");
     assert_eq!(bench.machine.reset_limits(&tenant).unwrap_err().kind(), ErrorKind::NotFound);
+    own.tasks_max = Some(0);
+    bench.machine.set_limits(&tenant, own).unwrap();
+    let task = bench.task(0, Priority::Normal);
+    assert_eq!(bench.submit(task).unwrap_err().kind(), ErrorKind::Exhausted, "0 keeps a tenant out");
     let nobody = Tenant("nobody".into());
     assert_eq!(bench.machine.reset_limits(&nobody).unwrap_err().kind(), ErrorKind::NotFound);
 }
