@@ -364,6 +364,9 @@ fn look_at(folder: &Path, content: &Content, told: &Told, how: &str) -> Vec<Stri
     drop(journal);
     let scheduler = load::open(&path);
     let mut wrong = Vec::new();
+    if !told.has_limit(&scheduler) {
+        wrong.push(format!("a tenant's limit of {} is lost", told.limit));
+    }
     for (id, waited) in &told.acknowledged {
         let state = match block_on(scheduler.get(*id)) {
             Ok(record) => format!("{:?}", record.state),

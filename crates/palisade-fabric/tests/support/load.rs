@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_core::{IdempotencyKey, Outcome, Priority, Scheduler, TaskId, Tenant};
-use palisade_fabric::{LocalScheduler, SchedulerOptions, SqliteJournal};
+use palisade_fabric::{LocalScheduler, SchedulerOptions, SqliteJournal, TenantLimits};
 
 use super::{again, ended, request, success, task};
 
@@ -82,10 +82,29 @@ pub(crate) fn run(path: &Path) {
                 }
             }));
         }
+        parts.push(tokio::spawn(async move {
+            let tenant = Tenant(LIMITED.to_owned());
+            for tasks_max in limit_of(&scheduler) + 1.. {
+                let limits = TenantLimits { tasks_max: Some(tasks_max), ..TenantLimits::default() };
+                scheduler.set_tenant_limits(&tenant, Some(limits)).await.expect("they are set");
+                say(&format!("L {tasks_max}"));
+                // The others have more to say.
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }));
         for part in parts {
             part.await.expect("no part ends");
         }
     });
+}
+
+/// A tenant without tasks, whose limit on them is raised again and again.
+const LIMITED: &str = "limited";
+
+/// Its limit now; 0 when it has none.
+fn limit_of(scheduler: &LocalScheduler) -> usize {
+    let report = scheduler.tenant(&Tenant(LIMITED.to_owned()));
+    report.ok().and_then(|report| report.own_limits?.tasks_max).unwrap_or_default()
 }
 
 /// What such processes said.
@@ -95,12 +114,20 @@ pub(crate) struct Told {
     pub(crate) acknowledged: HashMap<TaskId, Option<String>>,
     /// Completions that were recorded.
     pub(crate) done: HashMap<TaskId, String>,
+    /// The latest limit that was set.
+    pub(crate) limit: usize,
 }
 
 impl Told {
-    /// Notes a line: `S` submitted, `D` completed, `W` waited for, `C` cancelled.
+    /// Notes a line: `S` submitted, `D` completed, `W` waited for, `C` cancelled, `L` limited.
     pub(crate) fn hear(&mut self, line: &str) {
         let mut words = line.split(' ');
+        if let Some(limit) = line.strip_prefix("L ") {
+            let limit = limit.parse().expect("a number");
+            assert!(limit > self.limit, "the limit was {}, then {limit}", self.limit);
+            self.limit = limit;
+            return;
+        }
         let (what, id) = (words.next().unwrap_or_default(), words.next().and_then(|id| id.parse().ok()));
         let id = TaskId(id.unwrap_or_else(|| panic!("a line no child says: {line}")));
         let state = words.next().map(str::to_owned);
@@ -117,11 +144,17 @@ impl Told {
         }
     }
 
+    /// Checks that the latest limit that was set is there, or one that was set after it and not acknowledged.
+    pub(crate) fn has_limit(&self, scheduler: &LocalScheduler) -> bool {
+        limit_of(scheduler) >= self.limit
+    }
+
     /// Does whatever is left, and checks that everything acknowledged has the one outcome that was told. Says how many
     /// have which.
     pub(crate) fn check_to_the_end(mut self, scheduler: &LocalScheduler) -> HashMap<palisade_core::TaskState, usize> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         let mut counted = HashMap::new();
+        assert!(self.limit > 0 && self.has_limit(scheduler), "{} and not {}", limit_of(scheduler), self.limit);
         runtime.block_on(async {
             loop {
                 let stats = scheduler.stats();
