@@ -19,6 +19,7 @@ mod serve;
 mod stdin;
 mod table;
 mod tasks;
+mod tenants;
 mod top;
 
 use std::process::ExitCode;
@@ -71,6 +72,8 @@ enum Command {
     Dlq(tasks::DeadLetters),
     /// Show the daemon's agents, make one anew or end it.
     Agents(agents::Agents),
+    /// Show the daemon's tenants, or set what one may do.
+    Tenants(tenants::Tenants),
 }
 
 fn main() -> ExitCode {
@@ -111,6 +114,7 @@ fn main() -> ExitCode {
         Command::Top(top) => (top.json, runtime.block_on(top::run(top))),
         Command::Dlq(letters) => (letters.json(), runtime.block_on(tasks::dead_letters(letters))),
         Command::Agents(agents) => (agents.json, runtime.block_on(agents::agents(agents))),
+        Command::Tenants(tenants) => (tenants.json, runtime.block_on(tenants::run(tenants))),
     };
     // A thread that still waits for standard input must not hold the end up.
     runtime.shutdown_background();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use palisade::{Error, ErrorKind, Result, Sandbox, units};
-use palisade_fabric::{Journal, LocalScheduler, PrometheusSink, SchedulerOptions, SqliteJournal};
+use palisade_fabric::{Journal, LocalScheduler, PrometheusSink, Rate, SchedulerOptions, SqliteJournal, TenantLimits};
 use palisade_rpc::{ByKind, Limits, Listener, Plugins, Server, Service, ServiceOptions, Token};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
@@ -50,6 +50,18 @@ pub(crate) struct Serve {
     /// Tasks run at once
     #[arg(long, value_name = "COUNT", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     tasks: u32,
+    /// Tasks of one tenant run at once, unless `palisade tenants set` says otherwise
+    #[arg(long, value_name = "COUNT", help_heading = "Every tenant")]
+    tenant_running_max: Option<u32>,
+    /// Tasks of one tenant without an outcome; submissions beyond it are refused
+    #[arg(long, value_name = "COUNT", help_heading = "Every tenant")]
+    tenant_tasks_max: Option<usize>,
+    /// Submissions of one tenant; those above it are refused. `10/s`, `90/m`, `5/h`; `10/s:50` allows 50 at once
+    #[arg(long, value_name = "RATE", help_heading = "Every tenant")]
+    tenant_submit_rate: Option<Rate>,
+    /// Tasks of one tenant started; those above it wait
+    #[arg(long, value_name = "RATE", help_heading = "Every tenant")]
+    tenant_start_rate: Option<Rate>,
     /// Backend to use, for the artifacts it loads; may be given several times [default: wasmtime, process]
     #[arg(long, value_name = "NAME")]
     backend: Vec<String>,
@@ -129,6 +141,13 @@ async fn serve(options: &Serve) -> Result<Exit> {
     let metrics = Arc::new(PrometheusSink::new());
     let mut scheduler = SchedulerOptions::default();
     scheduler.metrics = Arc::clone(&metrics) as _;
+    scheduler.limits.tenant = TenantLimits {
+        weight: None,
+        running_max: options.tenant_running_max,
+        tasks_max: options.tenant_tasks_max,
+        submit_rate: options.tenant_submit_rate,
+        start_rate: options.tenant_start_rate,
+    };
     let plugins = if options.ephemeral {
         Plugins::in_memory()
     } else {
@@ -146,7 +165,7 @@ async fn serve(options: &Serve) -> Result<Exit> {
             warn(options.log, "what goes over TCP is not encrypted; use a trusted network or a proxy that encrypts");
         }
     }
-    let mut service = ServiceOptions::new(Arc::clone(&scheduler) as _, backends, plugins, metrics);
+    let mut service = ServiceOptions::new(Arc::clone(&scheduler), backends, plugins, metrics);
     service.events = scheduler.events();
     service.durable = !options.ephemeral;
     service.tasks_max = options.tasks as usize;

@@ -177,7 +177,9 @@ fn draw(frame: &mut Frame<'_>, look: &Look) {
     let uptime = units::display_duration(Duration::from_secs(daemon.uptime_ms / 1000));
     let kept = if daemon.durable { "durable" } else { "in memory" };
     let draining = if daemon.draining { ", draining" } else { "" };
-    let title = format!("palisade {}: up {uptime}, {kept}{draining}, {} plugins", daemon.version, daemon.plugins);
+    let failing = daemon.journal_error.as_ref().map(|error| format!(", {}", printable(error))).unwrap_or_default();
+    let plugins = daemon.plugins;
+    let title = format!("palisade {}: up {uptime}, {kept}{draining}, {plugins} plugins{failing}", daemon.version);
     frame.render_widget(Line::styled(title, Style::new().add_modifier(Modifier::BOLD)), head);
 
     let number = |name: &str, count: u64| Row::new([name.to_owned(), count.to_string()]);

@@ -1,6 +1,6 @@
 //! Whether a task may be queued at all.
 
-use palisade_core::{Capabilities, Error, ErrorKind, Result, Task};
+use palisade_core::{Capabilities, Error, ErrorKind, Result, Task, Tenant};
 
 use crate::SchedulerLimits;
 
@@ -25,10 +25,10 @@ pub fn admit(task: &Task, capabilities: &Capabilities) -> Result<()> {
 pub(crate) fn check(task: &Task, limits: &SchedulerLimits) -> Result<usize> {
     let invalid =
         |message: String| Err(Error::new(ErrorKind::InvalidInput, "submit", message).context("task", task.id));
+    check_tenant(&task.tenant, "submit").map_err(|error| error.context("task", task.id))?;
     let names = [
-        ("tenant", task.tenant.0.as_str(), true),
-        ("entry point", &task.entry, true),
-        ("idempotency key", task.idempotency_key.as_ref().map_or("-", |key| &key.0), true),
+        ("entry point", task.entry.as_str(), true),
+        ("idempotency key", task.idempotency_key.as_ref().map_or("-", |key| key.0.as_str()), true),
     ];
     for (what, name, required) in names {
         if required && name.is_empty() || name.len() > NAME_BYTES_MAX {
@@ -55,6 +55,17 @@ pub(crate) fn check(task: &Task, limits: &SchedulerLimits) -> Result<usize> {
             .map_err(|error| error.help("pass large inputs by reference, for example as a granted file"));
     }
     Ok(bytes)
+}
+
+/// Checks the name of a tenant.
+pub(crate) fn check_tenant(tenant: &Tenant, operation: &'static str) -> Result<()> {
+    match tenant.0.len() {
+        1..=NAME_BYTES_MAX => Ok(()),
+        bytes => {
+            let message = format!("the tenant has {bytes} bytes; 1 to {NAME_BYTES_MAX} are allowed");
+            Err(Error::new(ErrorKind::InvalidInput, operation, message))
+        }
+    }
 }
 
 /// The bytes a task counts for.

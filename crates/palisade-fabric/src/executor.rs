@@ -471,6 +471,7 @@ async fn supervise(
 ) -> Result<Completion, Stop> {
     let (task, fence) = (lease.task.id, lease.fence);
     let mut ended = shared.scheduler.wait(task);
+    let mut watched = true;
     let mut order = shared.order.subscribe();
     let deadline = lease.task.deadline;
     let left = deadline.map(|deadline| deadline.duration_since(SystemTime::now()).unwrap_or_default());
@@ -482,14 +483,21 @@ async fn supervise(
         tokio::select! {
             biased;
             completion = &mut work => return Ok(completion),
-            // Cancelled, or a failing scheduler: then the lease cannot be kept either.
-            _ = &mut ended => break Stop::Unwanted,
+            waited = &mut ended, if watched => match waited {
+                // The scheduler has no room for now, which is no reason to stop: there may be some at the end.
+                Err(error) if error.kind() == ErrorKind::Exhausted => watched = false,
+                // Cancelled, or a failing scheduler: then the lease cannot be kept either.
+                _ => break Stop::Unwanted,
+            },
             () = &mut until_deadline, if deadline.is_some() => break Stop::Deadline,
             () = ordered(&mut order, Order::Stop) => break Stop::Shutdown,
             _ = renewal.tick() => {
                 let renewed = shared.scheduler.renew(task, fence, shared.options.lease_time).await;
                 if renewed.is_err_and(|error| error.kind() == ErrorKind::Stale) {
                     break Stop::Unwanted;
+                }
+                if !watched {
+                    (ended, watched) = (shared.scheduler.wait(task), true);
                 }
             }
         }

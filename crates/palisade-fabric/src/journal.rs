@@ -1,24 +1,25 @@
 //! Keeping what was decided, so that it survives the process.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use palisade_core::{Error, ErrorKind, Result, Task};
+use palisade_core::{Error, ErrorKind, Result, Task, Tenant};
 use tokio::sync::watch;
 
-use crate::Status;
 use crate::kpi::JournalKpis;
+use crate::{Status, TenantLimits};
 
-/// Keeps tasks on something that outlives the process.
+/// Keeps tasks, and what tenants may do, on something that outlives the process.
 ///
 /// # Contract
 ///
 /// A batch is kept as a whole or not at all, and is safe when [`Journal::commit`] returns. One thread uses a journal at
 /// a time; a second process that opens the same one is refused.
 pub trait Journal: Send + fmt::Debug {
-    /// Gives back everything that is kept, by growing `seq`, and begins a new epoch: a number greater than any before,
+    /// Gives back everything that is kept, tasks by growing `seq`, and begins a new epoch: a number greater than any before,
     /// itself safe when this returns.
     ///
     /// # Errors
@@ -30,20 +31,31 @@ pub trait Journal: Send + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Exhausted`] when there is no room, [`ErrorKind::Io`] or [`ErrorKind::Corrupt`] otherwise. After an
-    /// error the journal is not used again: whether a failed write can be repeated, no disk tells.
+    /// [`ErrorKind::Exhausted`] when there is no room: then nothing of the batch is kept, and it is given again from time
+    /// to time. [`ErrorKind::Io`] or [`ErrorKind::Corrupt`] otherwise, and then the journal is not used again: whether a
+    /// write that failed can be repeated, no disk tells.
     fn commit(&mut self, batch: &[JournalEntry]) -> Result<()>;
 }
 
-/// A task as a journal gives it back.
+/// Something that a journal gives back.
 #[derive(Debug)]
-pub struct Kept {
-    /// Its place in the order of submission.
-    pub seq: u64,
-    /// The task.
-    pub task: Task,
-    /// How far it came.
-    pub status: Status,
+pub enum Kept {
+    /// A task.
+    Task {
+        /// Its place in the order of submission.
+        seq: u64,
+        /// The task.
+        task: Box<Task>,
+        /// How far it came.
+        status: Status,
+    },
+    /// What a tenant may do.
+    Limits {
+        /// Which tenant.
+        tenant: Tenant,
+        /// Its own limits.
+        limits: TenantLimits,
+    },
 }
 
 /// One change to what is kept.
@@ -70,10 +82,20 @@ pub enum JournalEntry {
         /// Which task.
         seq: u64,
     },
+    /// What a tenant may do changed.
+    Limits {
+        /// Which tenant.
+        tenant: Tenant,
+        /// Its own limits; `None` when it has none any more.
+        limits: Option<TenantLimits>,
+    },
 }
 
 /// Most entries in one commit: enough to spread the cost of a flush, few enough to keep the wait short.
 const BATCH_MAX: usize = 8192;
+
+/// How often a journal without room is tried again: soon enough for a person who made room, seldom enough to cost nothing.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Gives changes to a journal, from a thread of its own: whatever arrived during one commit is the next one.
 #[derive(Debug)]
@@ -90,6 +112,8 @@ pub(crate) struct Committer {
 struct Shared {
     pending: Mutex<Pending>,
     arrived: Condvar,
+    /// There is a failure to be told, looked at by everybody whom a commit wakes.
+    failing: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +124,7 @@ struct Pending {
     closing: bool,
 }
 
-/// What ended the journal's use, to be told to everybody who asks.
+/// What ended the journal's use, or holds it up, to be told to everybody who asks.
 #[derive(Debug, Clone)]
 struct Failure {
     kind: ErrorKind,
@@ -109,11 +133,13 @@ struct Failure {
 
 impl Failure {
     fn error(&self) -> Error {
-        let help = match self.kind {
-            ErrorKind::Exhausted => "make room and start again; everything acknowledged is kept",
-            _ => "look at the disk before starting again; everything acknowledged was written",
-        };
-        Error::new(self.kind, "journal", format!("the journal failed: {}", self.message)).help(help)
+        let error = Error::new(self.kind, "journal", format!("the journal failed: {}", self.message));
+        match self.kind {
+            ErrorKind::Exhausted => error
+                .help("make room, then it goes on by itself; everything acknowledged is kept")
+                .retry_in(ROOM_INTERVAL),
+            _ => error.help("look at the disk before starting again; everything acknowledged was written"),
+        }
     }
 }
 
@@ -122,11 +148,18 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether the scheduler closes, after waiting for that.
+    fn closes_within(&self, time: Duration) -> bool {
+        let waited = self.arrived.wait_timeout_while(self.lock(), time, |pending| !pending.closing);
+        waited.unwrap_or_else(PoisonError::into_inner).0.closing
+    }
 }
 
 impl Committer {
     pub(crate) fn start(journal: Box<dyn Journal>, kpis: JournalKpis) -> Result<Committer> {
-        let shared = Arc::new(Shared { pending: Mutex::default(), arrived: Condvar::new() });
+        let shared =
+            Arc::new(Shared { pending: Mutex::default(), arrived: Condvar::new(), failing: AtomicBool::new(false) });
         let ((tell_safe, safe), (tell_failure, failure)) = (watch::channel(0), watch::channel(None));
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -146,7 +179,7 @@ impl Committer {
         pending.position
     }
 
-    /// The error that ended the journal's use, if one did.
+    /// The error that ended the journal's use or holds it up, if there is one.
     pub(crate) fn check(&self) -> Result<()> {
         match &*self.failure.borrow() {
             Some(failure) => Err(failure.error()),
@@ -155,14 +188,27 @@ impl Committer {
     }
 
     /// Waits until everything up to `position` is safe.
+    ///
+    /// # Errors
+    ///
+    /// The journal's, and then it may become safe later, when there is room again.
     pub(crate) async fn safe(&self, position: u64) -> Result<()> {
         if self.is_safe(position) {
             return Ok(());
         }
         let mut safe = self.safe.clone();
-        let reached = safe.wait_for(|safe| *safe >= position).await.is_ok();
-        // The thread ends after a failure, and then nobody tells of more. What was safe before is so still.
-        if reached { Ok(()) } else { Err(self.check().err().unwrap_or_else(closed)) }
+        while !self.is_safe(position) {
+            let failing = || self.shared.failing.load(Ordering::Acquire);
+            // The thread ends after most failures, and then nobody tells of more. What was safe before is so still.
+            let ended = safe.wait_for(|safe| *safe >= position || failing()).await.is_err();
+            if !self.is_safe(position) {
+                self.check()?;
+                if ended {
+                    return Err(closed());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Up to which position everything is safe. Ends with the journal's use.
@@ -207,6 +253,14 @@ fn commit_all(
     kpis: &JournalKpis,
 ) {
     let mut safe = 0;
+    // Whoever waits for something to become safe is woken, and finds the failure.
+    let tell = |failure: Option<Failure>| {
+        let failing = failure.is_some();
+        kpis.failing(failing);
+        tell_failure.send_replace(failure);
+        shared.failing.store(failing, Ordering::Release);
+        tell_safe.send_modify(|_| {});
+    };
     loop {
         let entries = {
             let mut pending = shared.lock();
@@ -219,12 +273,26 @@ fn commit_all(
             std::mem::take(&mut pending.entries)
         };
         for batch in entries.chunks(BATCH_MAX) {
-            let begun = Instant::now();
-            if let Err(error) = journal.commit(batch) {
-                let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-                let failure = Failure { kind: error.kind(), message: format!("{}{source}", error.message()) };
-                tell_failure.send_replace(Some(failure));
-                return;
+            let mut begun = Instant::now();
+            let mut held_up = false;
+            while let Err(error) = journal.commit(batch) {
+                kpis.failed();
+                let again = error.kind() == ErrorKind::Exhausted;
+                if !held_up {
+                    let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+                    let message = format!("{}{}", error.message(), source.unwrap_or_default());
+                    tracing::error!(again, "the journal failed: {message}");
+                    tell(Some(Failure { kind: error.kind(), message }));
+                }
+                held_up = true;
+                if !again || shared.closes_within(ROOM_INTERVAL) {
+                    return;
+                }
+                begun = Instant::now();
+            }
+            if held_up {
+                tracing::info!("the journal has room again");
+                tell(None);
             }
             kpis.committed(begun.elapsed(), batch.len());
             safe += batch.len() as u64;

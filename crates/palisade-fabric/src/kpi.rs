@@ -211,6 +211,8 @@ pub(crate) struct JournalKpis {
     sink: Arc<dyn MetricsSink>,
     commit: MetricId,
     batch: MetricId,
+    failures: MetricId,
+    failing: MetricId,
 }
 
 impl JournalKpis {
@@ -219,6 +221,20 @@ impl JournalKpis {
         Ok(JournalKpis {
             commit: histogram("palisade_journal_commit_seconds", "Time one commit of the journal took")?,
             batch: histogram("palisade_journal_commit_entries", "Changes in one commit of the journal")?,
+            failures: register(
+                &sink,
+                MetricKind::Counter,
+                "palisade_journal_failures_total",
+                "Commits of the journal that failed, those tried again among them",
+                &[],
+            )?,
+            failing: register(
+                &sink,
+                MetricKind::Gauge,
+                "palisade_journal_failing",
+                "1 while the journal can keep nothing, else 0",
+                &[],
+            )?,
             sink,
         })
     }
@@ -226,5 +242,13 @@ impl JournalKpis {
     pub(crate) fn committed(&self, time: Duration, entries: usize) {
         self.sink.observe(self.commit, time.as_secs_f64());
         self.sink.observe(self.batch, entries as f64);
+    }
+
+    pub(crate) fn failed(&self) {
+        self.sink.add(self.failures, 1);
+    }
+
+    pub(crate) fn failing(&self, failing: bool) {
+        self.sink.set(self.failing, f64::from(u8::from(failing)));
     }
 }

@@ -35,7 +35,7 @@ pub use events::{About, Event, EventFilter, Events, Subscription};
 pub use executor::{Drained, Executor, ExecutorOptions};
 pub use fair::ClassOrder;
 pub use journal::{Journal, JournalEntry, Kept};
-pub use limits::{Rate, SchedulerLimits, TenantLimits};
+pub use limits::{Rate, SchedulerLimits, TenantLimits, TenantReport};
 pub use machine::Status;
 pub use memory::{AgentMemory, Eviction, MemoryLimits};
 pub use prometheus::PrometheusSink;

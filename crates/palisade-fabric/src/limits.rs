@@ -1,8 +1,10 @@
 //! What a scheduler bounds, and what it allows each tenant.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
-use palisade_core::{Error, ErrorKind, Result};
+use palisade_core::{Error, ErrorKind, Result, Tenant};
 use serde::{Deserialize, Serialize};
 
 use crate::ClassOrder;
@@ -22,7 +24,7 @@ pub struct SchedulerLimits {
     pub task_bytes_max: usize,
     /// Tenants known at once: those with tasks, with limits of their own, or not yet forgotten. Default 10 000.
     pub tenants_max: usize,
-    /// What a tenant may do that has no limits of its own.
+    /// What every tenant may do, except where it has limits of its own.
     pub tenant: TenantLimits,
     /// How long an outcome can be looked up. Default 1 hour.
     pub result_time: Duration,
@@ -69,35 +71,47 @@ impl Default for SchedulerLimits {
     }
 }
 
-/// What a tenant may do.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// What a tenant may do. Where a tenant's own limits say `None`, it has [`SchedulerLimits::tenant`]; what that leaves open
+/// is not bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct TenantLimits {
-    /// Its share against other tenants, from 1 to [`ClassOrder::WEIGHT_MAX`]. Default 1.
-    pub weight: u32,
-    /// Tasks running at once. Default: not bounded.
+    /// Its share against other tenants, from 1 to 1000 ([`ClassOrder::WEIGHT_MAX`]). In the end 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Tasks running at once, at least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub running_max: Option<u32>,
-    /// Tasks without an outcome. Default: bounded by the scheduler only.
+    /// Tasks without an outcome; submissions beyond it are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks_max: Option<usize>,
-    /// Submissions; those above it are refused. Default: not bounded.
+    /// Submissions; those above it are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub submit_rate: Option<Rate>,
-    /// Tasks started; those above it wait. Default: not bounded.
+    /// Tasks started; those above it wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub start_rate: Option<Rate>,
 }
 
-impl Default for TenantLimits {
-    fn default() -> Self {
-        TenantLimits { weight: 1, running_max: None, tasks_max: None, submit_rate: None, start_rate: None }
-    }
-}
-
 impl TenantLimits {
+    /// These, and where they say nothing, `others`.
+    pub(crate) fn or(self, others: TenantLimits) -> TenantLimits {
+        TenantLimits {
+            weight: self.weight.or(others.weight),
+            running_max: self.running_max.or(others.running_max),
+            tasks_max: self.tasks_max.or(others.tasks_max),
+            submit_rate: self.submit_rate.or(others.submit_rate),
+            start_rate: self.start_rate.or(others.start_rate),
+        }
+    }
+
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] for a limit that would stop the tenant for ever, or a weight out of range.
     pub fn validate(&self) -> Result<()> {
         let invalid = |message: &'static str| Err(Error::new(ErrorKind::InvalidInput, "set_limits", message));
-        if !(1..=ClassOrder::WEIGHT_MAX).contains(&self.weight) {
+        if self.weight.is_some_and(|weight| !(1..=ClassOrder::WEIGHT_MAX).contains(&weight)) {
             return invalid("a tenant's weight must be from 1 to 1000");
         }
         if self.running_max == Some(0) {
@@ -105,22 +119,79 @@ impl TenantLimits {
                 .map_err(|e| e.help("cancel its tasks"));
         }
         for rate in [self.submit_rate, self.start_rate].into_iter().flatten() {
-            if !(rate.per_second.is_finite() && rate.per_second > 0.0 && rate.per_second <= 1e9) || rate.burst == 0 {
-                return invalid("a rate must be above 0 and at most 1e9 per second, with a burst of 1 or more");
+            if !Rate::PER_SECOND.contains(&rate.per_second) || rate.burst == 0 {
+                return invalid("a rate must be from 1e-6 to 1e9 per second, with a burst of 1 or more");
             }
         }
         Ok(())
     }
 }
 
+/// A tenant that has limits of its own or tasks without an outcome.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct TenantReport {
+    /// Which one.
+    pub tenant: Tenant,
+    /// What it may do: its own limits, and for the rest those of every tenant.
+    pub limits: TenantLimits,
+    /// Its own limits, if it has any.
+    pub own_limits: Option<TenantLimits>,
+    /// Tasks that wait for a worker.
+    pub queued: u64,
+    /// Tasks that wait for their time or for a retry.
+    pub delayed: u64,
+    /// Tasks that are leased.
+    pub running: u64,
+}
+
 /// How often something may happen: on average, and at once after a pause.
+///
+/// As text: `10/s`, `90/m`, `5/h`; how often at once after a colon, as in `10/s:50`, else as often as in one second.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
-    /// How often on average.
+    /// How often on average: from 1e-6 to 1e9.
     pub per_second: f64,
-    /// How often at once.
+    /// How often at once: at least 1.
     pub burst: u32,
+}
+
+impl Rate {
+    /// What a tenant's rate may be: once in eleven days is next to never, and faster than this no machine is.
+    const PER_SECOND: std::ops::RangeInclusive<f64> = 1e-6..=1e9;
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Rate, String> {
+        let wrong = || format!("`{:.40}` is no rate; write for example `10/s`, `90/m` or `10/s:50`", text.trim());
+        let (often, burst) = match text.trim().split_once(':') {
+            Some((often, burst)) => (often, Some(burst.parse().map_err(|_| wrong())?)),
+            None => (text.trim(), None),
+        };
+        let (number, unit) = often.split_once('/').ok_or_else(wrong)?;
+        let seconds = match unit {
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        let per_second = number.parse::<f64>().map_err(|_| wrong())? / seconds;
+        // What is no number becomes 0, which no tenant may have.
+        let rate = Rate { per_second, burst: burst.unwrap_or(per_second.ceil().max(1.0) as u32) };
+        let limits = TenantLimits { start_rate: Some(rate), ..TenantLimits::default() };
+        limits.validate().map_err(|error| error.message().to_owned())?;
+        Ok(rate)
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s:{}", self.per_second, self.burst)
+    }
 }
 
 /// A token bucket.
@@ -182,9 +253,35 @@ mod tests {
             limits.validate().is_err_and(|error| error.kind() == ErrorKind::InvalidInput)
         };
         assert!(TenantLimits::default().validate().is_ok());
-        assert!(refused(|l| l.weight = 0) && refused(|l| l.weight = 1001) && refused(|l| l.running_max = Some(0)));
+        assert!(refused(|l| l.weight = Some(0)) && refused(|l| l.weight = Some(1001)));
+        assert!(refused(|l| l.running_max = Some(0)));
         assert!(refused(|l| l.submit_rate = Some(Rate { per_second: 0.0, burst: 1 })));
         assert!(refused(|l| l.start_rate = Some(Rate { per_second: f64::NAN, burst: 1 })));
         assert!(refused(|l| l.start_rate = Some(Rate { per_second: 1.0, burst: 0 })));
+        assert!(refused(|l| l.start_rate = Some(Rate { per_second: 1e-300, burst: 1 })));
+    }
+
+    #[test]
+    fn rates_are_read_as_people_write_them() {
+        let rate = |per_second, burst| Ok(Rate { per_second, burst });
+        assert_eq!("10/s".parse(), rate(10.0, 10));
+        assert_eq!(" 2.5/s ".parse(), rate(2.5, 3));
+        assert_eq!("30/m".parse(), rate(0.5, 1));
+        assert_eq!("1/h:7".parse(), rate(1.0 / 3600.0, 7));
+        assert_eq!(Rate { per_second: 0.5, burst: 9 }.to_string().parse(), rate(0.5, 9));
+        for wrong in ["", "10", "/s", "10/d", "10/s:", "10/s:0", "-1/s", "0/s", "nan/s", "inf/s", "1e300/s", "10/s:-1"]
+        {
+            let error = wrong.parse::<Rate>().unwrap_err();
+            assert!(error.contains("rate"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn own_limits_go_before_those_of_all() {
+        let all = TenantLimits { running_max: Some(4), tasks_max: Some(9), ..TenantLimits::default() };
+        let own = TenantLimits { weight: Some(3), running_max: Some(8), ..TenantLimits::default() };
+        let both = own.or(all);
+        assert_eq!((both.weight, both.running_max, both.tasks_max), (Some(3), Some(8), Some(9)));
+        assert_eq!(TenantLimits::default().or(all), all);
     }
 }

@@ -23,7 +23,7 @@ use crate::fair::FairQueue;
 use crate::limits::Bucket;
 use crate::retry::{self, Verdict};
 use crate::wheel::{Millis, TimerId, Wheel};
-use crate::{Rate, SchedulerLimits, TenantLimits};
+use crate::{Rate, SchedulerLimits, TenantLimits, TenantReport};
 
 /// Bits of a fence that count leases; the bits above are the epoch, which grows each time a journal is opened. So
 /// fences need not be on disk: those of an earlier epoch are smaller than all of a later one.
@@ -541,11 +541,42 @@ impl Machine {
 
     pub(crate) fn set_limits(&mut self, tenant: &Tenant, limits: TenantLimits) -> Result<()> {
         limits.validate()?;
+        self.restore_limits(tenant, limits)
+    }
+
+    /// As [`Machine::set_limits`], with limits that were found good when they were set.
+    pub(crate) fn restore_limits(&mut self, tenant: &Tenant, limits: TenantLimits) -> Result<()> {
         let tenant = self.tenant(tenant, "set_limits")?;
-        self.tenants.set(tenant, limits);
-        self.queue.set_weight(tenant, limits.weight);
-        self.queue.unblock(tenant);
+        self.apply_limits(tenant, Some(limits));
         Ok(())
+    }
+
+    /// Lets a tenant have the limits of every tenant again.
+    pub(crate) fn reset_limits(&mut self, name: &Tenant) -> Result<()> {
+        let tenant = self.tenants.find(name).filter(|tenant| self.tenants.at(*tenant).own.is_some());
+        let Some(tenant) = tenant else {
+            return Err(Error::new(ErrorKind::NotFound, "reset_limits", "no such tenant has limits of its own")
+                .context("tenant", &name.0)
+                .help("list those that have"));
+        };
+        self.apply_limits(tenant, None);
+        Ok(())
+    }
+
+    fn apply_limits(&mut self, tenant: u32, own: Option<TenantLimits>) {
+        let limits = self.tenants.set(tenant, own, self.limits.tenant);
+        self.queue.set_weight(tenant, weight(limits));
+        self.queue.unblock(tenant);
+    }
+
+    /// Tenants with limits of their own or with tasks, sorted by name: those after `after`, at most `tenants_max`.
+    pub(crate) fn tenants(&self, after: Option<&Tenant>, tenants_max: usize) -> Vec<TenantReport> {
+        self.tenants.list(after, tenants_max)
+    }
+
+    /// What there is to say of one tenant.
+    pub(crate) fn tenant_report(&self, name: &Tenant) -> Option<TenantReport> {
+        self.tenants.find(name).map(|tenant| self.tenants.all[tenant as usize].report())
     }
 
     pub(crate) fn stats(&self) -> SchedulerStats {
@@ -683,7 +714,7 @@ impl Machine {
         let timers = &mut self.timers;
         self.tenants
             .make(name, self.limits.tenant, queue, timers)
-            .inspect(|tenant| queue.set_weight(*tenant, self.limits.tenant.weight))
+            .inspect(|tenant| queue.set_weight(*tenant, weight(self.limits.tenant)))
             .ok_or_else(|| {
                 Error::new(ErrorKind::Exhausted, operation, "as many tenants have tasks as there may be tenants")
                     .context("limit", self.limits.tenants_max)
@@ -725,7 +756,10 @@ impl Machine {
     fn delay(&mut self, slot: u32, until: Millis) {
         let timer = self.timers.set(until, Timer::Ready(slot));
         self.delayed += 1;
-        self.entry_mut(slot).place = Place::Delayed { until, timer };
+        let entry = self.entry_mut(slot);
+        entry.place = Place::Delayed { until, timer };
+        let tenant = entry.tenant;
+        self.tenants.at(tenant).delayed += 1;
     }
 
     fn enqueue(&mut self, slot: u32, in_front: bool) {
@@ -735,6 +769,7 @@ impl Machine {
         let (class, tenant) = (entry.class, entry.tenant);
         if matches!(was, Place::Delayed { .. }) {
             self.delayed -= 1;
+            self.tenants.at(tenant).delayed -= 1;
         }
         match in_front {
             true => self.queue.push_front(class, tenant, slot),
@@ -751,6 +786,7 @@ impl Machine {
             Place::Delayed { timer, .. } => {
                 self.timers.cancel(timer);
                 self.delayed -= 1;
+                self.tenants.at(tenant).delayed -= 1;
             }
             Place::Queued { .. } => self.queue.remove(class, tenant, slot),
             Place::Running { timer, .. } => {
@@ -996,6 +1032,10 @@ fn refused(message: &'static str) -> Error {
     Error::new(ErrorKind::Exhausted, "submit", message)
 }
 
+fn weight(limits: TenantLimits) -> u32 {
+    limits.weight.unwrap_or(1)
+}
+
 fn host_error(message: &str) -> Completion {
     Completion::HostError { message: message.to_owned(), retryable: false }
 }
@@ -1024,11 +1064,13 @@ struct Tenants {
 #[derive(Debug)]
 struct TenantState {
     name: Tenant,
+    /// Its own limits, and for the rest those of every tenant.
     limits: TenantLimits,
-    /// The limits were set for this tenant.
-    own_limits: bool,
+    own: Option<TenantLimits>,
     /// Tasks without an outcome.
     tasks: usize,
+    /// Those of them that wait for their time.
+    delayed: usize,
     running: u32,
     submitted: Option<Bucket>,
     started: Option<Bucket>,
@@ -1040,8 +1082,9 @@ impl TenantState {
         TenantState {
             name,
             limits,
-            own_limits: false,
+            own: None,
             tasks: 0,
+            delayed: 0,
             running: 0,
             submitted: None,
             started: None,
@@ -1050,7 +1093,18 @@ impl TenantState {
     }
 
     fn is_needed(&self) -> bool {
-        self.own_limits || self.tasks > 0
+        self.own.is_some() || self.tasks > 0
+    }
+
+    fn report(&self) -> TenantReport {
+        TenantReport {
+            tenant: self.name.clone(),
+            limits: self.limits,
+            own_limits: self.own,
+            queued: (self.tasks - self.delayed - self.running as usize) as u64,
+            delayed: self.delayed as u64,
+            running: u64::from(self.running),
+        }
     }
 
     /// Whether a task may start now; else something will bring the tenant back: the end of a task, or a timer.
@@ -1154,10 +1208,13 @@ impl Tenants {
         self.needed -= usize::from(!state.is_needed());
     }
 
-    fn set(&mut self, tenant: u32, limits: TenantLimits) {
+    /// Sets a tenant's own limits, and gives what it may do with `others` for the rest.
+    fn set(&mut self, tenant: u32, own: Option<TenantLimits>, others: TenantLimits) -> TenantLimits {
         let state = &mut self.all[tenant as usize];
-        self.needed += usize::from(!state.is_needed());
-        state.own_limits = true;
+        self.needed -= usize::from(state.is_needed());
+        state.own = own;
+        self.needed += usize::from(state.is_needed());
+        let limits = own.unwrap_or_default().or(others);
         let changed = |earlier: Option<Rate>, now: Option<Rate>| earlier != now;
         if changed(state.limits.submit_rate, limits.submit_rate) {
             state.submitted = None;
@@ -1167,6 +1224,20 @@ impl Tenants {
         }
         state.limits = limits;
         debug_assert_eq!(self.by_name.get(&state.name), Some(&tenant));
+        limits
+    }
+
+    fn list(&self, after: Option<&Tenant>, max: usize) -> Vec<TenantReport> {
+        let known = self.by_name.iter().filter(|(name, _)| after.is_none_or(|after| *name > after));
+        let known = known.map(|(_, tenant)| &self.all[*tenant as usize]);
+        let mut listed: Vec<_> = known.filter(|state| state.is_needed()).collect();
+        // Only what is shown is sorted: the scheduler waits meanwhile.
+        if max < listed.len() {
+            listed.select_nth_unstable_by(max, |one, other| one.name.cmp(&other.name));
+            listed.truncate(max);
+        }
+        listed.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        listed.into_iter().map(TenantState::report).collect()
     }
 }
 

@@ -17,7 +17,7 @@ use crate::journal::{Committer, JournalEntry};
 use crate::kpi::{JournalKpis, Kpis};
 use crate::machine::{Change, Machine, What, completion_bytes};
 use crate::wheel::Millis;
-use crate::{Clock, Events, Journal, NullSink, SchedulerLimits, TenantLimits, admission};
+use crate::{Clock, Events, Journal, Kept, NullSink, SchedulerLimits, TenantLimits, TenantReport, admission};
 
 /// How to open a [`LocalScheduler`].
 #[derive(Debug)]
@@ -60,7 +60,10 @@ impl Default for SchedulerOptions {
 ///
 /// With a journal, whatever a future of it gave as its result is on disk; a task whose submission returned survives
 /// the process. Leases do not: when the scheduler is opened again, what was running waits again and counts as lost once.
-/// When the journal fails, every operation fails from then on, and nothing acknowledged is lost.
+///
+/// When the journal has no room, operations fail with [`ErrorKind::Exhausted`] until there is some, and then go on: only what
+/// workers say is still taken, so that their work is not lost, but not acknowledged. Whatever else happens to the journal,
+/// every operation fails from then on. In both cases nothing acknowledged is lost, and what was not may have happened.
 ///
 /// Any executor can drive its futures: its timers and its journal have threads of their own.
 ///
@@ -151,14 +154,19 @@ impl LocalScheduler {
         let mut committer = None;
         if let Some(mut journal) = journal {
             let mut kept = Vec::new();
-            let epoch = journal.open(&mut |task| {
-                kept.push(task);
+            let epoch = journal.open(&mut |one| {
+                kept.push(one);
                 Ok(())
             })?;
             machine = Machine::new(limits.clone(), epoch, seed, clock.millis());
             for one in kept {
-                let bytes = admission::weigh(&one.task);
-                machine.restore(one.seq, Arc::new(one.task), bytes, one.status)?;
+                match one {
+                    Kept::Task { seq, task, status } => {
+                        let bytes = admission::weigh(&task);
+                        machine.restore(seq, Arc::new(*task), bytes, status)?;
+                    }
+                    Kept::Limits { tenant, limits } => machine.restore_limits(&tenant, limits)?,
+                }
             }
             committer = Some(Committer::start(journal, JournalKpis::new(Arc::clone(&metrics))?)?);
         }
@@ -209,18 +217,62 @@ impl LocalScheduler {
         self.shared.events.clone()
     }
 
-    /// Sets what a tenant may do, from now on. Such a tenant is never forgotten, and counts towards
-    /// [`SchedulerLimits::tenants_max`]. Not kept in the journal: the owner of the limits sets them at each start.
+    /// Whether it can keep what it is given.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`] for limits that would stop it for ever, [`ErrorKind::Exhausted`] when there are too
-    /// many tenants.
-    pub fn set_tenant_limits(&self, tenant: &Tenant, limits: TenantLimits) -> Result<()> {
-        let mut state = self.shared.lock();
-        state.machine.set_limits(tenant, limits)?;
+    /// The journal's: [`ErrorKind::Exhausted`] while it has no room, [`ErrorKind::Io`] or [`ErrorKind::Corrupt`] for good.
+    pub fn check(&self) -> Result<()> {
+        self.shared.check()
+    }
+
+    /// Sets what a tenant may do, from now on and after the scheduler is opened again, or with `None` lets it have the
+    /// limits of every tenant again. A tenant with limits of its own need not have tasks; it is never forgotten, and counts
+    /// towards [`SchedulerLimits::tenants_max`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] for a name of no or too many bytes and for limits that would stop the tenant for ever,
+    /// [`ErrorKind::Exhausted`] when there are too many tenants, [`ErrorKind::NotFound`] for `None` when it has none;
+    /// those of [`LocalScheduler::check`].
+    pub async fn set_tenant_limits(&self, tenant: &Tenant, limits: Option<TenantLimits>) -> Result<()> {
+        admission::check_tenant(tenant, "set_limits")?;
+        self.shared.check()?;
+        let position = {
+            let mut state = self.shared.lock();
+            match limits {
+                Some(limits) => state.machine.set_limits(tenant, limits)?,
+                None => state.machine.reset_limits(tenant)?,
+            }
+            let entry = JournalEntry::Limits { tenant: tenant.clone(), limits };
+            let position = self.shared.committer.as_ref().map_or(0, |committer| committer.append([entry]));
+            // Tasks that had to wait may be able to start.
+            self.shared.settle(state, true);
+            position
+        };
+        self.shared.safe(position).await
+    }
+
+    /// Tenants with limits of their own or with tasks that have no outcome, sorted by name: those after `after`, at most
+    /// `tenants_max` of them.
+    pub fn tenants(&self, after: Option<&Tenant>, tenants_max: usize) -> Vec<TenantReport> {
+        let (now, mut state) = (self.shared.clock.millis(), self.shared.lock());
+        state.machine.advance(now);
+        let tenants = state.machine.tenants(after, tenants_max);
         self.shared.settle(state, true);
-        Ok(())
+        tenants
+    }
+
+    /// As [`LocalScheduler::tenants`], of one tenant.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] when it has neither tasks nor limits of its own.
+    pub fn tenant(&self, tenant: &Tenant) -> Result<TenantReport> {
+        self.shared.lock().machine.tenant_report(tenant).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, "find", "no such tenant has tasks or limits of its own")
+                .context("tenant", &tenant.0)
+        })
     }
 }
 
@@ -267,11 +319,19 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs an operation of the machine, and gives the journal position that makes it safe.
+    /// The journal's failure, if it failed.
+    fn check(&self) -> Result<()> {
+        self.committer.as_ref().map_or(Ok(()), Committer::check)
+    }
+
+    /// Runs an operation of the machine unless the journal failed, and gives the journal position that makes it safe.
     fn run<T>(&self, operation: impl FnOnce(&mut Machine, Millis) -> Result<T>) -> Result<(T, u64)> {
-        if let Some(committer) = &self.committer {
-            committer.check()?;
-        }
+        self.check()?;
+        self.decide(operation)
+    }
+
+    /// As [`Shared::run`], also while the journal fails: for what workers say, which is bounded by what they were given.
+    fn decide<T>(&self, operation: impl FnOnce(&mut Machine, Millis) -> Result<T>) -> Result<(T, u64)> {
         let now = self.clock.millis();
         let mut state = self.lock();
         let result = operation(&mut state.machine, now);
@@ -302,10 +362,7 @@ impl Shared {
 
     /// Ends several attempts in one operation. Gives the answers, and the journal position that makes them safe.
     fn complete_all(&self, reports: Vec<Report>) -> (Vec<Result<TaskState>>, u64) {
-        let checked = |report: &Report| {
-            self.committer.as_ref().map_or(Ok(()), Committer::check)?;
-            self.check_completion(report.task, &report.completion)
-        };
+        let checked = |report: &Report| self.check_completion(report.task, &report.completion);
         let checked: Vec<_> = reports.into_iter().map(|report| (checked(&report), report)).collect();
         let now = self.clock.millis();
         let mut state = self.lock();
@@ -403,9 +460,7 @@ impl Shared {
 
     /// A task's outcome, or a place among those who wait for it: in one step, so that nothing is missed in between.
     fn look(&self, task: TaskId) -> Result<Look<'_>> {
-        if let Some(committer) = &self.committer {
-            committer.check()?;
-        }
+        self.check()?;
         let now = self.clock.millis();
         let mut state = self.lock();
         let found = state.machine.outcome(now, task);
@@ -439,7 +494,7 @@ impl Drop for Unclaimed<'_> {
     fn drop(&mut self) {
         // From the last, so that they stand in line as before.
         for lease in self.leases.drain(..).rev() {
-            let _ = self.shared.run(|machine, now| machine.release(now, lease.task.id, lease.fence));
+            let _ = self.shared.decide(|machine, now| machine.release(now, lease.task.id, lease.fence));
         }
     }
 }
@@ -533,7 +588,7 @@ impl Scheduler for LocalScheduler {
 
     fn renew(&self, task: TaskId, fence: Fence, lease_time: Duration) -> BoxFuture<'_, Result<SystemTime>> {
         Box::pin(async move {
-            let (end, _) = self.shared.run(|machine, now| machine.renew(now, task, fence, lease_time))?;
+            let (end, _) = self.shared.decide(|machine, now| machine.renew(now, task, fence, lease_time))?;
             self.shared.lock().kpis.renewed();
             Ok(from_millis(end))
         })
@@ -542,7 +597,10 @@ impl Scheduler for LocalScheduler {
     fn complete(&self, task: TaskId, fence: Fence, completion: Completion) -> BoxFuture<'_, Result<TaskState>> {
         Box::pin(async move {
             self.shared.check_completion(task, &completion)?;
-            self.shared.run_safely(|machine, now| machine.complete(now, task, fence, completion)).await
+            let (state, position) =
+                self.shared.decide(|machine, now| machine.complete(now, task, fence, completion))?;
+            self.shared.safe(position).await?;
+            Ok(state)
         })
     }
 
@@ -561,7 +619,7 @@ impl Scheduler for LocalScheduler {
     }
 
     fn release(&self, task: TaskId, fence: Fence) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move { self.shared.run(|machine, now| machine.release(now, task, fence)).map(drop) })
+        Box::pin(async move { self.shared.decide(|machine, now| machine.release(now, task, fence)).map(drop) })
     }
 
     fn cancel(&self, task: TaskId) -> BoxFuture<'_, Result<TaskState>> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_core::{Completion, Error, ErrorKind, Result, Task, TaskState};
+use palisade_core::{Completion, Error, ErrorKind, Result, Task, TaskState, Tenant};
 use rusqlite::ffi::ErrorCode;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
@@ -16,7 +16,8 @@ use crate::{Journal, JournalEntry, Kept, Status};
 
 /// "PLSD", so that no other program's file is taken for a journal.
 const APPLICATION_ID: i32 = 0x504c_5344;
-const FORMAT: i32 = 1;
+/// Format 1 had no limits of tenants.
+const FORMAT: i32 = 2;
 const PAGE_BYTES: u64 = 4096;
 
 // What never changes about a task and what does lie apart, so that many changes share a page.
@@ -37,9 +38,14 @@ const TABLES: &str = "
     );
 ";
 
+/// What format 2 added.
+const TENANT_TABLE: &str = "
+    CREATE TABLE tenant (name TEXT PRIMARY KEY, limits BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+";
+
 /// A journal in one SQLite file: write-ahead log, flushed with every commit (`synchronous = FULL`).
 ///
-/// The file is locked while it is in use. Tasks are MessagePack with field names, each with a CRC-32, because SQLite
+/// The file is locked while it is in use. Tasks and tenants' limits are MessagePack with field names, each with a CRC-32, because SQLite
 /// itself notices damage to its structure only.
 pub struct SqliteJournal {
     connection: Connection,
@@ -53,7 +59,8 @@ impl fmt::Debug for SqliteJournal {
 }
 
 impl SqliteJournal {
-    /// Opens the journal at `path`, or makes one. It may grow to `bytes_max`.
+    /// Opens the journal at `path`, or makes one. It may grow to `bytes_max`. One of an earlier format is brought to the
+    /// present one, which earlier versions refuse.
     ///
     /// # Errors
     ///
@@ -70,18 +77,17 @@ impl SqliteJournal {
         // Before the log: with an exclusive lock its index needs no shared memory.
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(failed)?;
         let is_new = number(&connection, "schema_version")? == 0;
+        let mut format = 0;
         if !is_new {
             if number(&connection, "application_id")? != APPLICATION_ID {
                 return Err(corrupt(&path, "the file is a database, but no journal"));
             }
-            let format = number(&connection, "user_version")?;
-            if format != FORMAT {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "open",
-                    format!("the journal has format {format}; this version knows {FORMAT}"),
-                )
-                .context("journal", path.display()));
+            format = number(&connection, "user_version")?;
+            if !(1..=FORMAT).contains(&format) {
+                let message = format!("the journal has format {format}; this version knows 1 to {FORMAT}");
+                return Err(Error::new(ErrorKind::Unsupported, "open", message)
+                    .context("journal", path.display())
+                    .help("use the version of palisade that wrote it, or a later one"));
             }
         }
         connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
@@ -90,10 +96,13 @@ impl SqliteJournal {
         connection.pragma_update(None, "wal_autocheckpoint", 4096).map_err(failed)?;
         let pages = (bytes_max / PAGE_BYTES).max(16);
         connection.pragma_update(None, "max_page_count", i64::try_from(pages).unwrap_or(i64::MAX)).map_err(failed)?;
-        if is_new {
+        if format != FORMAT {
             let transaction = connection.transaction().map_err(failed)?;
-            transaction.execute_batch(TABLES).map_err(failed)?;
-            transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
+            if is_new {
+                transaction.execute_batch(TABLES).map_err(failed)?;
+                transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
+            }
+            transaction.execute_batch(TENANT_TABLE).map_err(failed)?;
             transaction.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
             transaction.commit().map_err(failed)?;
         }
@@ -107,6 +116,12 @@ impl SqliteJournal {
         if let Some(seq) = orphan {
             return Err(corrupt(&self.path, &format!("task {seq} has a status and no body")));
         }
+        let mut statement =
+            self.connection.prepare("SELECT name, limits, crc FROM tenant ORDER BY name").map_err(failed)?;
+        let mut rows = statement.query([]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            each(kept_limits(row).map_err(|problem| self.unreadable(problem))?)?;
+        }
         let mut statement = self
             .connection
             .prepare(
@@ -116,13 +131,16 @@ impl SqliteJournal {
             .map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
-            let kept = kept(row).map_err(|problem| match problem {
-                Problem::Sqlite(error) => failed(error),
-                Problem::Damaged(what) => corrupt(&self.path, what),
-            })?;
-            each(kept)?;
+            each(kept_task(row).map_err(|problem| self.unreadable(problem))?)?;
         }
         Ok(())
+    }
+
+    fn unreadable(&self, problem: Problem) -> Error {
+        match problem {
+            Problem::Sqlite(error) => failure("open", &self.path, error),
+            Problem::Damaged(what) => corrupt(&self.path, what),
+        }
     }
 }
 
@@ -157,7 +175,8 @@ impl From<rusqlite::Error> for Problem {
 fn write(connection: &mut Connection, batch: &[JournalEntry]) -> Result<(), Problem> {
     // Of several changes to one task the last one counts; those before it need not be written.
     let mut later = HashSet::with_capacity(batch.len());
-    let mut needed: Vec<_> = batch.iter().rev().filter(|entry| later.insert(seq(entry)) || is_body(entry)).collect();
+    let mut is_needed = |entry: &&JournalEntry| seq(entry).is_none_or(|seq| later.insert(seq)) || is_body(entry);
+    let mut needed: Vec<_> = batch.iter().rev().filter(&mut is_needed).collect();
     needed.reverse();
     let transaction = connection.transaction()?;
     {
@@ -181,6 +200,16 @@ fn write(connection: &mut Connection, batch: &[JournalEntry]) -> Result<(), Prob
                 JournalEntry::Forget { seq } => {
                     delete_task.execute([seq.cast_signed()])?;
                     delete_status.execute([seq.cast_signed()])?;
+                }
+                JournalEntry::Limits { tenant, limits: Some(limits) } => {
+                    let limits = encode(limits)?;
+                    let crc = limits_crc(&tenant.0, &limits);
+                    transaction
+                        .prepare_cached("INSERT OR REPLACE INTO tenant VALUES (?1, ?2, ?3)")?
+                        .execute(params![tenant.0, limits, crc])?;
+                }
+                JournalEntry::Limits { tenant, limits: None } => {
+                    transaction.prepare_cached("DELETE FROM tenant WHERE name = ?1")?.execute([&tenant.0])?;
                 }
             }
         }
@@ -206,9 +235,13 @@ fn keep(statement: &mut rusqlite::Statement<'_>, seq: u64, status: &Status) -> R
     if rows == 1 { Ok(()) } else { Err(Problem::Damaged("a task that changed was never submitted")) }
 }
 
-fn seq(entry: &JournalEntry) -> u64 {
+/// The task that an entry is about.
+fn seq(entry: &JournalEntry) -> Option<u64> {
     match entry {
-        JournalEntry::Submit { seq, .. } | JournalEntry::Update { seq, .. } | JournalEntry::Forget { seq } => *seq,
+        JournalEntry::Submit { seq, .. } | JournalEntry::Update { seq, .. } | JournalEntry::Forget { seq } => {
+            Some(*seq)
+        }
+        JournalEntry::Limits { .. } => None,
     }
 }
 
@@ -216,7 +249,16 @@ fn is_body(entry: &JournalEntry) -> bool {
     matches!(entry, JournalEntry::Submit { .. })
 }
 
-fn kept(row: &rusqlite::Row<'_>) -> Result<Kept, Problem> {
+fn kept_limits(row: &rusqlite::Row<'_>) -> Result<Kept, Problem> {
+    let name: String = row.get(0)?;
+    let limits: &[u8] = row.get_ref(1)?.as_blob().map_err(|_| Problem::Damaged("a tenant's limits are no blob"))?;
+    if row.get::<_, u32>(2)? != limits_crc(&name, limits) {
+        return Err(Problem::Damaged("a tenant's limits do not match their checksum"));
+    }
+    Ok(Kept::Limits { limits: decode(limits)?, tenant: Tenant(name) })
+}
+
+fn kept_task(row: &rusqlite::Row<'_>) -> Result<Kept, Problem> {
     let seq = row.get::<_, i64>(0)?.cast_unsigned();
     let body: &[u8] = row.get_ref(1)?.as_blob().map_err(|_| Problem::Damaged("a task's body is no blob"))?;
     if row.get::<_, u32>(2)? != body_crc(seq, body) {
@@ -239,21 +281,30 @@ fn kept(row: &rusqlite::Row<'_>) -> Result<Kept, Problem> {
         return Err(Problem::Damaged("a task's status does not match its checksum"));
     }
     status.completion = completion.map(decode::<Completion>).transpose()?.map(Arc::new);
-    Ok(Kept { seq, task: decode::<Task>(body)?, status })
+    Ok(Kept::Task { seq, task: Box::new(decode::<Task>(body)?), status })
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Problem> {
-    rmp_serde::to_vec_named(value).map_err(|_| Problem::Damaged("a task cannot be encoded"))
+    rmp_serde::to_vec_named(value).map_err(|_| Problem::Damaged("what is to be kept cannot be encoded"))
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    rmp_serde::from_slice(bytes).map_err(|_| Problem::Damaged("a task cannot be decoded"))
+    rmp_serde::from_slice(bytes).map_err(|_| Problem::Damaged("what was kept cannot be decoded"))
 }
 
 fn body_crc(seq: u64, body: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&seq.to_le_bytes());
     hasher.update(body);
+    hasher.finalize()
+}
+
+fn limits_crc(name: &str, limits: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    // Its length sets the name apart from what follows.
+    hasher.update(&(name.len() as u64).to_le_bytes());
+    hasher.update(name.as_bytes());
+    hasher.update(limits);
     hasher.finalize()
 }
 

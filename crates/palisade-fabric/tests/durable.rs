@@ -4,14 +4,15 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use palisade_core::{Error, ErrorKind, IdempotencyKey, Priority, Result, Scheduler, Task, TaskState, block_on};
+use palisade_core::{Error, ErrorKind, IdempotencyKey, Priority, Result, Scheduler, Task, TaskState, Tenant, block_on};
 use palisade_fabric::{
-    Clock, Journal, JournalEntry, Kept, LocalScheduler, RecordingSink, SchedulerOptions, SqliteJournal,
+    Clock, Journal, JournalEntry, Kept, LocalScheduler, Rate, RecordingSink, SchedulerOptions, SqliteJournal,
+    TenantLimits,
 };
 use support::{again, request, success, task};
 
@@ -30,7 +31,9 @@ fn open_with(journal: impl Journal + 'static, clock: Clock) -> Result<LocalSched
 fn read(journal: &mut SqliteJournal) -> Result<Vec<(Task, TaskState)>> {
     let mut kept = Vec::new();
     journal.open(&mut |one| {
-        kept.push((one.task, one.status.state));
+        if let Kept::Task { task, status, .. } = one {
+            kept.push((*task, status.state));
+        }
         Ok(())
     })?;
     Ok(kept)
@@ -287,6 +290,193 @@ fn a_failing_disk_wakes_everybody_and_acknowledges_nothing() {
         assert_eq!(scheduler.cancel(kept).await.unwrap_err().kind(), ErrorKind::Io);
     });
     assert_eq!(commits.load(Ordering::SeqCst), 2, "a journal that failed is not used again");
+}
+
+/// Has no room while it is told so.
+#[derive(Debug)]
+struct NoRoom {
+    full: Arc<AtomicBool>,
+    refused: mpsc::Sender<()>,
+    inner: SqliteJournal,
+}
+
+impl Journal for NoRoom {
+    fn open(&mut self, each: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64> {
+        self.inner.open(each)
+    }
+
+    fn commit(&mut self, batch: &[JournalEntry]) -> Result<()> {
+        if self.full.load(Ordering::SeqCst) {
+            let _ = self.refused.send(());
+            return Err(Error::new(ErrorKind::Exhausted, "commit", "there is no room for the journal"));
+        }
+        self.inner.commit(batch)
+    }
+}
+
+/// A disk that was full and has room again is used again, without a new start; what workers did meanwhile is not lost.
+#[test]
+fn a_disk_with_room_again_is_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let (full, (refused, refusals)) = (Arc::new(AtomicBool::new(false)), mpsc::channel());
+    let sink = Arc::new(RecordingSink::new());
+    let mut options = SchedulerOptions::default();
+    options.clock = Clock::manual();
+    options.metrics = Arc::clone(&sink) as _;
+    let inner = SqliteJournal::new(&path, 1 << 30).unwrap();
+    options.journal = Some(Box::new(NoRoom { full: Arc::clone(&full), refused, inner }));
+    let scheduler = LocalScheduler::open(options).unwrap();
+    let failing = || sink.value("palisade_journal_failing", &[]);
+    let (done, given_back, waits) = block_on(async {
+        let done = scheduler.submit(task("done meanwhile")).await.unwrap().task;
+        let given_back = scheduler.submit(task("given back meanwhile")).await.unwrap().task;
+        let leases = scheduler.lease(request(2)).await.unwrap();
+        let waits = scheduler.submit(task("waits")).await.unwrap().task;
+        full.store(true, Ordering::SeqCst);
+        let refused = task("refused");
+        let error = scheduler.submit(refused.clone()).await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.retry_after()),
+            (ErrorKind::Exhausted, Some(Duration::from_secs(1))),
+            "{error}"
+        );
+        assert!(error.to_string().contains("make room"), "{error}");
+        assert_eq!(scheduler.check().unwrap_err().kind(), ErrorKind::Exhausted);
+        assert_eq!(failing(), Some(1.0));
+        // Workers are heard, but what they say is not acknowledged yet.
+        scheduler.renew(done, leases[0].fence, Duration::from_secs(60)).await.unwrap();
+        let unsure = scheduler.complete(done, leases[0].fence, success()).await.unwrap_err();
+        assert_eq!(unsure.kind(), ErrorKind::Exhausted);
+        scheduler.release(given_back, leases[1].fence).await.unwrap();
+        for error in [scheduler.get(done).await.map(drop), scheduler.lease(request(1)).await.map(drop)] {
+            assert_eq!(error.unwrap_err().kind(), ErrorKind::Exhausted);
+        }
+        (done, given_back, (waits, refused))
+    });
+    // The same commit is tried again, and refused again, until there is room.
+    let tried = (0..2).filter(|_| refusals.recv_timeout(Duration::from_secs(30)).is_ok()).count();
+    assert_eq!(tried, 2, "it is tried again");
+    full.store(false, Ordering::SeqCst);
+    let begun = Instant::now();
+    while scheduler.check().is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it goes on by itself");
+        std::thread::yield_now();
+    }
+    block_on(async {
+        let (waits, refused) = waits;
+        assert_eq!(scheduler.get(done).await.unwrap().state, TaskState::Completed);
+        assert_eq!(scheduler.get(given_back).await.unwrap().lost, 0, "given back uncounted");
+        // Refused and yet kept: who asks again under the same id hears so.
+        assert!(scheduler.submit(refused.clone()).await.unwrap().duplicate);
+        let leases = scheduler.lease(request(9)).await.unwrap();
+        assert_eq!(support::ids(&leases), [given_back, waits, refused.id]);
+    });
+    assert_eq!(failing(), Some(0.0));
+    assert!(sink.value("palisade_journal_failures_total", &[]) >= Some(2.0));
+    drop(scheduler);
+    let mut journal = SqliteJournal::new(&path, 1 << 30).unwrap();
+    assert_eq!(read(&mut journal).unwrap().len(), 4);
+}
+
+#[test]
+fn tenants_limits_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let (a, b) = (Tenant("a".into()), Tenant("b".into()));
+    let limits = TenantLimits {
+        weight: Some(7),
+        running_max: Some(2),
+        submit_rate: Some(Rate { per_second: 0.5, burst: 3 }),
+        ..TenantLimits::default()
+    };
+    let scheduler = open(&path).unwrap();
+    block_on(async {
+        scheduler.set_tenant_limits(&a, Some(TenantLimits::default())).await.unwrap();
+        scheduler.set_tenant_limits(&a, Some(limits)).await.unwrap();
+        scheduler.set_tenant_limits(&b, Some(limits)).await.unwrap();
+        scheduler.set_tenant_limits(&b, None).await.unwrap();
+        let twice = scheduler.set_tenant_limits(&b, None).await.unwrap_err();
+        assert_eq!(twice.kind(), ErrorKind::NotFound, "{twice}");
+        let zero = TenantLimits { weight: Some(0), ..limits };
+        let refused = scheduler.set_tenant_limits(&a, Some(zero)).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+        for name in [String::new(), "x".repeat(257)] {
+            let refused = scheduler.set_tenant_limits(&Tenant(name), Some(limits)).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+        }
+    });
+    drop(scheduler);
+    let mut options = SchedulerOptions::default();
+    options.journal = Some(Box::new(SqliteJournal::new(&path, 1 << 30).unwrap()));
+    options.clock = Clock::manual();
+    options.limits.tenant.tasks_max = Some(3);
+    let scheduler = LocalScheduler::open(options).unwrap();
+    let report = scheduler.tenant(&a).unwrap();
+    assert_eq!(report.own_limits, Some(limits));
+    assert_eq!(report.limits, TenantLimits { tasks_max: Some(3), ..limits }, "the rest as for every tenant");
+    assert_eq!(scheduler.tenants(None, 9), [report], "b is as any other again");
+    block_on(async {
+        let submit = async |tenant: &Tenant| {
+            let mut one = task("x");
+            one.tenant = tenant.clone();
+            scheduler.submit(one).await.map(drop)
+        };
+        for _ in 0..3 {
+            submit(&a).await.unwrap();
+            submit(&b).await.unwrap();
+        }
+        assert!(submit(&a).await.is_err() && submit(&b).await.is_err());
+        assert_eq!(scheduler.lease(request(9)).await.unwrap().len(), 5, "all of b, two of a");
+    });
+    let reports = scheduler.tenants(None, 9);
+    let counts: Vec<_> = reports.iter().map(|one| (one.tenant.clone(), one.queued, one.running)).collect();
+    assert_eq!(counts, [(a.clone(), 1, 2), (b.clone(), 0, 3)]);
+    assert_eq!(scheduler.tenants(Some(&a), 9), reports[1..]);
+    assert_eq!(scheduler.tenants(None, 1), reports[..1]);
+}
+
+/// The file was written by version 0.1 before there were limits of tenants.
+#[test]
+fn a_journal_of_the_first_format_still_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/journal-format-1.sqlite"), &path).unwrap();
+    let format = |path: &Path| {
+        let connection = rusqlite::Connection::open(path).unwrap();
+        connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0)).unwrap()
+    };
+    assert_eq!(format(&path), 1);
+    let states = |kept: Vec<(Task, TaskState)>| -> Vec<_> {
+        kept.into_iter().map(|(task, state)| (task.input, task.tenant.0, state)).collect()
+    };
+    let task = |input: &'static str, tenant: &str, state| (palisade_core::Bytes::from(input), tenant.to_owned(), state);
+    let expected = [
+        task("dead", "a", TaskState::DeadLettered),
+        task("done", "default", TaskState::Completed),
+        task("running", "default", TaskState::Running),
+        task("queued", "b", TaskState::Queued),
+        task("delayed", "default", TaskState::Delayed),
+    ];
+    for _ in 0..2 {
+        let mut journal = SqliteJournal::new(&path, 1 << 30).unwrap();
+        assert_eq!(states(read(&mut journal).unwrap()), expected);
+        drop(journal);
+        assert_eq!(format(&path), 2);
+    }
+    let scheduler = open(&path).unwrap();
+    let limits = TenantLimits { weight: Some(2), ..TenantLimits::default() };
+    block_on(scheduler.set_tenant_limits(&Tenant("b".into()), Some(limits))).unwrap();
+    drop(scheduler);
+    assert_eq!(open(&path).unwrap().tenant(&Tenant("b".into())).unwrap().own_limits, Some(limits));
+
+    // One of a later format is left as it is.
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 3).unwrap();
+    let before = fs::read(&path).unwrap();
+    let refused = open(&path).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+    assert!(refused.to_string().contains("format 3"), "{refused}");
+    assert!(fs::read(&path).unwrap() == before);
 }
 
 /// Holds each commit up until it is let go.

@@ -3,7 +3,7 @@
 mod support;
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -12,8 +12,8 @@ use palisade_core::{
     Outcome, Phase, Resource, Result, Sandbox, Scheduler, Task, TaskId, TaskRecord, TaskState,
 };
 use palisade_fabric::{
-    AgentState, AgentTemplate, Clock, Executor, ExecutorOptions, InstanceMode, LocalScheduler, RecordingSink,
-    RestartBudget, SchedulerOptions,
+    AgentState, AgentTemplate, Clock, Executor, ExecutorOptions, InstanceMode, Journal, JournalEntry, Kept,
+    LocalScheduler, RecordingSink, RestartBudget, SchedulerOptions,
 };
 use palisade_fake::Fake;
 use tokio::sync::Notify;
@@ -94,7 +94,10 @@ struct Setting {
 }
 
 fn start(sandbox: Watched, change: impl FnOnce(&mut ExecutorOptions)) -> Setting {
-    let mut options = SchedulerOptions::default();
+    start_over(SchedulerOptions::default(), sandbox, change)
+}
+
+fn start_over(mut options: SchedulerOptions, sandbox: Watched, change: impl FnOnce(&mut ExecutorOptions)) -> Setting {
     options.limits.completion_bytes_max = COMPLETION_BYTES_MAX;
     let scheduler = Arc::new(LocalScheduler::open(options).unwrap());
     let sandbox = Arc::new(sandbox);
@@ -486,4 +489,78 @@ async fn many_tasks_of_many_agents() {
     assert_eq!(drained, TASKS as u64);
     let loads = setting.sandbox.loads.load(Ordering::SeqCst);
     assert!((4..TASKS).contains(&loads), "{loads} loads with room for two modules");
+}
+
+/// Has no room while it is told so.
+#[derive(Debug)]
+struct NoRoom(Arc<AtomicBool>);
+
+impl Journal for NoRoom {
+    fn open(&mut self, _: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64> {
+        Ok(1)
+    }
+
+    fn commit(&mut self, _: &[JournalEntry]) -> Result<()> {
+        match self.0.load(Ordering::SeqCst) {
+            true => Err(Error::new(ErrorKind::Exhausted, "commit", "there is no room")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A task that runs while the disk is full runs on, once, and its outcome is kept when there is room; and it can still be
+/// cancelled afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_run_on_while_the_disk_is_full() {
+    let (full, sink) = (Arc::new(AtomicBool::new(false)), Arc::new(RecordingSink::new()));
+    let mut options = SchedulerOptions::default();
+    options.journal = Some(Box::new(NoRoom(Arc::clone(&full))));
+    options.metrics = Arc::clone(&sink) as _;
+    let (mut sandbox, hold) = (Watched::new(), CancelToken::new());
+    sandbox.hold = Some(hold.clone());
+    let setting = start_over(options, sandbox, |options| options.lease_time = Duration::from_millis(300));
+    setting.spawn("echo");
+    setting.spawn("sleep");
+    let echo = setting.submit(task("echo", "over the gap")).await;
+    setting.sandbox.loading.notified().await;
+
+    full.store(true, Ordering::SeqCst);
+    let refused = task("sleep", for_ever());
+    assert_eq!(setting.scheduler.submit(refused.clone()).await.unwrap_err().kind(), ErrorKind::Exhausted);
+    // Longer than a lease lasts.
+    let renewed = || sink.value("palisade_task_leases_renewed_total", &[]).unwrap_or_default();
+    let before = renewed();
+    until("leases are renewed", || renewed() >= before + 4.0).await;
+    hold.cancel();
+    until("the task ends", || setting.scheduler.stats().running == 0).await;
+    assert_eq!(setting.scheduler.get(echo).await.unwrap_err().kind(), ErrorKind::Exhausted);
+
+    full.store(false, Ordering::SeqCst);
+    until("there is room", || setting.scheduler.check().is_ok()).await;
+    let record = setting.scheduler.wait(echo).await.unwrap();
+    assert_eq!((record.state, record.failures, record.lost), (TaskState::Completed, 0, 0));
+
+    // One that runs from before the next gap until after it.
+    let sleep = setting.submit(refused).await;
+    until("it runs", || setting.scheduler.stats().running == 1).await;
+    full.store(true, Ordering::SeqCst);
+    assert!(setting.scheduler.submit(task("echo", "")).await.is_err());
+    let before = renewed();
+    until("its lease is renewed", || renewed() >= before + 4.0).await;
+    full.store(false, Ordering::SeqCst);
+    until("there is room again", || setting.scheduler.check().is_ok()).await;
+    let running = || setting.executor.reports().iter().map(|agent| agent.running).sum::<usize>();
+    until("only it runs", || running() == 1).await;
+    assert_eq!(setting.scheduler.get(sleep).await.unwrap().lost, 0);
+    setting.scheduler.cancel(sleep).await.unwrap();
+    until("its worker hears of it", || running() == 0).await;
+}
+
+/// Waits for something that nobody tells of.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what}: not within 30 s");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }

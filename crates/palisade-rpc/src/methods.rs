@@ -34,6 +34,12 @@ macro_rules! for_each_method {
             agents_memory = "agents.memory": LookAtMemory => MemoryPage;
             /// Ends the agent of a plugin: it takes no more tasks, also after a restart of the daemon.
             agents_terminate = "agents.terminate": PluginRef => AgentInfo;
+            /// Sets what a tenant may do, also after a restart of the daemon: all its own limits, in place of those it had.
+            tenants_set = "tenants.set": SetTenant => TenantInfo;
+            /// Lets a tenant have the limits of every tenant again.
+            tenants_reset = "tenants.reset": TenantRef => TenantInfo;
+            /// A page of the tenants that have limits of their own or tasks without an outcome, sorted by name.
+            tenants_list = "tenants.list": ListTenants => TenantList;
             /// Whether the daemon serves, and what it holds.
             health = "health": Nothing => Health;
             /// All metrics in the text format of OpenMetrics.

@@ -251,6 +251,12 @@ mod tests {
         call("agents.memory", json!({ "plugin": "echo", "after": "AA==", "entries_max": 3 })).await;
         call("agents.terminate", json!({ "plugin": "echo" })).await;
         call("agents.spawn", json!({ "plugin": "echo", "agent": { "restarts": { "failures_max": 1 } } })).await;
+        let limits =
+            json!({ "weight": 3, "running_max": 2, "tasks_max": 9, "submit_rate": { "per_second": 0.5, "burst": 4 } });
+        call("tenants.set", json!({ "tenant": "a", "limits": limits })).await;
+        let listed = call("tenants.list", json!({ "after": "Z", "tenants_max": 10 })).await;
+        assert_eq!(listed["tenants"][0]["own_limits"], limits, "{listed:#}");
+        call("tenants.reset", json!({ "tenant": "a" })).await;
         call("health", json!({})).await;
         call("metrics", json!({})).await;
         call("plugins.remove", json!({ "plugin": "echo" })).await;

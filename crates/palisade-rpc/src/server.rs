@@ -274,11 +274,12 @@ fn refuse(status: StatusCode, error: RpcError) -> Answered {
 async fn respond(shared: &Arc<Shared>, token: Option<&Token>, request: Request<Incoming>) -> Answered {
     let path = request.uri().path();
     if path == "/healthz" && request.method() == Method::GET {
-        let (status, text) = match shared.service.is_open() {
-            true => (StatusCode::OK, "ok\n"),
-            false => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        return match (shared.service.is_open(), shared.service.check()) {
+            (true, Ok(())) => reply(StatusCode::OK, TEXT, "ok\n"),
+            (false, _) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n"),
+            // Not why: the token is not asked for here.
+            (true, Err(_)) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the journal fails\n"),
         };
-        return reply(status, TEXT, text);
     }
     let shown = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes());
     if token.is_some_and(|token| !token.admits(shown)) {

@@ -9,8 +9,8 @@ use palisade_core::{
     TaskQuery, Tenant, TraceContext,
 };
 use palisade_fabric::{
-    AgentMemory, AgentState, Drained, EventFilter, Events, Executor, ExecutorOptions, PrometheusSink, Subscription,
-    admit,
+    AgentMemory, AgentState, Drained, EventFilter, Events, Executor, ExecutorOptions, LocalScheduler, PrometheusSink,
+    Subscription, admit,
 };
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
@@ -23,7 +23,7 @@ use crate::protocol::codes;
 use crate::wire::*;
 use crate::{ByKind, EventQuery, METHODS, Plugin, Plugins, RpcError};
 
-/// Tasks or keys in one list, unless asked for fewer or more, and at most.
+/// Tasks, keys or tenants in one list, unless asked for fewer or more, and at most.
 const LISTED: (usize, usize) = (100, 1000);
 
 /// How to start a [`Service`].
@@ -31,7 +31,7 @@ const LISTED: (usize, usize) = (100, 1000);
 #[non_exhaustive]
 pub struct ServiceOptions {
     /// Keeps the tasks.
-    pub scheduler: Arc<dyn Scheduler>,
+    pub scheduler: Arc<LocalScheduler>,
     /// Run them.
     pub backends: ByKind,
     /// What is installed.
@@ -49,7 +49,7 @@ pub struct ServiceOptions {
 impl ServiceOptions {
     /// Defaults for everything but what it is made of.
     pub fn new(
-        scheduler: Arc<dyn Scheduler>,
+        scheduler: Arc<LocalScheduler>,
         backends: ByKind,
         plugins: Plugins,
         metrics: Arc<PrometheusSink>,
@@ -71,7 +71,7 @@ pub struct Closed {
 
 /// The daemon without its sockets.
 pub struct Service {
-    scheduler: Arc<dyn Scheduler>,
+    scheduler: Arc<LocalScheduler>,
     backends: ByKind,
     plugins: Arc<Plugins>,
     metrics: Arc<PrometheusSink>,
@@ -105,7 +105,7 @@ impl Service {
         let ServiceOptions { scheduler, backends, plugins, metrics, events, durable, tasks_max } = options;
         // A task that is leased before its agent is there would fail.
         scheduler.set_mode(SchedulerMode::Paused).await?;
-        let mut executor = ExecutorOptions::new(Arc::clone(&scheduler), Arc::new(backends.clone()));
+        let mut executor = ExecutorOptions::new(Arc::clone(&scheduler) as _, Arc::new(backends.clone()));
         executor.metrics = Arc::clone(&metrics) as _;
         executor.tasks_max = tasks_max;
         executor.events = events.clone();
@@ -165,6 +165,15 @@ impl Service {
         let EventQuery { task, tenant, plugin } = query;
         let plugin = plugin.map(|plugin| self.plugin_hash(&plugin)).transpose()?;
         self.events.subscribe(EventFilter { task, tenant, plugin })
+    }
+
+    /// Whether the scheduler can keep what it is given.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LocalScheduler::check`].
+    pub fn check(&self) -> Result<()> {
+        self.scheduler.check()
     }
 
     /// Whether the service takes tasks.
@@ -401,11 +410,37 @@ impl Service {
         .await
     }
 
+    async fn tenants_set(self: &Arc<Self>, params: SetTenant) -> Result<TenantInfo> {
+        self.set_tenant_limits(Tenant(params.tenant), Some(params.limits)).await
+    }
+
+    async fn tenants_reset(self: &Arc<Self>, params: TenantRef) -> Result<TenantInfo> {
+        self.set_tenant_limits(Tenant(params.tenant), None).await
+    }
+
+    async fn set_tenant_limits(self: &Arc<Self>, tenant: Tenant, limits: Option<TenantLimits>) -> Result<TenantInfo> {
+        self.scheduler.set_tenant_limits(&tenant, limits).await?;
+        tracing::info!(tenant = tenant.0, ?limits, "the limits of a tenant were set");
+        Ok(self.scheduler.tenant(&tenant)?.into())
+    }
+
+    async fn tenants_list(self: &Arc<Self>, params: ListTenants) -> Result<TenantList> {
+        let tenants_max = params.tenants_max.unwrap_or(LISTED.0).clamp(1, LISTED.1);
+        // One more tells whether there are more.
+        let mut found = self.scheduler.tenants(params.after.map(Tenant).as_ref(), tenants_max + 1);
+        let more = found.len() > tenants_max;
+        found.truncate(tenants_max);
+        let tenants: Vec<_> = found.into_iter().map(TenantInfo::from).collect();
+        let next = tenants.last().map(|tenant| tenant.tenant.clone()).filter(|_| more);
+        Ok(TenantList { tenants, next })
+    }
+
     async fn health(self: &Arc<Self>, _: Nothing) -> Result<Health> {
         Ok(Health {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             draining: !self.is_open(),
             durable: self.durable,
+            journal_error: self.check().err().map(|error| error.to_string()),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             plugins: self.plugins.count(),
             tasks: self.scheduler.stats(),

@@ -11,7 +11,8 @@ use palisade_core::{
     ArtifactHash, ArtifactKind, Bytes, Completion, Execution, Layer, LogRecord, Outcome, Policy, Priority, RetryPolicy,
     SchedulerStats, TaskId, TaskRecord, TaskState, TraceContext, Usage,
 };
-use palisade_fabric::{AgentReport, AgentState};
+use palisade_fabric::{AgentReport, AgentState, TenantReport};
+pub use palisade_fabric::{Rate, TenantLimits};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -504,6 +505,80 @@ pub struct MemoryEntry {
     pub value: Option<Base64>,
 }
 
+/// Parameters of `tenants.set`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SetTenant {
+    /// Which tenant. It need not have tasks.
+    pub tenant: String,
+    /// Its own limits. What they leave out is as for every tenant.
+    pub limits: TenantLimits,
+}
+
+/// Names a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct TenantRef {
+    /// Its name.
+    pub tenant: String,
+}
+
+/// Parameters of `tenants.list`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ListTenants {
+    /// Only those after this one, to go on where a list ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// Most tenants to list, at most 1000. Default 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenants_max: Option<usize>,
+}
+
+/// Result of `tenants.list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
+pub struct TenantList {
+    /// Sorted by name.
+    pub tenants: Vec<TenantInfo>,
+    /// There are more: ask again with this as [`ListTenants::after`].
+    pub next: Option<String>,
+}
+
+/// What a tenant may do, and what it has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
+pub struct TenantInfo {
+    /// Its name.
+    pub tenant: String,
+    /// Tasks that wait for a worker.
+    pub queued: u64,
+    /// Tasks that wait for their time or for a retry.
+    pub delayed: u64,
+    /// Tasks that run.
+    pub running: u64,
+    /// What counts for it. What is left out is not bounded, and the weight 1.
+    pub limits: TenantLimits,
+    /// Its own limits; without them it has those of every tenant.
+    pub own_limits: Option<TenantLimits>,
+}
+
+impl From<TenantReport> for TenantInfo {
+    fn from(report: TenantReport) -> TenantInfo {
+        TenantInfo {
+            tenant: report.tenant.0,
+            queued: report.queued,
+            delayed: report.delayed,
+            running: report.running,
+            limits: report.limits,
+            own_limits: report.own_limits,
+        }
+    }
+}
+
 /// Result of `health`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(all(test, feature = "schema"), derive(schemars::JsonSchema))]
@@ -514,6 +589,9 @@ pub struct Health {
     pub draining: bool,
     /// Tasks outlive it.
     pub durable: bool,
+    /// Why it can keep nothing at present, and refuses all calls about tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_error: Option<String>,
     /// Time since it started, in milliseconds.
     pub uptime_ms: u64,
     /// Installed plugins.

@@ -1,6 +1,7 @@
 //! Drives the real `palisade` program, each time in a place of its own.
 #![allow(dead_code, reason = "every test file uses the part it needs")]
 
+pub(crate) mod daemon;
 pub(crate) mod guests;
 
 use std::ffi::OsStr;

@@ -329,6 +329,19 @@ fn tenants_have_limits_of_their_own() {
     assert_eq!((error.kind(), error.retry_after()), (ErrorKind::Exhausted, Some(Duration::from_secs(1))));
     bench.pass(1000);
     bench.quick();
+
+    bench.machine.reset_limits(&tenant).unwrap();
+    for _ in 0..9 {
+        bench.quick();
+    }
+    assert!(bench.lease(99, 10_000).len() > 10, "nothing holds it back any more");
+    assert_eq!(bench.machine.reset_limits(&tenant).unwrap_err().kind(), ErrorKind::NotFound);
+    own.tasks_max = Some(0);
+    bench.machine.set_limits(&tenant, own).unwrap();
+    let task = bench.task(0, Priority::Normal);
+    assert_eq!(bench.submit(task).unwrap_err().kind(), ErrorKind::Exhausted, "0 keeps a tenant out");
+    let nobody = Tenant("nobody".into());
+    assert_eq!(bench.machine.reset_limits(&nobody).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[test]
@@ -602,6 +615,9 @@ fn check(bench: &mut Bench, model: &Model) -> Result<(), TestCaseError> {
     prop_assert_eq!(stats.delayed, count(TaskState::Delayed));
     prop_assert_eq!(stats.running, count(TaskState::Running));
     prop_assert_eq!(stats.dead_lettered, count(TaskState::DeadLettered));
+    let of_all = |figure: fn(&TenantReport) -> u64| bench.machine.tenants(None, 100).iter().map(figure).sum::<u64>();
+    let of_all = [of_all(|tenant| tenant.queued), of_all(|tenant| tenant.delayed), of_all(|tenant| tenant.running)];
+    prop_assert_eq!(of_all, [stats.queued, stats.delayed, stats.running]);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! What tests of the fabric share.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod load;
 pub(crate) mod traced;
 
 use std::time::Duration;
