@@ -32,16 +32,18 @@ pub(crate) struct Kpis {
     renewed: MetricId,
     wait: [MetricId; 4],
     tenants: TenantWaits,
+    /// What was waited and is not told yet, by class.
+    waited: [Vec<f64>; 4],
     /// Each with the value it has, in the order of [`Machine::gauges`].
     gauges: [(MetricId, usize); 7],
 }
 
-/// How long tasks wait, for the first few tenants by name and for the rest together.
+/// How long tasks wait, for the first few tenants by name and for the rest together; nothing when there are to be no names.
 #[derive(Debug)]
 struct TenantWaits {
     named: HashMap<Tenant, MetricId>,
     named_max: usize,
-    other: MetricId,
+    other: Option<MetricId>,
 }
 
 fn register(
@@ -117,8 +119,12 @@ impl Kpis {
             tenants: TenantWaits {
                 named: HashMap::new(),
                 named_max: tenant_labels_max,
-                other: register(&sink, Histogram, TENANT_WAIT.0, TENANT_WAIT.1, &[("tenant", "other")])?,
+                other: match tenant_labels_max {
+                    0 => None,
+                    _ => Some(register(&sink, Histogram, TENANT_WAIT.0, TENANT_WAIT.1, &[("tenant", "other")])?),
+                },
             },
+            waited: Default::default(),
             gauges: [critical, high, normal, low, delayed, running, dead].map(|id| (id, 0)),
             sink,
         })
@@ -130,8 +136,11 @@ impl Kpis {
             What::Submitted => self.sink.add(self.submitted[class], 1),
             What::Leased { waited, .. } => {
                 let seconds = waited.as_secs_f64();
-                self.sink.observe(self.wait[class], seconds);
-                self.sink.observe(self.tenants.of(&change.task.tenant, &self.sink), seconds);
+                self.waited[class].push(seconds);
+                if let Some(other) = self.tenants.other {
+                    let id = self.tenants.of(&change.task.tenant, other, &self.sink);
+                    self.sink.observe(id, seconds);
+                }
             }
             What::Retried { .. } => self.sink.add(self.retried[class], 1),
             What::Lost => self.sink.add(self.lost[class], 1),
@@ -145,8 +154,14 @@ impl Kpis {
         }
     }
 
-    /// Sets the gauges that changed.
-    pub(crate) fn gauge(&mut self, machine: &Machine) {
+    /// Sets the gauges that changed, and tells what was waited.
+    pub(crate) fn tell(&mut self, machine: &Machine) {
+        for (waited, id) in self.waited.iter_mut().zip(self.wait) {
+            if !waited.is_empty() {
+                self.sink.observe_all(id, waited);
+                waited.clear();
+            }
+        }
         for ((id, shown), value) in self.gauges.iter_mut().zip(machine.gauges()) {
             if *shown != value {
                 *shown = value;
@@ -169,19 +184,16 @@ impl Kpis {
 }
 
 impl TenantWaits {
-    fn of(&mut self, tenant: &Tenant, sink: &Arc<dyn MetricsSink>) -> MetricId {
-        if self.named_max == 0 {
-            return self.other;
-        }
+    fn of(&mut self, tenant: &Tenant, other: MetricId, sink: &Arc<dyn MetricsSink>) -> MetricId {
         if let Some(id) = self.named.get(tenant) {
             return *id;
         }
         if self.named.len() >= self.named_max {
-            return self.other;
+            return other;
         }
         let named = register(sink, MetricKind::Histogram, TENANT_WAIT.0, TENANT_WAIT.1, &[("tenant", &tenant.0)]);
         // A sink that has no room for one more keeps the rest together.
-        let id = named.unwrap_or(self.other);
+        let id = named.unwrap_or(other);
         self.named.insert(tenant.clone(), id);
         id
     }

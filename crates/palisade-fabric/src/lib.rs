@@ -13,6 +13,7 @@ mod clock;
 mod events;
 mod executor;
 mod fair;
+mod histogram;
 mod journal;
 mod kpi;
 mod latency;

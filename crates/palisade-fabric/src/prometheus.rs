@@ -10,9 +10,10 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::histogram::Histogram;
 use crate::sinks::{Registered, Registration, SERIES_MAX};
 
 /// Keeps metrics and writes them in the text format of OpenMetrics, which Prometheus reads.
@@ -186,8 +187,12 @@ impl MetricsSink for PrometheusSink {
     }
 
     fn observe(&self, histogram: MetricId, value: f64) {
+        self.observe_all(histogram, &[value]);
+    }
+
+    fn observe_all(&self, histogram: MetricId, values: &[f64]) {
         if let Some(Series::Histogram(histogram)) = self.series(histogram) {
-            histogram.observe(value);
+            histogram.observe_all(values);
         }
     }
 }

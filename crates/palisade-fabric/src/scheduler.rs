@@ -31,7 +31,7 @@ pub struct SchedulerOptions {
     pub journal: Option<Box<dyn Journal>>,
     /// Who hears its figures.
     pub metrics: Arc<dyn MetricsSink>,
-    /// How many tenants have figures of their own; the rest share one. Default 0.
+    /// How many tenants have figures of their own; the rest share one. Default 0: there are none by tenant.
     pub tenant_labels_max: usize,
     /// Events kept for subscribers that are slower than they come. Default 4096.
     pub events_kept: usize,
@@ -425,7 +425,7 @@ impl Shared {
         }
         // Its room serves the next operation.
         *state.machine.changes() = changes;
-        state.kpis.gauge(&state.machine);
+        state.kpis.tell(&state.machine);
         let wake_workers = wake_workers && state.machine.has_work();
         let wake_timer = state.machine.next_timer().is_some_and(|next| next < state.timer_at);
         drop(guard);

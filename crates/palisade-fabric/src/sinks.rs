@@ -20,6 +20,8 @@ impl MetricsSink for NullSink {
     fn set(&self, _: MetricId, _: f64) {}
 
     fn observe(&self, _: MetricId, _: f64) {}
+
+    fn observe_all(&self, _: MetricId, _: &[f64]) {}
 }
 
 /// Most series a sink of this crate keeps.
