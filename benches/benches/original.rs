@@ -318,8 +318,7 @@ impl Run {
         for number in 0..QUEUED {
             block_on(scheduler.submit(task(number))).expect("it is taken");
         }
-        let request =
-            LeaseRequest { worker: WorkerId(uuid::Uuid::now_v7()), tasks_max: 1, lease_time: Duration::from_secs(30) };
+        let request = LeaseRequest::new(WorkerId(uuid::Uuid::now_v7()), 1, Duration::from_secs(30));
         let name = "queue_operations";
         let time = self.time(name, |rounds| {
             let begun = Instant::now();

@@ -18,6 +18,7 @@ use palisade_core::{
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use crate::aside::Wanted;
 use crate::clock::{from_millis, span, to_millis};
 use crate::fair::FairQueue;
 use crate::limits::Bucket;
@@ -61,6 +62,7 @@ pub(crate) struct Machine {
     forgotten: Vec<Entry>,
     /// A timer came since the changes were taken.
     timer_came: bool,
+    has_more: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -204,6 +206,7 @@ impl Machine {
             changes: Vec::new(),
             forgotten: Vec::new(),
             timer_came: false,
+            has_more: false,
         }
     }
 
@@ -307,14 +310,20 @@ impl Machine {
     pub(crate) fn lease(&mut self, now: Millis, request: &LeaseRequest, leases: &mut Vec<Lease>) -> u64 {
         self.advance(now);
         let mut position = 0;
+        self.has_more = false;
         if self.mode == SchedulerMode::Paused {
             return position;
         }
         let now = self.now;
-        while leases.len() < request.tasks_max.min(self.limits.batch_max) {
-            let (tenants, timers) = (&mut self.tenants, &mut self.timers);
+        let tasks_max = request.tasks_max.min(self.limits.batch_max);
+        let mut wanted = (!request.plugin_limits.is_empty()).then(|| Wanted::new(&request.plugin_limits));
+        self.queue.recall(wanted.as_ref(), tasks_max);
+        while leases.len() < tasks_max {
+            let (tenants, timers, slots) = (&mut self.tenants, &mut self.timers, &self.slots);
             let may_start = |tenant| tenants.at(tenant).may_start(now, |at| timers.set(at, Timer::Start(tenant)));
-            let Some(slot) = self.queue.pop(may_start) else { break };
+            let plugin_of =
+                |slot: u32| slots[slot as usize].as_ref().expect("what is queued has its entry").task.plugin;
+            let Some(slot) = self.queue.pop(may_start, wanted.as_mut(), plugin_of) else { break };
             let fence = Fence(self.next_fence);
             self.next_fence += 1;
             let expires_at = self.lease_end(slot, request.lease_time);
@@ -335,8 +344,17 @@ impl Machine {
             if let Some(started) = &mut tenant.started {
                 started.take();
             }
+            if let (Some(wanted), Some(lease)) = (&mut wanted, leases.last()) {
+                wanted.took(&lease.task.plugin);
+            }
         }
+        self.has_more = wanted.is_some_and(|wanted| wanted.is_tired());
         position
+    }
+
+    /// Whether the latest lease ended early, because it went past many tasks: there may be more for the same request.
+    pub(crate) fn has_more(&self) -> bool {
+        self.has_more
     }
 
     pub(crate) fn renew(&mut self, now: Millis, task: TaskId, fence: Fence, lease_time: Duration) -> Result<Millis> {
@@ -691,9 +709,12 @@ impl Machine {
         if matches!(was, Place::Delayed { .. }) {
             self.delayed -= 1;
         }
-        match in_front {
-            true => self.queue.push_front(class, tenant, slot),
-            false => self.queue.push_back(class, tenant, slot),
+        match was {
+            Place::Running { fence, .. } if in_front => {
+                let plugin = self.entry(slot).task.plugin;
+                self.queue.give_back(class, tenant, plugin, slot, fence.0);
+            }
+            _ => self.queue.push_back(class, tenant, slot),
         }
     }
 
@@ -707,7 +728,7 @@ impl Machine {
                 self.timers.cancel(timer);
                 self.delayed -= 1;
             }
-            Place::Queued { .. } => self.queue.remove(class, tenant, slot),
+            Place::Queued { .. } => self.queue.remove(class, tenant, entry.task.plugin, slot),
             Place::Running { timer, .. } => {
                 self.timers.cancel(timer);
                 self.running -= 1;
