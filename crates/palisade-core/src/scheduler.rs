@@ -79,7 +79,7 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     }
 
     /// Gives a lease back without an attempt: the task waits again, in front of its tenant's others, and nothing is
-    /// counted. Several that are given back stand in the order in which they were leased.
+    /// counted. Several that are given back stand in the order in which they were first leased.
     ///
     /// # Errors
     ///

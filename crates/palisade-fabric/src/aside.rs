@@ -76,11 +76,11 @@ pub(crate) struct Aside {
     returned: Table<FlowId, u64>,
 }
 
-/// Orders of tasks gone past begin here; those of tasks given back, which are fences, are smaller.
+/// Orders of tasks gone past begin here; those of tasks given back, which are their first fences, are smaller.
 const PASSED: u64 = 1 << 63;
 
 impl Aside {
-    /// Takes a task that was given back. Such tasks stand in the order of their fences, before all others of their flow.
+    /// Takes a task that was given back. Such tasks stand in the order of these fences, before all others of their flow.
     pub(crate) fn give_back(&mut self, flow: FlowId, plugin: ArtifactHash, task: u32, fence: u64) {
         debug_assert!((1..PASSED).contains(&fence));
         self.insert(flow, plugin, task, fence);

@@ -147,8 +147,8 @@ impl FairQueue {
         self.flow(class, tenant).tail = task;
     }
 
-    /// Puts a task in front of its tenant's others that was taken out under `fence`, which grows from task to task: those
-    /// given back stand in the order in which they were taken.
+    /// Puts a task in front of its tenant's others that was taken out first under `fence`, which grows from task to task:
+    /// those given back stand in the order in which they were first taken.
     pub(crate) fn give_back(&mut self, class: Priority, tenant: u32, plugin: ArtifactHash, task: u32, fence: u64) {
         self.enter(class, tenant, task);
         self.aside.give_back((class_number(class), tenant), plugin, task, fence);
@@ -691,7 +691,9 @@ mod tests {
                                 prop_assert!(may_start(at.1));
                                 line.retain(|other| *other != task);
                                 fence += 1;
-                                fences[task as usize] = fence;
+                                if fences[task as usize] == 0 {
+                                    fences[task as usize] = fence;
+                                }
                                 out.push((*at, task));
                             }
                             None => prop_assert!(

@@ -107,6 +107,8 @@ pub(crate) struct Entry {
     submitted_at: Millis,
     failures: u32,
     lost: u32,
+    /// The first fence since it lined up last; given back, it stands before those whose first came later.
+    first_fence: u64,
     place: Place,
     deadline: Option<(Millis, Option<TimerId>)>,
     completion: Option<Arc<Completion>>,
@@ -332,6 +334,9 @@ impl Machine {
             let entry = self.entry_mut(slot);
             let Place::Queued { since } = entry.place else { unreachable!("only queued tasks are in the queue") };
             entry.place = Place::Running { fence, timer };
+            if entry.first_fence == 0 {
+                entry.first_fence = fence.0;
+            }
             let (tenant, task) = (entry.tenant, Arc::clone(&entry.task));
             position = position.max(entry.position);
             let attempt = entry.failures + entry.lost + 1;
@@ -687,6 +692,7 @@ impl Machine {
             submitted_at,
             failures: 0,
             lost: 0,
+            first_fence: 0,
             place: Place::Queued { since: self.now },
             completion: None,
         });
@@ -709,12 +715,13 @@ impl Machine {
         if matches!(was, Place::Delayed { .. }) {
             self.delayed -= 1;
         }
-        match was {
-            Place::Running { fence, .. } if in_front => {
-                let plugin = self.entry(slot).task.plugin;
-                self.queue.give_back(class, tenant, plugin, slot, fence.0);
-            }
-            _ => self.queue.push_back(class, tenant, slot),
+        if in_front {
+            let Entry { first_fence, task, .. } = self.entry(slot);
+            let (first_fence, plugin) = (*first_fence, task.plugin);
+            self.queue.give_back(class, tenant, plugin, slot, first_fence);
+        } else {
+            self.entry_mut(slot).first_fence = 0;
+            self.queue.push_back(class, tenant, slot);
         }
     }
 

@@ -126,6 +126,8 @@ struct Kept {
     order: i64,
     ready_at: SystemTime,
     fence: Fence,
+    /// Since it lined up last.
+    first_fence: Option<Fence>,
     lease_end: SystemTime,
 }
 
@@ -298,6 +300,7 @@ impl Shared {
             *flow = state.tag + 1;
             kept.record.state = TaskState::Running;
             (kept.fence, kept.lease_end) = (fence, SystemTime::now() + request.lease_time);
+            kept.first_fence.get_or_insert(fence);
             let mut task = Arc::clone(&kept.record.task);
             if self.has(SchedulerFault::AltersTasks) {
                 let task = Arc::make_mut(&mut task);
@@ -342,7 +345,7 @@ impl Shared {
             kept.ready_at = SystemTime::now() + delay;
             kept.record.completion = Some(Arc::new(completion));
             kept.record.state = TaskState::Delayed;
-            kept.order = order;
+            (kept.order, kept.first_fence) = (order, None);
         }
         kept.record.state
     }
@@ -372,9 +375,9 @@ impl Kept {
         self.record.finished_at = Some(SystemTime::now());
     }
 
-    /// Its order when it is given back: before all others, among those given back by when they were leased.
+    /// Its order when it is given back: before all others, among those given back by when they were first leased.
     fn front(&self) -> i64 {
-        i64::MIN / 2 + self.fence.0 as i64
+        i64::MIN / 2 + self.first_fence.unwrap_or(self.fence).0 as i64
     }
 
     fn holds(&self, fence: Fence, operation: &'static str) -> Result<()> {
@@ -425,7 +428,7 @@ impl Scheduler for FakeScheduler {
                     lost: 0,
                     completion: None,
                 };
-                state.tasks.push(Kept { record, order, ready_at, fence: Fence(0), lease_end: now });
+                state.tasks.push(Kept { record, order, ready_at, fence: Fence(0), first_fence: None, lease_end: now });
                 Ok(Submission { task: id, duplicate: false })
             })
         })
@@ -576,7 +579,7 @@ impl Scheduler for FakeScheduler {
                     let message = "the task is not in the dead-letter queue";
                     return Err(Error::new(ErrorKind::InvalidInput, "requeue", message));
                 }
-                (kept.record.state, kept.order) = (TaskState::Queued, order);
+                (kept.record.state, kept.order, kept.first_fence) = (TaskState::Queued, order, None);
                 (kept.record.completion, kept.record.finished_at) = (None, None);
                 if !self.shared.has(SchedulerFault::RequeuesSpent) {
                     (kept.record.failures, kept.record.lost) = (0, 0);

@@ -485,15 +485,17 @@ struct Known {
     lost: u32,
     ready_at: Millis,
     fence: Fence,
+    /// Since it lined up last; 0 for none.
+    first_fence: u64,
     lease_end: Millis,
     /// Place in its line; smaller comes first.
     order: i64,
 }
 
 impl Known {
-    /// Its order when it is given back: in front of all, by when it was leased.
+    /// Its order when it is given back: in front of all, by when it was first leased.
     fn front(&self) -> i64 {
-        i64::MIN + self.fence.0 as i64
+        i64::MIN + self.first_fence as i64
     }
 }
 
@@ -598,6 +600,7 @@ fn apply(bench: &mut Bench, model: &mut Model, step: Step) -> Result<(), TestCas
                 lost: 0,
                 ready_at: bench.now + delay,
                 fence: Fence(0),
+                first_fence: 0,
                 lease_end: 0,
                 order: model.next_order(),
             };
@@ -627,6 +630,9 @@ fn apply(bench: &mut Bench, model: &mut Model, step: Step) -> Result<(), TestCas
                 if let Some(task) = model.tasks.get_mut(&lease.task.id) {
                     task.state = TaskState::Running;
                     task.fence = lease.fence;
+                    if task.first_fence == 0 {
+                        task.first_fence = lease.fence.0;
+                    }
                     task.lease_end = (bench.now + millis).min(grace);
                     prop_assert_eq!(lease.expires_at, from_millis(task.lease_end));
                 }
@@ -654,7 +660,7 @@ fn apply(bench: &mut Bench, model: &mut Model, step: Step) -> Result<(), TestCas
             }
             known.ready_at = bench.now + u64::from(how) * 100;
             known.failures += u32::from(how > 0);
-            known.order = order;
+            (known.order, known.first_fence) = (order, 0);
             known.state = match how {
                 0 => TaskState::Completed,
                 1 => TaskState::Failed,
@@ -717,6 +723,7 @@ fn apply(bench: &mut Bench, model: &mut Model, step: Step) -> Result<(), TestCas
             } else {
                 prop_assert_eq!(answer.unwrap(), TaskState::Queued);
                 (known.state, known.failures, known.lost, known.order) = (TaskState::Queued, 0, 0, order);
+                known.first_fence = 0;
             }
         }
         Step::Pass(millis) => {
