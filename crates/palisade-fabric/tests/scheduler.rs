@@ -92,6 +92,28 @@ fn a_task_that_comes_due_under_a_worker_without_room_for_it_wakes_another() {
 }
 
 #[test]
+fn a_worker_without_room_for_a_task_is_not_woken_in_place_of_another() {
+    for wanting in [request(1), without_room_for(ArtifactHash::of(b"another"))] {
+        let (scheduler, _) = manual(|_| {});
+        let plugin = task("").plugin;
+        let woken: Vec<_> = (0..3).map(|_| Arc::new(Woken::default())).collect();
+        let wakers: Vec<_> = woken.iter().map(|woken| Waker::from(Arc::clone(woken))).collect();
+        let requests = [without_room_for(plugin), wanting, without_room_for(plugin)];
+        let mut waits: Vec<_> = requests.into_iter().map(|request| scheduler.lease(request)).collect();
+        let mut poll = |at: usize| waits[at].as_mut().poll(&mut Context::from_waker(&wakers[at]));
+        assert!((0..3).all(|at| poll(at).is_pending()));
+        let submitted = block_on(scheduler.submit(task("a"))).unwrap().task;
+        for busy in [0, 2, 0, 2] {
+            assert!(poll(busy).is_pending());
+        }
+        assert_eq!(woken[1].times(), 1);
+        assert!(woken[0].times() <= 1 && woken[2].times() <= 1, "they do not wake each other");
+        let Poll::Ready(leases) = poll(1) else { panic!("the task is there") };
+        assert_eq!(ids(&leases.unwrap()), [submitted]);
+    }
+}
+
+#[test]
 fn many_tasks_nobody_has_room_for_hide_none_behind_them() {
     let (scheduler, _) = manual(|_| {});
     let mut unwanted = Vec::new();
