@@ -758,7 +758,7 @@ mod tests {
         /// for it only, none gets less than half of what another gets, and nothing else waits for it.
         #[test]
         fn tenants_share_a_plugin_that_is_seldom_wanted(
-            rounds in prop::collection::vec((0..4usize, 0..3usize), 300..500),
+            rounds in prop::collection::vec((0..4usize, 0..3usize), 1..8),
             tenants in 2..6u32,
         ) {
             let mut queue = Queue::new(ClassOrder::default());
@@ -770,7 +770,8 @@ mod tests {
             queue.push_many(1000, Priority::Normal, 0);
             let plugin_of = |task: u32| plugin(u32::from(task >= other));
             let mut got = vec![0i64; tenants as usize];
-            for (room, others) in rounds {
+            // The same again and again finds who is always the last.
+            for (room, others) in rounds.into_iter().cycle().take(500) {
                 let mut wanted = Wanted::new(&[PluginLimit { plugin: plugin(0), tasks_max: room }]);
                 queue.fair.recall(Some(&wanted), room + others);
                 let mut of_the_plugin = 0;
