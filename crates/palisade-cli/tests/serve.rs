@@ -218,7 +218,11 @@ fn wrong_requests_get_the_standard_error_and_the_daemon_goes_on() {
 #[test]
 fn tcp_is_for_those_who_show_the_token() {
     let palisade = Palisade::new();
-    palisade.file("token", TOKEN);
+    let private = |name: &str, text: &str, mode: u32| {
+        palisade.file(name, text);
+        std::fs::set_permissions(palisade.folder().join(name), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    private("token", TOKEN, 0o640);
     let daemon = Daemon::start(&palisade, &["--ephemeral", "--listen", "127.0.0.1:0", "--token-file", "token"]);
     let address = daemon.ready.trim().rsplit_once("http://").unwrap().1.to_owned();
     let send = |head: &str| {
@@ -236,9 +240,15 @@ fn tcp_is_for_those_who_show_the_token() {
     assert_eq!(send("GET /healthz HTTP/1.1").0, 200);
 
     palisade.run(["serve", "--listen", "127.0.0.1:0"]).assert_error(125, &["--token-file"]);
-    palisade.file("weak", "secret");
+    private("weak", "secret", 0o600);
     let weak = palisade.run(["serve", "--ephemeral", "--listen", "0.0.0.0:0", "--token-file", "weak"]);
     weak.assert_error(125, &["16 to 512"]);
+    for mode in [0o644, 0o604, 0o660, 0o602, 0o777] {
+        private("open", TOKEN, mode);
+        let open = palisade.run(["serve", "--ephemeral", "--listen", "127.0.0.1:0", "--token-file", "open"]);
+        open.assert_error(125, &["others may read or replace the token in open", "chmod 600 open"]);
+        assert!(!open.stderr.contains(TOKEN), "{open:?}");
+    }
 }
 
 #[test]
