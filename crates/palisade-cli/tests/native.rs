@@ -165,7 +165,7 @@ fn a_daemon_runs_native_programs_and_scripts() {
     let plugins = listed["plugins"].as_array().expect("the plugins");
     assert_eq!((plugins.len(), &plugins[0]["name"], &plugins[0]["kind"]), (1, &json!("cat"), &json!("executable")));
 
-    // What the policy grants at installation holds for the plugin's tasks; each ends as in `palisade run`.
+    // Scripts end as in `palisade run`.
     palisade.file("script.sh", "read line; echo \"$line $1\"; test -e /etc/shadow && exit 9; exit 3");
     let script = submit(&["script.sh", "--interpreter", "sh", "-i", "in\n", "--attempts", "1", "--", "argument"]);
     let ended = palisade.run(["wait", &script]);
