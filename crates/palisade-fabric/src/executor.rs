@@ -293,8 +293,15 @@ async fn lease_all(shared: Arc<Shared>) {
     let mut patience = PATIENCE.0;
     let mut cut_short = 0;
     loop {
-        let Ok(first) = Arc::clone(&shared.slots).acquire_owned().await else { return };
-        let mut permits = first;
+        let mut permits = tokio::select! {
+            biased;
+            // Never closed.
+            first = Arc::clone(&shared.slots).acquire_owned() => match first {
+                Ok(first) => first,
+                Err(_) => return,
+            },
+            () = ordered(&mut order, Order::Drain) => return,
+        };
         let more = shared.slots.available_permits().min(BATCH_MAX - 1);
         if let Ok(more) = Arc::clone(&shared.slots).try_acquire_many_owned(more as u32) {
             permits.merge(more);

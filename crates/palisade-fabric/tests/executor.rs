@@ -563,7 +563,14 @@ async fn a_memory_outlives_its_executor() {
 
 #[tokio::test]
 async fn draining_is_bounded_and_gives_back_what_still_runs() {
-    let setting = start(Watched::new(), |_| {});
+    // With room for more, and without: then the executor waits for a place.
+    for places in [256, 1] {
+        draining_is_bounded(places).await;
+    }
+}
+
+async fn draining_is_bounded(places: usize) {
+    let setting = start(Watched::new(), |options| options.tasks_max = places);
     setting.spawn_with("count", |template| template.policy.quota.wall_time = None);
     setting.spawn("echo");
     let done = setting.run(task("echo", "x")).await;
@@ -575,7 +582,8 @@ async fn draining_is_bounded_and_gives_back_what_still_runs() {
         tokio::task::yield_now().await;
     }
     let Setting { scheduler, executor, .. } = setting;
-    let drained = executor.drain(Duration::from_millis(20)).await;
+    let drained = tokio::time::timeout(Duration::from_secs(20), executor.drain(Duration::from_millis(20))).await;
+    let drained = drained.expect("it is bounded");
     assert!(!drained.in_time);
     let record = scheduler.get(id).await.unwrap();
     assert_eq!((record.state, record.lost, record.failures), (TaskState::Queued, 0, 0), "given back, uncounted");
