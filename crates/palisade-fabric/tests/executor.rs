@@ -335,16 +335,17 @@ async fn a_busy_agent_holds_nobodys_places() {
     let filter = EventFilter { plugin: Some(probe("host").hash()), ..EventFilter::default() };
     let mut events = setting.scheduler.events().subscribe(filter).unwrap();
     let heard = tokio::spawn(async move {
-        let (mut given_back, mut ended) = (0, Vec::new());
-        while ended.len() < WAITING {
+        let (mut started, mut given_back, mut ended) = (Vec::new(), Vec::new(), 0);
+        while ended < WAITING {
             match &*events.next().await.unwrap() {
-                Event::Released { .. } => given_back += 1,
-                Event::Finished { about, .. } => ended.push(about.task),
+                Event::Started { about, .. } => started.push(about.task),
+                Event::Released { about } => given_back.push(about.task),
+                Event::Finished { .. } => ended += 1,
                 Event::Missed { .. } => panic!("an event was missed"),
                 _ => {}
             }
         }
-        (given_back, ended)
+        (started, given_back)
     });
     let (mut slow, mut quick) = (Vec::new(), Vec::new());
     for _ in 0..WAITING {
@@ -380,12 +381,12 @@ async fn a_busy_agent_holds_nobodys_places() {
     };
     tokio::time::timeout(Duration::from_secs(60), all_slow).await.expect("each end makes room for the next");
     assert_eq!(calls.load(Ordering::SeqCst), WAITING, "each ran once");
-    let (given_back, ended) = heard.await.unwrap();
-    // Before it is known to be busy, several are leased at once, and any of them may begin.
-    let beginning = 10 * PLACES;
-    let moved: Vec<_> = (beginning..WAITING).filter(|at| ended[*at] != slow[*at]).collect();
-    assert!(moved.is_empty(), "not in their order: {moved:?}, {given_back} were given back");
-    assert!(given_back < beginning, "{given_back} tasks were given back");
+    let (mut started, given_back) = heard.await.unwrap();
+    // Before it was known to be busy, some were leased to no avail.
+    assert!(given_back.len() < 10 * PLACES, "{} tasks were given back", given_back.len());
+    started.retain(|task| !given_back.contains(task));
+    slow.retain(|task| !given_back.contains(task));
+    assert!(started == slow, "the others start in their order");
 }
 
 #[tokio::test]
