@@ -177,6 +177,38 @@ async fn a_daemon_that_ends_takes_no_tasks_answers_questions_and_waits_for_those
     daemon.server.stop(Duration::ZERO).await;
 }
 
+#[tokio::test]
+async fn answers_that_are_being_written_are_bounded_together() {
+    const INPUT: usize = 4 << 20;
+    let limits = &mut Limits::default();
+    // Room for one such output in base64, and not for two.
+    (limits.answer_bytes_max, limits.answers_bytes_max) = (2 * INPUT, 2 * INPUT);
+    let daemon = Daemon::start(*limits).await;
+    let client = daemon.client();
+    let bytes = Base64([&b"\0asm\x01\0\0\0"[..], &[0, 5, 4], b"echo"].concat().into());
+    let (name, kind, policy, agent) =
+        ("echo".to_owned(), ArtifactKind::Wasm, Policy::default(), AgentSettings::default());
+    client.plugins_install(&InstallPlugin { name, kind, bytes, policy, agent }).await.unwrap();
+    let submit = SubmitTask { input: Base64(vec![7; INPUT].into()), ..SubmitTask::new("echo") };
+    let task = TaskRef { task: client.tasks_submit(&submit).await.unwrap().task };
+    client.outcome(task.task).await.unwrap();
+    // Somebody asks and reads the beginning only.
+    let mut slow = daemon.connect().await;
+    let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tasks.get","params":{{"task":"{}"}}}}"#, task.task);
+    let head = format!("POST /rpc HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    slow.write_all((head + &body).as_bytes()).await.unwrap();
+    slow.read_exact(&mut [0; 100]).await.unwrap();
+    let refused = client.tasks_get(&task).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.retry_after().is_some()), (ErrorKind::Exhausted, true), "{refused}");
+    assert!(refused.to_string().contains("too many large answers"), "{refused}");
+    // What is small is told.
+    assert!(client.tasks_submit(&SubmitTask::new("echo")).await.is_ok());
+    assert!(rest(slow).await.len() > INPUT);
+    let again = async { while client.tasks_get(&task).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, again).await.expect("there is room again");
+    daemon.server.stop(Duration::ZERO).await;
+}
+
 /// A task that does not start in this test.
 fn later() -> Task {
     let mut task = Task::new(ArtifactHash::of(b"plugin"));
