@@ -180,10 +180,8 @@ async fn a_daemon_that_ends_takes_no_tasks_answers_questions_and_waits_for_those
 #[tokio::test]
 async fn answers_that_are_being_written_are_bounded_together() {
     const INPUT: usize = 4 << 20;
-    let limits = &mut Limits::default();
-    // Room for one such output in base64, and not for two.
-    (limits.answer_bytes_max, limits.answers_bytes_max) = (2 * INPUT, 2 * INPUT);
-    let daemon = Daemon::start(*limits).await;
+    let service = service().await;
+    let daemon = Daemon::over(Arc::clone(&service), Limits::default()).await;
     let client = daemon.client();
     let bytes = Base64([&b"\0asm\x01\0\0\0"[..], &[0, 5, 4], b"echo"].concat().into());
     let (name, kind, policy, agent) =
@@ -192,11 +190,25 @@ async fn answers_that_are_being_written_are_bounded_together() {
     let submit = SubmitTask { input: Base64(vec![7; INPUT].into()), ..SubmitTask::new("echo") };
     let task = TaskRef { task: client.tasks_submit(&submit).await.unwrap().task };
     client.outcome(task.task).await.unwrap();
+    let ask = async |daemon: &Daemon| {
+        let mut stream = daemon.connect().await;
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tasks.get","params":{{"task":"{}"}}}}"#, task.task);
+        let head =
+            format!("POST /rpc HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all((head + &body).as_bytes()).await.unwrap();
+        stream
+    };
+    let answer = rest(ask(&daemon).await).await;
+    let envelope = r#"{"jsonrpc":"2.0","id":1,"result":}"#;
+    let result = answer.split_once("\r\n\r\n").expect("a body").1.len() - envelope.len();
+
+    // The same service behind a door with room for exactly this.
+    let limits = &mut Limits::default();
+    (limits.answer_bytes_max, limits.answers_bytes_max) = (result, result);
+    let door = Daemon::over(service, *limits).await;
+    let client = door.client();
     // Somebody asks and reads the beginning only.
-    let mut slow = daemon.connect().await;
-    let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tasks.get","params":{{"task":"{}"}}}}"#, task.task);
-    let head = format!("POST /rpc HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
-    slow.write_all((head + &body).as_bytes()).await.unwrap();
+    let mut slow = ask(&door).await;
     slow.read_exact(&mut [0; 100]).await.unwrap();
     let refused = client.tasks_get(&task).await.unwrap_err();
     assert_eq!((refused.kind(), refused.retry_after().is_some()), (ErrorKind::Exhausted, true), "{refused}");
@@ -206,6 +218,7 @@ async fn answers_that_are_being_written_are_bounded_together() {
     assert!(rest(slow).await.len() > INPUT);
     let again = async { while client.tasks_get(&task).await.is_err() {} };
     tokio::time::timeout(PATIENCE, again).await.expect("there is room again");
+    door.server.stop(Duration::ZERO).await;
     daemon.server.stop(Duration::ZERO).await;
 }
 
