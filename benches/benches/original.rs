@@ -325,7 +325,7 @@ impl Run {
             for number in 0..rounds {
                 block_on(async {
                     scheduler.submit(task(number as usize)).await.expect("it is taken");
-                    let lease = scheduler.lease(request).await.expect("there are tasks").remove(0);
+                    let lease = scheduler.lease(request.clone()).await.expect("there are tasks").remove(0);
                     let done = Completion::Executed(Box::new(Execution::new(Outcome::Completed, Usage::default())));
                     scheduler.complete(lease.task.id, lease.fence, done).await.expect("it is recorded");
                 });
