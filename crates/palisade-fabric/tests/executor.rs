@@ -13,7 +13,7 @@ use palisade_core::{
 };
 use palisade_fabric::{
     AgentState, AgentTemplate, Clock, Event, EventFilter, Executor, ExecutorOptions, InstanceMode, LocalScheduler,
-    RecordingSink, RestartBudget, SchedulerOptions,
+    RecordingSink, RestartBudget, SchedulerOptions, SqliteJournal,
 };
 use palisade_fake::Fake;
 use tokio::sync::Notify;
@@ -415,6 +415,44 @@ async fn a_resting_agent_holds_nobodys_places_and_is_asked_again_when_it_rested(
     let report = &setting.executor.reports()[0];
     assert_eq!((report.state, report.restarts, report.outcomes["crashed"]), (AgentState::Terminated, 2, 3));
     assert!(failed.elapsed() >= REST);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_agents_get_on_with_a_journal() {
+    // Room comes free all the time, also while a lease still waits for the journal.
+    const TASKS: usize = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = SchedulerOptions::default();
+    options.journal = Some(Box::new(SqliteJournal::new(folder.path().join("tasks"), 64 << 20).unwrap()));
+    let scheduler = Arc::new(LocalScheduler::open(options).unwrap());
+    let mut options = ExecutorOptions::new(Arc::clone(&scheduler) as _, Arc::new(Fake::new(None)));
+    options.tasks_max = 8;
+    let executor = Executor::start(options).unwrap();
+    let verbs = ["sleep", "echo", "args"];
+    for verb in verbs {
+        let mut template = AgentTemplate::new(verb, probe(verb));
+        template.tasks_max = 1;
+        executor.spawn(template).unwrap();
+    }
+    let submit = |verb: &'static str| {
+        let scheduler = Arc::clone(&scheduler);
+        tokio::spawn(async move {
+            let mut ids = Vec::new();
+            for _ in 0..TASKS {
+                // A fifth of a millisecond.
+                let task = task(verb, 200_000u64.to_le_bytes().to_vec());
+                ids.push(scheduler.submit(task).await.unwrap().task);
+            }
+            for id in ids {
+                let record = scheduler.wait(id).await.unwrap();
+                assert_eq!((record.state, record.lost, record.failures), (TaskState::Completed, 0, 0));
+            }
+        })
+    };
+    for submitted in verbs.map(submit) {
+        tokio::time::timeout(Duration::from_secs(60), submitted).await.expect("they get on").unwrap();
+    }
+    assert!(executor.reports().iter().all(|report| report.outcomes["completed"] == TASKS as u64));
 }
 
 #[tokio::test]
