@@ -137,9 +137,9 @@ fn outcomes(options: SchedulerOptions, tasks: usize) -> f64 {
         let scheduler = Arc::clone(&scheduler);
         runtime.spawn(async move {
             let worker = WorkerId(uuid::Uuid::now_v7());
-            let request = LeaseRequest { worker, tasks_max: 64, lease_time: Duration::from_secs(30) };
+            let request = LeaseRequest::new(worker, 64, Duration::from_secs(30));
             loop {
-                let leases = scheduler.lease(request).await.expect("tasks come");
+                let leases = scheduler.lease(request.clone()).await.expect("tasks come");
                 let completions = leases.iter().map(|lease| scheduler.complete(lease.task.id, lease.fence, done()));
                 all(completions.collect()).await;
             }

@@ -318,15 +318,14 @@ impl Run {
         for number in 0..QUEUED {
             block_on(scheduler.submit(task(number))).expect("it is taken");
         }
-        let request =
-            LeaseRequest { worker: WorkerId(uuid::Uuid::now_v7()), tasks_max: 1, lease_time: Duration::from_secs(30) };
+        let request = LeaseRequest::new(WorkerId(uuid::Uuid::now_v7()), 1, Duration::from_secs(30));
         let name = "queue_operations";
         let time = self.time(name, |rounds| {
             let begun = Instant::now();
             for number in 0..rounds {
                 block_on(async {
                     scheduler.submit(task(number as usize)).await.expect("it is taken");
-                    let lease = scheduler.lease(request).await.expect("there are tasks").remove(0);
+                    let lease = scheduler.lease(request.clone()).await.expect("there are tasks").remove(0);
                     let done = Completion::Executed(Box::new(Execution::new(Outcome::Completed, Usage::default())));
                     scheduler.complete(lease.task.id, lease.fence, done).await.expect("it is recorded");
                 });

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     ArtifactHash, Completion, ErrorKind, Execution, Fence, IdempotencyKey, Lease, LeaseRequest, Outcome, Phase,
-    Priority, Scheduler, SchedulerMode, Task, TaskId, TaskQuery, TaskRecord, TaskState, Tenant, TrapKind, Usage,
-    WorkerId,
+    PluginLimit, Priority, Scheduler, SchedulerMode, Task, TaskId, TaskQuery, TaskRecord, TaskState, Tenant, TrapKind,
+    Usage, WorkerId,
 };
 
 use super::must;
@@ -51,6 +51,12 @@ const REQUIREMENTS: &[Requirement] = &[
         "tasks that nobody runs",
     ),
     must(
+        "scheduler.lease.plugin-limits",
+        "A worker MUST NOT get more tasks of a plugin than it has room for; others MUST go ahead, and those left MUST come \
+         once they are wanted, in their order.",
+        "one slow plugin holds up all others",
+    ),
+    must(
         "scheduler.lease.ends",
         "A lease that is not renewed MUST end, its task be given out again with a greater fence, and the loss be counted; \
          after a bounded number of losses the task MUST go to the dead-letter queue.",
@@ -59,8 +65,9 @@ const REQUIREMENTS: &[Requirement] = &[
     must("scheduler.lease.renewal", "A renewed lease MUST last.", "long tasks run twice"),
     must(
         "scheduler.lease.release",
-        "A released task MUST be given out again without being counted as failed or lost.",
-        "shutting down a worker uses up attempts",
+        "A released task MUST be given out again, before those that were not leased yet and in the order of their first \
+         leases, without being counted as failed or lost.",
+        "shutting down a worker uses up attempts or mixes up the order of work",
     ),
     must(
         "scheduler.order.classes",
@@ -139,11 +146,16 @@ const CHECKS: &[Check<Ctx>] = &[
     check("scheduler.lease.one-holder", &["scheduler.lease.exclusive"], "leases-twice", one_holder),
     check("scheduler.lease.tasks-max", &["scheduler.lease.exclusive"], "ignores-tasks-max", tasks_max),
     check("scheduler.lease.is-woken", &["scheduler.lease.waits"], "never-wakes", is_woken),
+    check("scheduler.lease.others-are-woken", &["scheduler.lease.waits"], "wakes-one-only", others_are_woken),
     check("scheduler.lease.dropped", &["scheduler.lease.waits"], "leases-to-the-dropped", dropped),
+    check("scheduler.lease.no-room", &["scheduler.lease.plugin-limits"], "ignores-plugin-limits", no_room),
+    check("scheduler.lease.goes-past", &["scheduler.lease.plugin-limits"], "waits-for-the-unwanted", goes_past),
+    check("scheduler.lease.wanted-again", &["scheduler.lease.plugin-limits"], "forgets-the-unwanted", wanted_again),
     check("scheduler.lease.expires", &["scheduler.lease.ends"], "never-expires", expires),
     check("scheduler.lease.lost-bounded", &["scheduler.lease.ends"], "retries-lost-for-ever", lost_bounded),
     check("scheduler.lease.renewed", &["scheduler.lease.renewal"], "ignores-renewal", renewed),
     check("scheduler.lease.released", &["scheduler.lease.release"], "counts-releases", released),
+    check("scheduler.lease.released-in-order", &["scheduler.lease.release"], "reverses-releases", released_in_order),
     check("scheduler.order.priority", &["scheduler.order.classes"], "ignores-priority", priority),
     check("scheduler.order.flood", &["scheduler.order.tenants"], "ignores-tenants", flood),
     check("scheduler.order.line", &["scheduler.order.first-come"], "last-come-first", line),
@@ -194,7 +206,24 @@ fn again(retry_after: Duration) -> Completion {
 
 fn request(tasks_max: usize, lease_time: Duration) -> LeaseRequest {
     // Any id will do: each call is another worker.
-    LeaseRequest { worker: WorkerId(TaskId::new().0), tasks_max, lease_time }
+    LeaseRequest::new(WorkerId(TaskId::new().0), tasks_max, lease_time)
+}
+
+/// A task of another plugin than [`task`]'s.
+fn of_another_plugin(input: &str) -> Task {
+    let mut another = task(input);
+    another.plugin = other_plugin();
+    another
+}
+
+fn other_plugin() -> ArtifactHash {
+    ArtifactHash::of(b"another plugin of the conformance suite")
+}
+
+/// A request with room for so many tasks of [`task`]'s plugin.
+fn with_room(tasks_max: usize, room: usize) -> LeaseRequest {
+    let limit = PluginLimit { plugin: task("").plugin, tasks_max: room };
+    LeaseRequest { plugin_limits: [limit].into(), ..request(tasks_max, LONG) }
 }
 
 impl Ctx {
@@ -215,6 +244,19 @@ impl Ctx {
     fn lease_within(&self, time: Duration) -> Result<Vec<Lease>, Failure> {
         let leases = self.within(time, self.subject().lease(request(10, LONG)));
         leases.map_or(Ok(Vec::new()), |leases| self.good("lease", leases))
+    }
+
+    /// What is leased to a worker with room for so many tasks of [`task`]'s plugin, in one go or several.
+    fn lease_with_room(&self, time: Duration, tasks_max: usize, room: usize) -> Result<Vec<Lease>, Failure> {
+        let (mut all, until) = (Vec::<Lease>::new(), Instant::now() + time);
+        while all.len() < tasks_max {
+            let had = all.iter().filter(|lease| lease.task.plugin != other_plugin()).count();
+            let request = with_room(tasks_max - all.len(), room.saturating_sub(had));
+            let leases = self.within(until.saturating_duration_since(Instant::now()), self.subject().lease(request));
+            let Some(leases) = leases else { break };
+            all.extend(self.good("lease", leases)?);
+        }
+        Ok(all)
     }
 
     fn one(&self, lease_time: Duration) -> Result<Lease, Failure> {
@@ -365,6 +407,75 @@ fn is_woken(ctx: &mut Ctx) -> Result<(), Failure> {
     ctx.expect("it gets the task that comes", got, got)
 }
 
+fn others_are_woken(ctx: &mut Ctx) -> Result<(), Failure> {
+    ctx.enforce();
+    let scheduler = Arc::clone(ctx.subject());
+    let got = ctx.block_on(async {
+        let mut waits = Vec::new();
+        // The first and the last have no room for it.
+        for request in [with_room(1, 0), request(1, LONG), with_room(1, 0)] {
+            let worker = Arc::clone(&scheduler);
+            waits.push(tokio::spawn(async move { worker.lease(request).await }));
+            tokio::task::yield_now().await;
+        }
+        let submitted = scheduler.submit(task("for the one with room")).await.is_ok();
+        let leases = tokio::time::timeout(PATIENCE, &mut waits[1]).await;
+        waits.iter().for_each(tokio::task::JoinHandle::abort);
+        submitted && matches!(leases, Ok(Ok(Ok(leases))) if leases.len() == 1)
+    });
+    ctx.expect("the one worker of three that has room for the task gets it", got, got)
+}
+
+fn no_room(ctx: &mut Ctx) -> Result<(), Failure> {
+    for number in 0..4 {
+        ctx.submit(task(&number.to_string()))?;
+    }
+    ctx.enforce();
+    let one = ctx.lease_with_room(PATIENCE, 1, 1)?;
+    ctx.expect("tasks for a worker with room for one", one.len(), one.len() == 1)?;
+    let two = ctx.within(PATIENCE, ctx.subject().lease(with_room(10, 2)));
+    let two = two.map_or(Ok(Vec::new()), |leases| ctx.good("lease", leases))?;
+    ctx.expect("tasks for a worker with room for two", two.len(), (1..=2).contains(&two.len()))?;
+    let none = ctx.lease_with_room(QUIET, 10, 0)?;
+    ctx.expect("tasks for a worker with room for none", ids(&none), none.is_empty())
+}
+
+fn goes_past(ctx: &mut Ctx) -> Result<(), Failure> {
+    let slow = ctx.submit(task("first"))?;
+    let mut others = Vec::new();
+    for number in 0..3 {
+        ctx.submit(task(&number.to_string()))?;
+        others.push(ctx.submit(of_another_plugin(&number.to_string()))?);
+    }
+    ctx.enforce();
+    let got = ids(&ctx.lease_with_room(QUIET, 3, 0)?);
+    ctx.expect("tasks of another plugin behind those there is no room for", &got, got == others)?;
+    let other = ctx.submit(of_another_plugin("late"))?;
+    let got = ids(&ctx.lease_with_room(PATIENCE, 2, 1)?);
+    ctx.expect("tasks once there is room for one", &got, got == [slow, other])
+}
+
+fn wanted_again(ctx: &mut Ctx) -> Result<(), Failure> {
+    let mut order = Vec::new();
+    for number in 0..3 {
+        order.push(ctx.submit(task(&number.to_string()))?);
+    }
+    ctx.submit(of_another_plugin("another"))?;
+    ctx.enforce();
+    let other = ctx.lease_with_room(PATIENCE, 1, 0)?;
+    ctx.expect("what a worker without room gets", other.len(), other.len() == 1)?;
+    order.push(ctx.submit(task("late"))?);
+    let mut got = ids(&ctx.lease_with_room(PATIENCE, 2, 2)?);
+    while got.len() < 4 {
+        let leases = ids(&ctx.lease_within(PATIENCE)?);
+        if leases.is_empty() {
+            break;
+        }
+        got.extend(leases);
+    }
+    ctx.expect("what others left, in its order", &got, got == order)
+}
+
 fn dropped(ctx: &mut Ctx) -> Result<(), Failure> {
     let scheduler = Arc::clone(ctx.subject());
     let waited = ctx.block_on(async {
@@ -442,6 +553,28 @@ fn released(ctx: &mut Ctx) -> Result<(), Failure> {
     ctx.expect("failures and losses", counted, counted == (0, 0))?;
     let stale = ctx.block_on(ctx.subject().release(id, lease.fence));
     ctx.refused("releasing what was released", stale, ErrorKind::Stale)
+}
+
+fn released_in_order(ctx: &mut Ctx) -> Result<(), Failure> {
+    let mut order = Vec::new();
+    for number in 0..4 {
+        order.push(ctx.submit(task(&number.to_string()))?);
+    }
+    let leases = [ctx.one(LONG)?, ctx.one(LONG)?, ctx.one(LONG)?];
+    for lease in [&leases[1], &leases[0], &leases[2]] {
+        let answer = ctx.block_on(ctx.subject().release(lease.task.id, lease.fence));
+        ctx.good("release", answer)?;
+    }
+    ctx.enforce();
+    let again = ctx.one(LONG)?;
+    ctx.expect("the first of three that were given back", again.task.id, again.task.id == order[0])?;
+    let answer = ctx.block_on(ctx.subject().release(again.task.id, again.fence));
+    ctx.good("release", answer)?;
+    let mut got = Vec::new();
+    while got.len() < 4 {
+        got.push(ctx.one(LONG)?.task.id);
+    }
+    ctx.expect("the order after three were given back", &got, got == order)
 }
 
 fn priority(ctx: &mut Ctx) -> Result<(), Failure> {

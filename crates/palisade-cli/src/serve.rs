@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub(crate) struct Serve {
     /// Also listen on this TCP address, for clients that show the token. Nothing is encrypted
     #[arg(long, value_name = "ADDRESS:PORT", requires = "token_file")]
     listen: Option<SocketAddr>,
-    /// File with the token for clients on TCP
+    /// File with the token for clients on TCP, which others may not read
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
     /// Keep tasks and plugins in memory only
@@ -240,7 +240,17 @@ fn make_private(directory: &Path) -> Result<()> {
     made.map_err(|error| io_error(&format!("cannot make the directory {}", directory.display()), error))
 }
 
+/// Reads the token, which is worth nothing where everybody on this machine can read or replace it. Its group may read it.
 fn read_token(path: &Path) -> Result<Token> {
+    if let Ok(metadata) = fs::metadata(path)
+        && metadata.permissions().mode() & 0o027 != 0
+    {
+        let mode = metadata.permissions().mode() & 0o777;
+        let message = format!("others may read or replace the token in {}", path.display());
+        return Err(Error::new(ErrorKind::InvalidInput, "read token", message)
+            .context("mode", format!("{mode:03o}"))
+            .help(format!("chmod 600 {}, and make a new token if somebody may have read it", path.display())));
+    }
     let bytes = plugin::read_file(path, "read token", TOKEN_FILE_BYTES_MAX)?;
     Token::new(&String::from_utf8_lossy(&bytes))
 }

@@ -3,6 +3,11 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader, Read};
+use std::process::{ChildStderr, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use support::Palisade;
 
 /// A small program every system has.
@@ -102,4 +107,82 @@ fn a_scratch_directory_is_writable_and_bounded() {
     let ended = run(&palisade, &["plugin.wat", "--scratch", "/tmp"]);
     assert_eq!(ended.code, 126, "{ended:?}");
     assert!(ended.stderr.contains("cannot grant scratch"), "{}", ended.stderr);
+}
+
+/// A daemon for native code only, on a socket of its own. Stopped when the test is over.
+struct Daemon {
+    child: std::process::Child,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Daemon {
+    fn start(palisade: &Palisade) -> Daemon {
+        let mut command = palisade.command();
+        command.args(["serve", "--ephemeral", "--workers", "2", "--backend", "process"]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("ready on ") {
+            assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "the daemon ended: {said}");
+        }
+        Daemon { child, stderr }
+    }
+
+    /// Tells it to end, and gives its exit code and what it said since the start.
+    fn stop(mut self) -> (Option<i32>, String) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let mut said = String::new();
+        self.stderr.read_to_string(&mut said).unwrap();
+        (self.child.wait().unwrap().code(), said)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_daemon_runs_native_programs_and_scripts() {
+    let palisade = Palisade::new();
+    let daemon = Daemon::start(&palisade);
+    let submit = |arguments: &[&str]| {
+        let ended = palisade.run(["submit"].iter().chain(arguments));
+        assert_eq!(ended.code, 0, "{ended:?}");
+        ended.text().trim().to_owned()
+    };
+
+    // Installed once; then by its name. Each task has an instance and an input of its own.
+    let tasks: Vec<_> = (0..20).map(|number| (submit(&[CAT, "-i", &format!("input {number}")]), number)).collect();
+    for (task, number) in tasks {
+        let report = palisade.run(["wait", &task, "--json"]).report(0);
+        assert_eq!((&report["state"], &report["failures"]), (&json!("completed"), &json!(0)), "{report:#}");
+        assert_eq!(report["execution"]["output"], format!("input {number}"), "{report:#}");
+    }
+    let listed = palisade.run(["plugins", "--json"]).json();
+    let plugins = listed["plugins"].as_array().expect("the plugins");
+    assert_eq!((plugins.len(), &plugins[0]["name"], &plugins[0]["kind"]), (1, &json!("cat"), &json!("executable")));
+
+    // Scripts end as in `palisade run`.
+    palisade.file("script.sh", "read line; echo \"$line $1\"; test -e /etc/shadow && exit 9; exit 3");
+    let script = submit(&["script.sh", "--interpreter", "sh", "-i", "in\n", "--attempts", "1", "--", "argument"]);
+    let ended = palisade.run(["wait", &script]);
+    assert_eq!((ended.code, ended.text()), (3, "in argument\n"), "{ended:?}");
+
+    palisade.file("spin.sh", "while :; do :; done");
+    let spin = submit(&["spin.sh", "--interpreter", "sh", "--wall-time", "200ms", "--attempts", "1"]);
+    let report = palisade.run(["wait", &spin, "--json"]).report(124);
+    assert_eq!(report["execution"]["outcome"]["resource"], "wall_time", "{report:#}");
+    let spin = submit(&["spin.sh", "--wall-time", "200ms", "--interpreter", "sh"]);
+    let cancelled = palisade.run(["cancel", &spin]);
+    assert_eq!((cancelled.code, cancelled.text().trim()), (0, "cancelled"), "{cancelled:?}");
+
+    // What this daemon has no backend for is refused when it is submitted, not later.
+    palisade.file("plugin.wat", "(module (func (export \"_start\")))");
+    palisade.run(["submit", "plugin.wat"]).assert_error(126, &[]);
+
+    let (code, said) = daemon.stop();
+    assert!(code == Some(0) && said.contains("0 tasks without an outcome"), "{code:?} {said}");
 }

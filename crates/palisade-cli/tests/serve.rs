@@ -131,7 +131,11 @@ fn wrong_requests_get_the_standard_error_and_the_daemon_goes_on() {
 #[test]
 fn tcp_is_for_those_who_show_the_token() {
     let palisade = Palisade::new();
-    palisade.file("token", TOKEN);
+    let private = |name: &str, text: &str, mode: u32| {
+        palisade.file(name, text);
+        std::fs::set_permissions(palisade.folder().join(name), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    private("token", TOKEN, 0o640);
     let daemon = Daemon::start(&palisade, &["--ephemeral", "--listen", "127.0.0.1:0", "--token-file", "token"]);
     let address = daemon.ready.trim().rsplit_once("http://").unwrap().1.to_owned();
     let send = |head: &str| {
@@ -149,9 +153,15 @@ fn tcp_is_for_those_who_show_the_token() {
     assert_eq!(send("GET /healthz HTTP/1.1").0, 200);
 
     palisade.run(["serve", "--listen", "127.0.0.1:0"]).assert_error(125, &["--token-file"]);
-    palisade.file("weak", "secret");
+    private("weak", "secret", 0o600);
     let weak = palisade.run(["serve", "--ephemeral", "--listen", "0.0.0.0:0", "--token-file", "weak"]);
     weak.assert_error(125, &["16 to 512"]);
+    for mode in [0o644, 0o604, 0o660, 0o602, 0o777] {
+        private("open", TOKEN, mode);
+        let open = palisade.run(["serve", "--ephemeral", "--listen", "127.0.0.1:0", "--token-file", "open"]);
+        open.assert_error(125, &["others may read or replace the token in open", "chmod 600 open"]);
+        assert!(!open.stderr.contains(TOKEN), "{open:?}");
+    }
 }
 
 #[test]
@@ -353,7 +363,9 @@ fn the_log_of_a_task_is_joined_to_the_trace_it_came_with() {
     };
     let task = submit(&format!("00-{trace}-{parent}-01"));
     let span = attempt(&task);
-    assert_eq!((&span["trace_id"], &span["parent_span_id"]), (&json!(trace), &json!(parent)), "{span:#}");
+    assert_eq!(span["trace_id"], trace, "{span:#}");
+    // Between the client's span and the attempt is that of the submission.
+    assert!(span["parent_span_id"].as_str().is_some_and(|id| id.len() == 16 && id != parent), "{span:#}");
     assert_eq!((&span["outcome"], &span["attempt"], &span["name"]), (&json!("completed"), &json!(1), &json!("task")));
     // A malformed header counts as none.
     let task = submit(&format!("00-{trace}-{parent}-zz"));

@@ -66,8 +66,8 @@ pub use registry::{
 };
 pub use sandbox::{Call, Input, Instance, Module, OutputSink, OutputStream, Prepared, PreparedExt, Sandbox};
 pub use scheduler::{
-    Completion, Fence, Lease, LeaseRequest, Report, Scheduler, SchedulerMode, SchedulerStats, Submission, TaskPage,
-    TaskQuery, TaskRecord, TaskState, WorkerId,
+    Completion, Fence, Lease, LeaseRequest, PluginLimit, Report, Scheduler, SchedulerMode, SchedulerStats, Submission,
+    TaskPage, TaskQuery, TaskRecord, TaskState, WorkerId,
 };
 pub use task::{IdempotencyKey, Priority, RetryPolicy, Task, TaskId, Tenant};
 pub use trace::TraceContext;

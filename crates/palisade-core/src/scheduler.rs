@@ -38,6 +38,9 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     ///
     /// * Gives at least one task and at most [`LeaseRequest::tasks_max`], in the order they should start: by priority
     ///   class, then fair between tenants, then first come, first served.
+    /// * Of a plugin in [`LeaseRequest::plugin_limits`], gives no more than that. What a worker does not want delays nothing
+    ///   else: those behind it go ahead, and it keeps its place for whoever wants it. To ask for something else, a worker
+    ///   drops the future and calls again.
     /// * A task is never leased to two workers at once; after the lease ends it is given out again with a greater fence.
     /// * Dropping the future leases nothing.
     /// * While the scheduler is [paused](SchedulerMode::Paused), gives nothing.
@@ -76,7 +79,7 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     }
 
     /// Gives a lease back without an attempt: the task waits again, in front of its tenant's others, and nothing is
-    /// counted.
+    /// counted. Several that are given back stand in the order in which they were first leased.
     ///
     /// # Errors
     ///
@@ -190,7 +193,7 @@ pub struct WorkerId(pub Uuid);
 pub struct Fence(pub u64);
 
 /// What a worker asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRequest {
     /// Who asks.
     pub worker: WorkerId,
@@ -198,6 +201,25 @@ pub struct LeaseRequest {
     pub tasks_max: usize,
     /// Time until the lease ends unless it is renewed.
     pub lease_time: Duration,
+    /// Plugins of which the worker has room for fewer tasks than that. If one is named twice, the smaller limit holds.
+    #[serde(default)]
+    pub plugin_limits: Arc<[PluginLimit]>,
+}
+
+impl LeaseRequest {
+    /// A request for tasks of any plugins.
+    pub fn new(worker: WorkerId, tasks_max: usize, lease_time: Duration) -> LeaseRequest {
+        LeaseRequest { worker, tasks_max, lease_time, plugin_limits: Arc::default() }
+    }
+}
+
+/// How many tasks of one plugin a worker has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginLimit {
+    /// The plugin.
+    pub plugin: ArtifactHash,
+    /// Most tasks of it to give at once; 0: none.
+    pub tasks_max: usize,
 }
 
 /// A worker's time-limited, fenced right to run a task.

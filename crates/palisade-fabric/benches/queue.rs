@@ -7,9 +7,12 @@ use std::collections::BinaryHeap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use palisade_core::Priority;
+use palisade_core::{ArtifactHash, Priority};
 
 // The modules themselves: they are no part of the crate's face, and nothing but a bench needs them from outside.
+#[allow(dead_code, unused_imports, unreachable_pub, reason = "made for another crate; the bench uses a part")]
+#[path = "../src/aside.rs"]
+mod aside;
 #[allow(dead_code, unused_imports, unreachable_pub, reason = "made for another crate; the bench uses a part")]
 #[path = "../src/fair.rs"]
 mod fair;
@@ -43,6 +46,7 @@ fn least(mut round: impl FnMut(u32)) -> Duration {
 
 fn main() {
     let mut queue = fair::FairQueue::new(fair::ClassOrder::default());
+    let plugin = ArtifactHash::of(b"plugin");
     let place = |number: u32| (Priority::ALL[scatter(number) as usize % 4], scatter(number ^ 77) % TENANTS);
     for task in 0..QUEUED {
         let (class, tenant) = place(task);
@@ -50,7 +54,7 @@ fn main() {
     }
     let fair = least(|number| {
         // The place of the task that left is free for the one that comes.
-        let task = queue.pop(|tenant| black_box(tenant) < TENANTS).unwrap_or_default();
+        let task = queue.pop(|tenant| black_box(tenant) < TENANTS, black_box(None), |_| plugin).unwrap_or_default();
         let (class, tenant) = place(number);
         queue.push_back(class, tenant, task);
     });

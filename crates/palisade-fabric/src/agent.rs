@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,7 +12,7 @@ use palisade_core::{
     Resource, Result,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::clock::to_millis;
 use crate::latency::Latencies;
@@ -186,7 +187,10 @@ pub(crate) struct Agent {
     /// The executor's functions and those of this agent's memory.
     host: HostFunctions,
     /// As many permits as tasks it may still begin.
-    pub(crate) slots: Semaphore,
+    slots: Semaphore,
+    /// Told when there is room again, while somebody wants to hear of it.
+    changed: Arc<Notify>,
+    tells_of_room: AtomicBool,
     events: Events,
     state: Mutex<State>,
 }
@@ -218,6 +222,29 @@ pub(crate) struct Line {
     idle: Mutex<Vec<Box<dyn Instance>>>,
 }
 
+/// A place with an agent, for one task.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    pub(crate) agent: Arc<Agent>,
+}
+
+impl Turn {
+    /// Takes a place, or gives the agent back that has none.
+    pub(crate) fn take(agent: Arc<Agent>) -> Result<Turn, Arc<Agent>> {
+        let is_free = agent.slots.try_acquire().map(SemaphorePermit::forget).is_ok();
+        if is_free { Ok(Turn { agent }) } else { Err(agent) }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.agent.slots.add_permits(1);
+        if self.agent.tells_of_room.load(Ordering::SeqCst) {
+            self.agent.changed.notify_one();
+        }
+    }
+}
+
 impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Agent").field("name", &self.template.name).finish_non_exhaustive()
@@ -238,7 +265,12 @@ impl Line {
 }
 
 impl Agent {
-    pub(crate) fn new(template: AgentTemplate, host: &HostFunctions, events: Events) -> Result<Agent> {
+    pub(crate) fn new(
+        template: AgentTemplate,
+        host: &HostFunctions,
+        events: Events,
+        changed: Arc<Notify>,
+    ) -> Result<Agent> {
         let memory = match &template.memory_file {
             Some(file) => AgentMemory::load(template.memory, file)?,
             None => AgentMemory::new(template.memory),
@@ -247,6 +279,8 @@ impl Agent {
             host: memory.add_to(host.clone()).wrapped(|function| Arc::new(Traced(function))),
             memory,
             slots: Semaphore::new(template.tasks_max.clamp(1, Semaphore::MAX_PERMITS)),
+            changed,
+            tells_of_room: AtomicBool::new(false),
             state: Mutex::new(State {
                 state: AgentState::Spawned,
                 running: 0,
@@ -269,6 +303,21 @@ impl Agent {
     /// Writes its memory to where it is kept.
     pub(crate) fn save(&self) -> Result<()> {
         self.template.memory_file.as_ref().map_or(Ok(()), |file| self.memory.save(file))
+    }
+
+    /// How many tasks it may still begin.
+    pub(crate) fn room(&self) -> usize {
+        self.slots.available_permits()
+    }
+
+    /// Until when it rests, if it does.
+    pub(crate) fn rests_until(&self, now: Instant) -> Option<Instant> {
+        self.lock().rests_until.filter(|until| *until > now)
+    }
+
+    /// Sets whether it tells of room.
+    pub(crate) fn tell_of_room(&self, tells: bool) {
+        self.tells_of_room.store(tells, Ordering::SeqCst);
     }
 
     /// Begins a task, or says how long the agent still rests.
@@ -479,7 +528,7 @@ mod tests {
     fn agent(restarts: RestartBudget) -> Agent {
         let mut template = AgentTemplate::new("agent", Artifact::wasm(&b"bytes"[..]));
         template.restarts = restarts;
-        Agent::new(template, &HostFunctions::new(), Events::default()).unwrap()
+        Agent::new(template, &HostFunctions::new(), Events::default(), Arc::default()).unwrap()
     }
 
     fn ended(outcome: Outcome) -> Completion {

@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::agent::{Agent, name as outcome_name};
+use crate::agent::{Agent, Turn, name as outcome_name};
+use crate::busy::BusyAgents;
 use crate::modules::Modules;
 use crate::trace::AttemptTrace;
 use crate::{AgentMemory, AgentReport, AgentTemplate, Events, InstanceMode, NullSink};
@@ -74,9 +75,8 @@ impl ExecutorOptions {
 /// deadline covers everything from loading to teardown, and the outcome names the phase it passed in. A panic in one task
 /// ends that task only, as `Crashed`.
 ///
-/// A task of an agent that is at its limit, or rests after a failure, waits inside the executor and takes one of its
-/// places; a plugin whose tasks pile up is better bounded by its tenant's
-/// [`running_max`](crate::TenantLimits::running_max).
+/// Tasks of an agent that is at its limit, or rests after a failure, wait in the scheduler, and those behind them go ahead;
+/// those it was leased before it came to that are given back.
 #[derive(Debug)]
 pub struct Executor {
     shared: Arc<Shared>,
@@ -100,6 +100,7 @@ struct Shared {
     options: Bounds,
     slots: Arc<Semaphore>,
     agents: Mutex<HashMap<ArtifactHash, Arc<Agent>>>,
+    busy: BusyAgents,
     /// What tasks that run are to do.
     order: watch::Sender<Order>,
     metrics: Figures,
@@ -184,6 +185,7 @@ impl Executor {
             slots: Arc::new(Semaphore::new(bounds.tasks_max)),
             options: bounds,
             agents: Mutex::default(),
+            busy: BusyAgents::default(),
             order: watch::Sender::new(Order::Work),
             metrics: Figures::new(options.metrics)?,
             events: options.events,
@@ -212,7 +214,7 @@ impl Executor {
             let message = format!("there is an agent `{}` or another for this artifact already", template.name);
             return Err(Error::new(ErrorKind::InvalidInput, "spawn", message));
         }
-        let agent = Agent::new(template, &self.shared.host, self.shared.events.clone())?;
+        let agent = Agent::new(template, &self.shared.host, self.shared.events.clone(), self.shared.busy.changed())?;
         let memory = agent.memory.clone();
         agents.insert(plugin, Arc::new(agent));
         Ok(memory)
@@ -231,6 +233,7 @@ impl Executor {
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "remove", format!("there is no agent `{name}`")))?;
         agent.save()?;
         agents.remove(&plugin);
+        self.shared.busy.remove(plugin);
         agent.drain();
         Ok(agent.report())
     }
@@ -288,25 +291,49 @@ async fn lease_all(shared: Arc<Shared>) {
     let worker = WorkerId(Uuid::now_v7());
     let mut order = shared.order.subscribe();
     let mut patience = PATIENCE.0;
+    let mut cut_short = 0;
     loop {
-        let Ok(first) = Arc::clone(&shared.slots).acquire_owned().await else { return };
-        let mut permits = first;
+        let mut permits = tokio::select! {
+            biased;
+            // Never closed.
+            first = Arc::clone(&shared.slots).acquire_owned() => match first {
+                Ok(first) => first,
+                Err(_) => return,
+            },
+            () = ordered(&mut order, Order::Drain) => return,
+        };
         let more = shared.slots.available_permits().min(BATCH_MAX - 1);
         if let Ok(more) = Arc::clone(&shared.slots).try_acquire_many_owned(more as u32) {
             permits.merge(more);
         }
-        let request = LeaseRequest { worker, tasks_max: permits.num_permits(), lease_time: shared.options.lease_time };
+        let mut request = LeaseRequest::new(worker, permits.num_permits(), shared.options.lease_time);
+        let tasks_max = request.tasks_max;
+        let mut wish = shared.busy.wish(tasks_max);
+        request.plugin_limits = Arc::clone(&wish.limits);
         let leases = tokio::select! {
             biased;
             () = ordered(&mut order, Order::Drain) => return,
             leases = shared.scheduler.lease(request) => leases,
+            () = shared.busy.another_wish(&wish, cut_short) => {
+                cut_short += 1;
+                shared.busy.had_enough(wish);
+                continue;
+            }
         };
+        cut_short = 0;
         match leases {
             Ok(leases) => {
                 patience = PATIENCE.0;
+                let has_more = leases.len() >= tasks_max;
                 // As many as were asked for at most.
-                let leased = leases.into_iter().map(|lease| (lease, permits.split(1))).collect();
-                start(&shared, leased);
+                let leased = leases.into_iter().map(|lease| {
+                    let turn = wish.turn(&lease);
+                    (lease, permits.split(1), turn)
+                });
+                start(&shared, leased.collect());
+                if !has_more {
+                    shared.busy.had_enough(wish);
+                }
             }
             Err(_) => {
                 drop(permits);
@@ -319,8 +346,8 @@ async fn lease_all(shared: Arc<Shared>) {
     }
 }
 
-/// A task, and its place among those that run at once.
-type Leased = (Lease, Option<OwnedSemaphorePermit>);
+/// A task, its place among those that run at once, and its place with a busy agent.
+type Leased = (Lease, Option<OwnedSemaphorePermit>, Option<Turn>);
 
 /// Most tasks that one Tokio task runs one after the other.
 const RUN_MAX: usize = 16;
@@ -345,8 +372,8 @@ fn run_all(shared: Arc<Shared>, leased: Vec<Leased>) -> BoxFuture<'static, ()> {
         let begun = Instant::now();
         let mut leased = leased.into_iter();
         let mut ended = Vec::with_capacity(leased.len());
-        while let Some((lease, permit)) = leased.next() {
-            let mut work = pin!(run(&shared, lease));
+        while let Some((lease, permit, turn)) = leased.next() {
+            let mut work = pin!(run(&shared, lease, turn));
             let polled = std::future::poll_fn(|context| {
                 // A sink or scheduler that panics takes none of the others along.
                 Poll::Ready(catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or(Poll::Ready(None)))
@@ -420,14 +447,23 @@ enum Stop {
 }
 
 /// Runs one task to its completion, whatever happens. Gives what there is to report.
-async fn run(shared: &Shared, lease: Lease) -> Option<Report> {
-    let begun = Instant::now();
+async fn run(shared: &Shared, lease: Lease, turn: Option<Turn>) -> Option<Report> {
+    let now = Instant::now();
     let (task, fence) = (lease.task.id, lease.fence);
+    let begun = match begin(shared, &lease, turn, now) {
+        Ok(Some(begun)) => Ok(begun),
+        Ok(None) => {
+            // It fails as a report may, and with the same end.
+            let _ = shared.scheduler.release(task, fence).await;
+            return None;
+        }
+        Err(completion) => Err(completion),
+    };
     let token = CancelToken::new();
     let progress = Progress(AtomicU8::new(0));
     let trace = AttemptTrace::open(&lease);
     let completion = {
-        let work = attempt(shared, &lease, &token, &progress, begun, trace.context);
+        let work = attempt(shared, begun, &lease, &token, &progress, trace.context);
         let mut work = pin!(guarded(work).instrument(trace.span.clone()));
         // Most tasks of a quick guest are done at once, and need nobody to watch them.
         match std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
@@ -441,7 +477,7 @@ async fn run(shared: &Shared, lease: Lease) -> Option<Report> {
             trace.span.record("outcome", outcome_name(&completion));
             trace.span.in_scope(|| tracing::debug!("the attempt ended"));
             let metrics = &shared.metrics;
-            metrics.sink.observe(metrics.run, begun.elapsed().as_secs_f64());
+            metrics.sink.observe(metrics.run, now.elapsed().as_secs_f64());
             if let Completion::Executed(execution) = &completion {
                 metrics.sink.observe(metrics.memory, execution.usage.memory_peak_bytes as f64);
                 metrics.sink.observe(metrics.cpu, execution.usage.cpu_time.as_secs_f64());
@@ -553,75 +589,74 @@ async fn guarded(work: impl Future<Output = Completion>) -> Completion {
     .await
 }
 
-/// Finds the agent, waits for its turn, and counts what became of the task.
-async fn attempt(
-    shared: &Shared,
-    lease: &Lease,
-    token: &CancelToken,
-    progress: &Progress,
-    begun: Instant,
-    trace: Option<Arc<TraceContext>>,
-) -> Completion {
+/// Finds the agent of a task and begins it there. Gives `None` when the agent has no room for it or rests.
+fn begin(shared: &Shared, lease: &Lease, turn: Option<Turn>, now: Instant) -> Result<Option<Begun>, Completion> {
     let agent = shared.agents().get(&lease.task.plugin).cloned();
     let Some(agent) = agent else {
         let message = format!("no agent here runs plugin {}", lease.task.plugin);
-        return Completion::HostError { message, retryable: false };
+        return Err(Completion::HostError { message, retryable: false });
     };
-    // Mostly there is room and no rest, and then nobody needs to watch the wait for them.
-    let permit = match agent.slots.try_acquire().map(|permit| (permit, agent.begin(begun))) {
-        Ok((permit, Ok(None))) => Ok(Some(permit)),
-        Ok((_, Err(error))) => Err(error),
-        Ok((_, Ok(Some(_)))) | Err(_) => {
-            let turn = async {
-                // Never closed.
-                let permit = agent.slots.acquire().await.ok();
-                while let Some(rest) = agent.begin(Instant::now())? {
-                    tokio::time::sleep(rest).await;
-                }
-                Ok(permit)
-            };
-            tokio::select! {
-                biased;
-                turn = turn => turn,
-                () = token.cancelled() => return cancelled(Phase::Queued),
-            }
+    let turn = turn.filter(|turn| Arc::ptr_eq(&turn.agent, &agent));
+    let turn = match turn.map_or_else(|| Turn::take(agent), Ok) {
+        Ok(turn) => turn,
+        Err(agent) => {
+            shared.busy.add(&agent);
+            return Ok(None);
         }
     };
-    let _permit = match permit {
-        Ok(permit) => permit,
-        Err(error) => return host_error(&error),
-    };
-    // Counts the end even when this future panics or is dropped.
-    let counted = Counted { agent: &agent, begun, ended: false };
-    let completion = call(shared, &agent, lease, token, progress, trace).await;
-    progress.enter(Phase::Teardown);
-    counted.end(&completion);
-    completion
-}
-
-/// A task that an agent began and whose end it counts.
-struct Counted<'a> {
-    agent: &'a Agent,
-    begun: Instant,
-    ended: bool,
-}
-
-impl Counted<'_> {
-    fn end(mut self, completion: &Completion) {
-        self.ended = true;
-        let failed = is_failure(completion, self.agent.template.instances);
-        let now = Instant::now();
-        self.agent.end(completion, now.duration_since(self.begun), failed, now);
+    match turn.agent.begin(now) {
+        Ok(None) => Ok(Some(Begun { turn, at: now, ended: false })),
+        Ok(Some(_)) => {
+            shared.busy.add(&turn.agent);
+            Ok(None)
+        }
+        Err(error) => Err(host_error(&error)),
     }
 }
 
-impl Drop for Counted<'_> {
+/// Runs a task that its agent began, and counts what became of it.
+async fn attempt(
+    shared: &Shared,
+    begun: Result<Begun, Completion>,
+    lease: &Lease,
+    token: &CancelToken,
+    progress: &Progress,
+    trace: Option<Arc<TraceContext>>,
+) -> Completion {
+    let begun = match begun {
+        Ok(begun) => begun,
+        Err(completion) => return completion,
+    };
+    let completion = call(shared, &begun.turn.agent, lease, token, progress, trace).await;
+    progress.enter(Phase::Teardown);
+    begun.end(&completion);
+    completion
+}
+
+/// A task that an agent began and whose end it counts, even when its future panics or is dropped.
+struct Begun {
+    turn: Turn,
+    at: Instant,
+    ended: bool,
+}
+
+impl Begun {
+    fn end(mut self, completion: &Completion) {
+        self.ended = true;
+        let agent = &self.turn.agent;
+        let failed = is_failure(completion, agent.template.instances);
+        let now = Instant::now();
+        agent.end(completion, now.duration_since(self.at), failed, now);
+    }
+}
+
+impl Drop for Begun {
     fn drop(&mut self) {
         if !self.ended {
             let message = "it panicked, or did not end when it was told to".to_owned();
             let completion =
                 Completion::Executed(Box::new(Execution::new(Outcome::Crashed { message }, Usage::default())));
-            self.agent.end(&completion, self.begun.elapsed(), std::thread::panicking(), Instant::now());
+            self.turn.agent.end(&completion, self.at.elapsed(), std::thread::panicking(), Instant::now());
         }
     }
 }

@@ -9,8 +9,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
 
-use palisade_core::Priority;
+use palisade_core::{ArtifactHash, Priority};
 use serde::{Deserialize, Serialize};
+
+use crate::aside::{Aside, Wanted};
 
 /// How the priority classes share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,8 @@ impl Default for ClassOrder {
 /// How far a tag moves for one task at weight 1. Small enough that tags last for 2^44 tasks.
 const SCALE: u64 = 1 << 20;
 const NONE: u32 = u32::MAX;
+/// Added to tickets of all but those that came back because they are wanted again.
+const LATER: u64 = 1 << 63;
 
 /// Tasks waiting for a worker, by the caller's small numbers for tasks and tenants.
 #[derive(Debug)]
@@ -51,6 +55,7 @@ pub(crate) struct FairQueue {
     weights: Vec<u32>,
     /// Breaks ties between equal tags: who came first.
     ticket: u64,
+    aside: Aside,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +85,8 @@ struct Flow {
     /// Tag for its next task.
     tag: u64,
     place: Place,
+    /// It has tasks in [`Aside`], which come before the head.
+    aside: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -88,6 +95,8 @@ enum Place {
     InLine,
     /// Taken out of line because its tenant may not start tasks; [`FairQueue::unblock`] brings it back.
     Blocked,
+    /// Taken out of line because no worker that asked wanted any of its tasks, which are all in [`Aside`].
+    Stopped,
 }
 
 impl FairQueue {
@@ -105,6 +114,7 @@ impl FairQueue {
             links: Vec::new(),
             weights: Vec::new(),
             ticket: 0,
+            aside: Aside::default(),
         }
     }
 
@@ -137,19 +147,19 @@ impl FairQueue {
         self.flow(class, tenant).tail = task;
     }
 
-    /// Puts a task in front of its tenant's others.
-    pub(crate) fn push_front(&mut self, class: Priority, tenant: u32, task: u32) {
-        let head = self.enter(class, tenant, task).head;
-        self.links[task as usize] = Link { previous: NONE, next: head };
-        match head {
-            NONE => self.flow(class, tenant).tail = task,
-            _ => self.links[head as usize].previous = task,
-        }
-        self.flow(class, tenant).head = task;
+    /// Puts a task in front of its tenant's others that was taken out first under `fence`, which grows from task to task:
+    /// those given back stand in the order in which they were first taken.
+    pub(crate) fn give_back(&mut self, class: Priority, tenant: u32, plugin: ArtifactHash, task: u32, fence: u64) {
+        self.enter(class, tenant, task);
+        self.aside.give_back((class_number(class), tenant), plugin, task, fence);
+        self.flow(class, tenant).aside = true;
     }
 
     /// Takes a task out that is in the queue.
-    pub(crate) fn remove(&mut self, class: Priority, tenant: u32, task: u32) {
+    pub(crate) fn remove(&mut self, class: Priority, tenant: u32, plugin: ArtifactHash, task: u32) {
+        if self.aside.contains(task) {
+            return self.remove_aside(class_number(class), tenant, plugin, task);
+        }
         let Link { previous, next } = self.links[task as usize];
         match previous {
             NONE => self.flow(class, tenant).head = next,
@@ -162,8 +172,71 @@ impl FairQueue {
         self.classes[class_number(class)].len -= 1;
     }
 
-    /// Takes the next task out. Tenants for which `may_start` says no are set aside until they are unblocked.
-    pub(crate) fn pop(&mut self, mut may_start: impl FnMut(u32) -> bool) -> Option<u32> {
+    fn remove_aside(&mut self, number: usize, tenant: u32, plugin: ArtifactHash, task: u32) {
+        let class = &mut self.classes[number];
+        let flow = &mut class.flows[tenant as usize];
+        let stopped = flow.place == Place::Stopped;
+        if stopped {
+            self.aside.resume((number, tenant), flow.tag);
+        }
+        self.aside.remove((number, tenant), &plugin, task);
+        flow.aside = self.aside.has((number, tenant));
+        class.len -= 1;
+        if !flow.aside {
+            self.aside.served((number, tenant));
+        }
+        match (stopped, flow.aside) {
+            (true, true) => flow.tag = self.aside.stop((number, tenant), flow.tag),
+            (true, false) => flow.place = Place::Idle,
+            (false, _) => {}
+        }
+    }
+
+    /// Brings flows back of which nobody wanted anything, as many as a worker may now get `tasks_max` tasks from that wants
+    /// these, or any. Says whether there were any.
+    ///
+    /// As they saved up no credit, they all would come back at the tags served last, and who of them was served before would
+    /// be forgotten each time; so they come back as far apart as they were, within one task at weight 1.
+    pub(crate) fn recall(&mut self, wanted: Option<&Wanted>, tasks_max: usize) -> bool {
+        if !self.aside.has_stopped() {
+            return false;
+        }
+        let room = |plugin: &ArtifactHash| wanted.map_or(tasks_max, |wanted| wanted.room(plugin).min(tasks_max));
+        let due = self.aside.due(room);
+        let apart = |tag: u64, least: u64, virtual_time: u64| tag.max(virtual_time + (tag - least).min(SCALE));
+        let returns = |class: &Class, number| class.line.is_empty() && due.iter().any(|(other, _)| *other == number);
+        let returning: Vec<_> = (0..4).filter(|number| returns(&self.classes[*number], *number)).collect();
+        let least = returning.iter().map(|number| self.classes[*number].tag).min().unwrap_or_default();
+        for number in returning {
+            let class = &mut self.classes[number];
+            class.tag = apart(class.tag, least, self.virtual_time);
+        }
+        let tag_of =
+            |queue: &FairQueue, (number, tenant): (usize, u32)| queue.classes[number].flows[tenant as usize].tag;
+        let mut least = [u64::MAX; 4];
+        due.iter().for_each(|id| least[id.0] = least[id.0].min(tag_of(self, *id)));
+        for (number, tenant) in &due {
+            let class = &mut self.classes[*number];
+            let flow = &mut class.flows[*tenant as usize];
+            // One may be due for two plugins.
+            if flow.place == Place::Stopped {
+                self.aside.resume((*number, *tenant), flow.tag);
+                flow.tag = apart(flow.tag, least[*number], class.virtual_time);
+                // At equal tags, it was there before those in line.
+                self.line_up(*number, *tenant, 0);
+            }
+        }
+        !due.is_empty()
+    }
+
+    /// Takes the next task out that is `wanted`, or any. Tenants for which `may_start` says no are set aside until they are
+    /// unblocked. Gives `None` as well when it went past so many tasks that it is enough for once.
+    pub(crate) fn pop(
+        &mut self,
+        mut may_start: impl FnMut(u32) -> bool,
+        mut wanted: Option<&mut Wanted>,
+        plugin_of: impl Fn(u32) -> ArtifactHash,
+    ) -> Option<u32> {
         let mut tried = [false; 4];
         loop {
             let waiting = (0..4).filter(|number| !tried[*number] && !self.classes[*number].line.is_empty());
@@ -171,19 +244,44 @@ impl FairQueue {
             let number = match self.order {
                 ClassOrder::Weighted(_) => waiting.min_by_key(|number| (self.classes[*number].tag, *number)),
                 ClassOrder::Strict => waiting.min(),
-            }?;
+            };
+            let Some(number) = number else {
+                // Those that came back so far may not start tasks. Others may: each comes back once.
+                if self.recall(wanted.as_deref(), 1) {
+                    tried = [false; 4];
+                    continue;
+                }
+                return None;
+            };
             tried[number] = true;
-            if let Some(task) = self.pop_of(number, &mut may_start) {
+            if let Some(task) = self.pop_of(number, &mut may_start, wanted.as_deref_mut(), &plugin_of) {
                 return Some(task);
+            }
+            if wanted.as_ref().is_some_and(|wanted| wanted.is_tired()) {
+                return None;
             }
         }
     }
 
-    fn pop_of(&mut self, number: usize, may_start: &mut impl FnMut(u32) -> bool) -> Option<u32> {
-        let class = &mut self.classes[number];
-        while let Some(mut first) = class.line.peek_mut() {
+    fn pop_of(
+        &mut self,
+        number: usize,
+        may_start: &mut impl FnMut(u32) -> bool,
+        mut wanted: Option<&mut Wanted>,
+        plugin_of: &impl Fn(u32) -> ArtifactHash,
+    ) -> Option<u32> {
+        loop {
+            let class = &mut self.classes[number];
+            let mut first = class.line.peek_mut()?;
             let Reverse((tag, _, tenant)) = *first;
             let flow = &mut class.flows[tenant as usize];
+            if flow.aside || wanted.is_some() {
+                drop(first);
+                match self.pop_past(number, may_start, wanted.as_deref_mut(), plugin_of) {
+                    None if wanted.as_ref().is_none_or(|wanted| !wanted.is_tired()) => continue,
+                    found => return found,
+                }
+            }
             if flow.head == NONE || !may_start(tenant) {
                 flow.place = if flow.head == NONE { Place::Idle } else { Place::Blocked };
                 PeekMut::pop(first);
@@ -199,7 +297,7 @@ impl FairQueue {
             } else {
                 self.links[next as usize].previous = NONE;
                 self.ticket += 1;
-                *first = Reverse((flow.tag, self.ticket, tenant));
+                *first = Reverse((flow.tag, LATER + self.ticket, tenant));
             }
             class.virtual_time = tag;
             class.len -= 1;
@@ -209,7 +307,71 @@ impl FairQueue {
             }
             return Some(task);
         }
-        None
+    }
+
+    /// What [`FairQueue::pop_of`] does with the first in line when the head of its line may not be its next task.
+    fn pop_past(
+        &mut self,
+        number: usize,
+        may_start: &mut impl FnMut(u32) -> bool,
+        mut wanted: Option<&mut Wanted>,
+        plugin_of: &impl Fn(u32) -> ArtifactHash,
+    ) -> Option<u32> {
+        let class = &mut self.classes[number];
+        let Reverse((tag, _, tenant)) = *class.line.peek()?;
+        let flow = &mut class.flows[tenant as usize];
+        if flow.head == NONE && !flow.aside || !may_start(tenant) {
+            let is_idle = flow.head == NONE && !flow.aside;
+            flow.place = if is_idle { Place::Idle } else { Place::Blocked };
+            class.line.pop();
+            return None;
+        }
+        let id = (number, tenant);
+        let wants = |plugin: &ArtifactHash| wanted.as_ref().is_none_or(|wanted| wanted.wants(plugin));
+        let mut found = if flow.aside { self.aside.take(id, wants) } else { None };
+        while found.is_none() && flow.head != NONE {
+            let task = flow.head;
+            if let Some(wanted) = wanted.as_deref_mut() {
+                let plugin = plugin_of(task);
+                if wanted.wants(&plugin) {
+                    found = Some(task);
+                } else if wanted.goes_past() {
+                    self.aside.pass(id, plugin, task);
+                } else {
+                    flow.aside = self.aside.has(id);
+                    return None;
+                }
+            } else {
+                found = Some(task);
+            }
+            flow.head = self.links[task as usize].next;
+            match flow.head {
+                NONE => flow.tail = NONE,
+                next => self.links[next as usize].previous = NONE,
+            }
+        }
+        flow.aside = self.aside.has(id);
+        class.line.pop();
+        if found.is_none() {
+            flow.place = Place::Stopped;
+            flow.tag = self.aside.stop(id, flow.tag);
+            return None;
+        }
+        self.aside.served(id);
+        flow.tag = tag + SCALE / u64::from(self.weights.get(tenant as usize).copied().unwrap_or(1));
+        if flow.head == NONE && !flow.aside {
+            flow.place = Place::Idle;
+        } else {
+            self.ticket += 1;
+            class.line.push(Reverse((flow.tag, LATER + self.ticket, tenant)));
+        }
+        class.virtual_time = tag;
+        class.len -= 1;
+        self.virtual_time = class.tag;
+        if let ClassOrder::Weighted(weights) = self.order {
+            class.tag += SCALE / u64::from(weights[number]);
+        }
+        found
     }
 
     /// Brings a tenant back that was set aside.
@@ -217,7 +379,7 @@ impl FairQueue {
         for number in 0..4 {
             let flow = self.classes[number].flows.get(tenant as usize);
             if flow.is_some_and(|flow| flow.place == Place::Blocked) {
-                self.line_up(number, tenant);
+                self.line_up(number, tenant, LATER);
             }
         }
     }
@@ -251,16 +413,22 @@ impl FairQueue {
         let number = class_number(class);
         let flows = &mut self.classes[number].flows;
         if flows.len() <= tenant as usize {
-            flows.resize(tenant as usize + 1, Flow { head: NONE, tail: NONE, tag: 0, place: Place::Idle });
+            flows
+                .resize(tenant as usize + 1, Flow { head: NONE, tail: NONE, tag: 0, place: Place::Idle, aside: false });
         }
-        if flows[tenant as usize].place == Place::Idle {
-            self.line_up(number, tenant);
+        match flows[tenant as usize].place {
+            Place::Idle => self.line_up(number, tenant, LATER),
+            Place::Stopped => {
+                self.aside.resume((number, tenant), flows[tenant as usize].tag);
+                self.line_up(number, tenant, LATER);
+            }
+            Place::InLine | Place::Blocked => {}
         }
         self.classes[number].len += 1;
         self.classes[number].flows[tenant as usize]
     }
 
-    fn line_up(&mut self, number: usize, tenant: u32) {
+    fn line_up(&mut self, number: usize, tenant: u32, when: u64) {
         let class = &mut self.classes[number];
         if class.line.is_empty() {
             class.tag = class.tag.max(self.virtual_time);
@@ -269,7 +437,7 @@ impl FairQueue {
         flow.tag = flow.tag.max(class.virtual_time);
         flow.place = Place::InLine;
         self.ticket += 1;
-        class.line.push(Reverse((flow.tag, self.ticket, tenant)));
+        class.line.push(Reverse((flow.tag, when + self.ticket, tenant)));
     }
 
     fn flow(&mut self, class: Priority, tenant: u32) -> &mut Flow {
@@ -286,14 +454,33 @@ pub(crate) fn class_number(class: Priority) -> usize {
 mod tests {
     use std::collections::{BTreeMap, VecDeque};
 
+    use palisade_core::PluginLimit;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::aside::PATIENCE;
 
     /// A queue whose tasks remember where they came from.
     struct Queue {
         fair: FairQueue,
         of: Vec<(Priority, u32)>,
+    }
+
+    impl FairQueue {
+        /// The next task, whatever its plugin.
+        fn pop_any(&mut self, may_start: impl FnMut(u32) -> bool) -> Option<u32> {
+            self.pop(may_start, None, |_| unreachable!("nobody asks"))
+        }
+    }
+
+    fn plugin(number: u32) -> ArtifactHash {
+        ArtifactHash::of(&number.to_le_bytes())
+    }
+
+    /// Wants everything but some plugins.
+    fn all_but(unwanted: impl IntoIterator<Item = u32>) -> Wanted {
+        let limit = |number| PluginLimit { plugin: plugin(number), tasks_max: 0 };
+        Wanted::new(&unwanted.into_iter().map(limit).collect::<Vec<_>>())
     }
 
     impl Queue {
@@ -315,7 +502,7 @@ mod tests {
         }
 
         fn served(&mut self, count: usize) -> Vec<(Priority, u32)> {
-            (0..count).map_while(|_| self.fair.pop(|_| true)).map(|task| self.of[task as usize]).collect()
+            (0..count).map_while(|_| self.fair.pop_any(|_| true)).map(|task| self.of[task as usize]).collect()
         }
     }
 
@@ -375,27 +562,82 @@ mod tests {
         let first = queue.push(Priority::High, 0);
         let second = queue.push(Priority::High, 0);
         let other = queue.push(Priority::Low, 1);
-        assert_eq!(queue.fair.pop(|tenant| tenant != 0), Some(other));
-        assert_eq!(queue.fair.pop(|_| true), None, "it stays aside until it is unblocked");
+        assert_eq!(queue.fair.pop_any(|tenant| tenant != 0), Some(other));
+        assert_eq!(queue.fair.pop_any(|_| true), None, "it stays aside until it is unblocked");
         queue.push(Priority::High, 0);
-        assert_eq!(queue.fair.pop(|_| true), None);
+        assert_eq!(queue.fair.pop_any(|_| true), None);
         queue.fair.unblock(0);
-        assert_eq!((queue.fair.pop(|_| true), queue.fair.pop(|_| true)), (Some(first), Some(second)));
+        assert_eq!((queue.fair.pop_any(|_| true), queue.fair.pop_any(|_| true)), (Some(first), Some(second)));
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_gone_past_in_bounded_steps_and_comes_first_again() {
+        let mut queue = Queue::new(ClassOrder::default());
+        let unwanted = 10 * PATIENCE as u32;
+        queue.push_many(unwanted as usize, Priority::Normal, 0);
+        let wanted = queue.push(Priority::Normal, 0);
+        let plugin_of = |task: u32| plugin(u32::from(task == wanted));
+        let mut tries = 1;
+        loop {
+            let mut all_but_0 = all_but([0]);
+            match queue.fair.pop(|_| true, Some(&mut all_but_0), plugin_of) {
+                Some(task) => break assert_eq!(task, wanted),
+                None => assert!(all_but_0.is_tired(), "there is more"),
+            }
+            tries += 1;
+        }
+        assert_eq!(tries, 10, "each went past as many as one may");
+        let mut all_but_0 = all_but([0]);
+        assert_eq!(queue.fair.pop(|_| true, Some(&mut all_but_0), plugin_of), None);
+        assert!(!all_but_0.is_tired() && queue.fair.len(Priority::Normal) == unwanted as usize);
+        let late = queue.push(Priority::Normal, 0);
+        queue.fair.recall(None, 1);
+        let rest: Vec<_> = std::iter::from_fn(|| queue.fair.pop_any(|_| true)).collect();
+        assert_eq!(rest, (0..unwanted).chain([late]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn few_of_many_tenants_come_back_for_a_little_room() {
+        let mut queue = Queue::new(ClassOrder::default());
+        for tenant in 0..1000 {
+            queue.push_many(2, Priority::Normal, tenant);
+        }
+        let mut none = all_but([0]);
+        while queue.fair.pop(|_| true, Some(&mut none), |_| plugin(0)).is_none() && none.is_tired() {
+            none = all_but([0]);
+        }
+        assert_eq!(queue.fair.classes[1].line.len() + queue.fair.classes[2].line.len(), 0, "all are set aside");
+        let mut served = Vec::new();
+        for _ in 0..1000 {
+            let mut one = Wanted::new(&[PluginLimit { plugin: plugin(0), tasks_max: 1 }]);
+            queue.fair.recall(Some(&one), 64);
+            let lined_up: usize = queue.fair.classes.iter().map(|class| class.line.len()).sum();
+            assert!(lined_up <= 2, "{lined_up} tenants for one place");
+            let task = queue.fair.pop(|_| true, Some(&mut one), |_| plugin(0)).unwrap();
+            served.push(queue.of[task as usize].1);
+            one.took(&plugin(0));
+            assert_eq!(queue.fair.pop(|_| true, Some(&mut one), |_| plugin(0)), None);
+        }
+        served.sort_unstable();
+        assert_eq!(served, (0..1000).collect::<Vec<_>>(), "each tenant once before any comes twice");
     }
 
     #[derive(Debug, Clone)]
     enum Step {
-        Push { class: usize, tenant: u32, front: bool },
-        Pop { blocked: u32 },
+        Push { class: usize, tenant: u32, plugin: u32 },
+        GiveBack(usize),
+        Pop { blocked: u32, unwanted: u32 },
         Remove(usize),
         Unblock(u32),
     }
 
     fn step() -> impl Strategy<Value = Step> {
+        let unwanted = prop_oneof![Just(0), 0..8u32];
         prop_oneof![
-            4 => (0..4usize, 0..5u32, prop::bool::weighted(0.2))
-                .prop_map(|(class, tenant, front)| Step::Push { class, tenant, front }),
-            3 => (0..32u32).prop_map(|blocked| Step::Pop { blocked }),
+            4 => (0..4usize, 0..5u32, 0..3u32)
+                .prop_map(|(class, tenant, plugin)| Step::Push { class, tenant, plugin }),
+            1 => any::<usize>().prop_map(Step::GiveBack),
+            3 => (0..32u32, unwanted).prop_map(|(blocked, unwanted)| Step::Pop { blocked, unwanted }),
             1 => any::<usize>().prop_map(Step::Remove),
             1 => (0..5u32).prop_map(Step::Unblock),
         ]
@@ -407,34 +649,55 @@ mod tests {
         fn behaves_like_plain_lines(steps in prop::collection::vec(step(), 1..300)) {
             let mut fair = FairQueue::new(ClassOrder::default());
             let mut lines: BTreeMap<(usize, u32), VecDeque<u32>> = BTreeMap::new();
-            let mut next = 0u32;
+            // By task number, and under which fence it was taken out; 0 for never.
+            let (mut plugins, mut fences) = (Vec::new(), Vec::new());
+            let mut out = Vec::new();
+            let mut fence = 0;
             for step in steps {
                 match step {
-                    Step::Push { class, tenant, front } => {
-                        let line = lines.entry((class, tenant)).or_default();
-                        if front {
-                            fair.push_front(Priority::ALL[class], tenant, next);
-                            line.push_front(next);
-                        } else {
-                            fair.push_back(Priority::ALL[class], tenant, next);
-                            line.push_back(next);
-                        }
-                        next += 1;
+                    Step::Push { class, tenant, plugin } => {
+                        let task = plugins.len() as u32;
+                        plugins.push(plugin);
+                        fences.push(0);
+                        fair.push_back(Priority::ALL[class], tenant, task);
+                        lines.entry((class, tenant)).or_default().push_back(task);
                     }
-                    Step::Pop { blocked } => {
-                        // In the model nobody stays aside: everybody who may is unblocked first.
+                    Step::GiveBack(which) if !out.is_empty() => {
+                        let ((class, tenant), task): ((usize, u32), u32) = out.swap_remove(which % out.len());
+                        let fence = fences[task as usize];
+                        fair.give_back(Priority::ALL[class], tenant, plugin(plugins[task as usize]), task, fence);
+                        let line = lines.entry((class, tenant)).or_default();
+                        let earlier = |other: &&u32| (1..fence).contains(&fences[**other as usize]);
+                        let at = line.iter().take_while(earlier).count();
+                        line.insert(at, task);
+                    }
+                    Step::GiveBack(_) => {}
+                    Step::Pop { blocked, unwanted } => {
+                        // In the model nobody stays aside: everybody who may is brought back first.
                         (0..5).filter(|tenant| blocked & (1 << tenant) == 0).for_each(|tenant| fair.unblock(tenant));
-                        match fair.pop(|tenant| blocked & (1 << tenant) == 0) {
+                        let mut wanted =
+                            (unwanted > 0).then(|| all_but((0..3).filter(|plugin| unwanted & (1 << plugin) != 0)));
+                        let is_wanted = |task: &u32| unwanted & (1 << plugins[*task as usize]) == 0;
+                        fair.recall(wanted.as_ref(), 1);
+                        let may_start = |tenant: u32| blocked & (1 << tenant) == 0;
+                        match fair.pop(may_start, wanted.as_mut(), |task| plugin(plugins[task as usize])) {
                             Some(task) => {
-                                let line = lines.iter_mut().find(|(_, line)| line.front() == Some(&task));
-                                let Some(((_, tenant), line)) = line else {
+                                prop_assert!(is_wanted(&task));
+                                let first = |line: &VecDeque<u32>| line.iter().find(|task| is_wanted(task)) == Some(&task);
+                                let line = lines.iter_mut().find(|(_, line)| first(line));
+                                let Some((at, line)) = line else {
                                     return Err(TestCaseError::fail(format!("{task} was not first in its line")));
                                 };
-                                prop_assert!(blocked & (1 << tenant) == 0);
-                                line.pop_front();
+                                prop_assert!(may_start(at.1));
+                                line.retain(|other| *other != task);
+                                fence += 1;
+                                if fences[task as usize] == 0 {
+                                    fences[task as usize] = fence;
+                                }
+                                out.push((*at, task));
                             }
                             None => prop_assert!(
-                                lines.iter().all(|((_, tenant), line)| line.is_empty() || blocked & (1 << tenant) != 0),
+                                lines.iter().all(|((_, tenant), line)| !line.iter().any(is_wanted) || !may_start(*tenant)),
                                 "somebody who may start was left waiting"
                             ),
                         }
@@ -442,7 +705,7 @@ mod tests {
                     Step::Remove(which) => {
                         let all: Vec<_> = lines.iter().flat_map(|(at, line)| line.iter().map(|task| (*at, *task))).collect();
                         if let Some(((class, tenant), task)) = all.get(which % all.len().max(1)).copied() {
-                            fair.remove(Priority::ALL[class], tenant, task);
+                            fair.remove(Priority::ALL[class], tenant, plugin(plugins[task as usize]), task);
                             if let Some(line) = lines.get_mut(&(class, tenant)) {
                                 line.retain(|other| *other != task);
                             }
@@ -489,6 +752,74 @@ mod tests {
                     prop_assert!(difference <= 1.0 / w1 + 1.0 / w2 + 0.01, "{difference}: {weights:?} {from}..{to}");
                 }
             }
+        }
+
+        /// A plugin that is wanted now and then, a few tasks at once, while others are always wanted: of the tenants that wait
+        /// for it only, none gets less than half of what another gets, and nothing else waits for it.
+        #[test]
+        fn tenants_share_a_plugin_that_is_seldom_wanted(
+            rounds in prop::collection::vec((0..4usize, 0..3usize), 1..8),
+            tenants in 2..6u32,
+        ) {
+            let mut queue = Queue::new(ClassOrder::default());
+            for tenant in 0..tenants {
+                // Each task of tenant 0 is followed by one of a plugin that everybody wants.
+                queue.push_many(1000, Priority::Normal, tenant);
+            }
+            let other = queue.of.len() as u32;
+            queue.push_many(1000, Priority::Normal, 0);
+            let plugin_of = |task: u32| plugin(u32::from(task >= other));
+            let mut got = vec![0i64; tenants as usize];
+            // The same again and again finds who is always the last.
+            for (room, others) in rounds.into_iter().cycle().take(500) {
+                let mut wanted = Wanted::new(&[PluginLimit { plugin: plugin(0), tasks_max: room }]);
+                queue.fair.recall(Some(&wanted), room + others);
+                let mut of_the_plugin = 0;
+                for served in 0..room + others {
+                    // Only going past much is a reason to stop.
+                    let Some(task) = queue.fair.pop(|_| true, Some(&mut wanted), plugin_of) else {
+                        prop_assert!(wanted.is_tired(), "{served} of {room} + {others}");
+                        break;
+                    };
+                    wanted.took(&plugin_of(task));
+                    if task < other {
+                        of_the_plugin += 1;
+                        got[queue.of[task as usize].1 as usize] += 1;
+                    }
+                }
+                prop_assert!(of_the_plugin <= room);
+            }
+            let of_the_rest = &got[1..];
+            let (least, most) = (of_the_rest.iter().min().unwrap(), of_the_rest.iter().max().unwrap());
+            prop_assert!(*most <= 2 * least + 4, "{got:?}");
+        }
+
+        /// The same between classes: a class gets its share of a plugin that is seldom wanted, however much is done besides.
+        #[test]
+        fn no_class_starves_for_a_plugin_that_is_seldom_wanted(others in prop::collection::vec(0..100usize, 85..250)) {
+            let mut queue = Queue::new(ClassOrder::default());
+            for class in [Priority::High, Priority::Low] {
+                queue.push_many(300, class, 0);
+            }
+            let other = queue.of.len() as u32;
+            queue.push_many(others.iter().sum::<usize>() + 1, Priority::Normal, 1);
+            let plugin_of = |task: u32| plugin(u32::from(task >= other));
+            let mut got = BTreeMap::new();
+            for others in &others {
+                let mut wanted = Wanted::new(&[PluginLimit { plugin: plugin(0), tasks_max: 1 }]);
+                queue.fair.recall(Some(&wanted), others + 1);
+                for _ in 0..others + 1 {
+                    let Some(task) = queue.fair.pop(|_| true, Some(&mut wanted), plugin_of) else { break };
+                    wanted.took(&plugin_of(task));
+                    if task < other {
+                        *got.entry(queue.of[task as usize].0).or_insert(0usize) += 1;
+                    }
+                }
+            }
+            let (high, low) = (got.get(&Priority::High), got.get(&Priority::Low));
+            let (high, low) = (high.copied().unwrap_or_default(), low.copied().unwrap_or_default());
+            // 16 : 1, and a task each.
+            prop_assert!(low + 1 >= (high + low) / 17 && low <= (high + low) / 8 + 2, "{high} {low}");
         }
 
         /// Whoever else comes and goes, the first task of a class that has work waits for a bounded number of others.

@@ -9,6 +9,8 @@
 
 mod admission;
 mod agent;
+mod aside;
+mod busy;
 mod clock;
 mod events;
 mod executor;

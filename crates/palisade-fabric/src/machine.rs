@@ -18,6 +18,7 @@ use palisade_core::{
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use crate::aside::Wanted;
 use crate::clock::{from_millis, span, to_millis};
 use crate::fair::FairQueue;
 use crate::limits::Bucket;
@@ -63,6 +64,7 @@ pub(crate) struct Machine {
     forgotten: Vec<Entry>,
     /// A timer came since the changes were taken.
     timer_came: bool,
+    has_more: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -107,6 +109,8 @@ pub(crate) struct Entry {
     submitted_at: Millis,
     failures: u32,
     lost: u32,
+    /// The first fence since it lined up last; given back, it stands before those whose first came later.
+    first_fence: u64,
     place: Place,
     deadline: Option<(Millis, Option<TimerId>)>,
     completion: Option<Arc<Completion>>,
@@ -231,6 +235,7 @@ impl Machine {
             changes: Vec::new(),
             forgotten: Vec::new(),
             timer_came: false,
+            has_more: false,
         }
     }
 
@@ -341,14 +346,20 @@ impl Machine {
     pub(crate) fn lease(&mut self, now: Millis, request: &LeaseRequest, leases: &mut Vec<Lease>) -> u64 {
         self.advance(now);
         let mut position = 0;
+        self.has_more = false;
         if self.mode == SchedulerMode::Paused {
             return position;
         }
         let now = self.now;
-        while leases.len() < request.tasks_max.min(self.limits.batch_max) {
-            let (tenants, timers) = (&mut self.tenants, &mut self.timers);
+        let tasks_max = request.tasks_max.min(self.limits.batch_max);
+        let mut wanted = (!request.plugin_limits.is_empty()).then(|| Wanted::new(&request.plugin_limits));
+        self.queue.recall(wanted.as_ref(), tasks_max);
+        while leases.len() < tasks_max {
+            let (tenants, timers, slots) = (&mut self.tenants, &mut self.timers, &self.slots);
             let may_start = |tenant| tenants.at(tenant).may_start(now, |at| timers.set(at, Timer::Start(tenant)));
-            let Some(slot) = self.queue.pop(may_start) else { break };
+            let plugin_of =
+                |slot: u32| slots[slot as usize].as_ref().expect("what is queued has its entry").task.plugin;
+            let Some(slot) = self.queue.pop(may_start, wanted.as_mut(), plugin_of) else { break };
             let fence = Fence(self.next_fence);
             self.next_fence += 1;
             let expires_at = self.lease_end(slot, request.lease_time);
@@ -357,6 +368,9 @@ impl Machine {
             let entry = self.entry_mut(slot);
             let Place::Queued { since } = entry.place else { unreachable!("only queued tasks are in the queue") };
             entry.place = Place::Running { fence, timer };
+            if entry.first_fence == 0 {
+                entry.first_fence = fence.0;
+            }
             let (tenant, task) = (entry.tenant, Arc::clone(&entry.task));
             position = position.max(entry.position);
             let attempt = entry.failures + entry.lost + 1;
@@ -369,8 +383,17 @@ impl Machine {
             if let Some(started) = &mut tenant.started {
                 started.take();
             }
+            if let (Some(wanted), Some(lease)) = (&mut wanted, leases.last()) {
+                wanted.took(&lease.task.plugin);
+            }
         }
+        self.has_more = wanted.is_some_and(|wanted| wanted.is_tired());
         position
+    }
+
+    /// Whether the latest lease ended early, because it went past many tasks: there may be more for the same request.
+    pub(crate) fn has_more(&self) -> bool {
+        self.has_more
     }
 
     pub(crate) fn renew(&mut self, now: Millis, task: TaskId, fence: Fence, lease_time: Duration) -> Result<Millis> {
@@ -745,6 +768,7 @@ impl Machine {
             submitted_at,
             failures: 0,
             lost: 0,
+            first_fence: 0,
             place: Place::Queued { since: self.now },
             completion: None,
         });
@@ -771,9 +795,13 @@ impl Machine {
             self.delayed -= 1;
             self.tenants.at(tenant).delayed -= 1;
         }
-        match in_front {
-            true => self.queue.push_front(class, tenant, slot),
-            false => self.queue.push_back(class, tenant, slot),
+        if in_front {
+            let Entry { first_fence, task, .. } = self.entry(slot);
+            let (first_fence, plugin) = (*first_fence, task.plugin);
+            self.queue.give_back(class, tenant, plugin, slot, first_fence);
+        } else {
+            self.entry_mut(slot).first_fence = 0;
+            self.queue.push_back(class, tenant, slot);
         }
     }
 
@@ -788,7 +816,7 @@ impl Machine {
                 self.delayed -= 1;
                 self.tenants.at(tenant).delayed -= 1;
             }
-            Place::Queued { .. } => self.queue.remove(class, tenant, slot),
+            Place::Queued { .. } => self.queue.remove(class, tenant, entry.task.plugin, slot),
             Place::Running { timer, .. } => {
                 self.timers.cancel(timer);
                 self.running -= 1;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -77,7 +78,7 @@ impl Default for SchedulerOptions {
 /// block_on(async {
 ///     let task = scheduler.submit(Task::new(ArtifactHash::of(b"plugin"))).await?.task;
 ///     let worker = WorkerId(uuid::Uuid::now_v7());
-///     let request = LeaseRequest { worker, tasks_max: 1, lease_time: Duration::from_secs(30) };
+///     let request = LeaseRequest::new(worker, 1, Duration::from_secs(30));
 ///     let lease = scheduler.lease(request).await?.remove(0);
 ///     let done = Completion::Executed(Box::new(Execution::new(Outcome::Completed, Usage::default())));
 ///     assert_eq!(scheduler.complete(task, lease.fence, done).await?, TaskState::Completed);
@@ -99,6 +100,10 @@ struct Shared {
     timer: Condvar,
     /// Wakes a worker that waits for tasks.
     ready: Notify,
+    /// Wakes all workers that wait and do not take every task: which of them wants the next one, only they know.
+    ready_for_some: Notify,
+    /// Workers that wait for that.
+    choosy: AtomicUsize,
     events: Events,
     committer: Option<Committer>,
 }
@@ -189,6 +194,8 @@ impl LocalScheduler {
             }),
             timer: Condvar::new(),
             ready: Notify::new(),
+            ready_for_some: Notify::new(),
+            choosy: AtomicUsize::new(0),
             events,
             committer,
         });
@@ -427,10 +434,14 @@ impl Shared {
         *state.machine.changes() = changes;
         state.kpis.tell(&state.machine);
         let wake_workers = wake_workers && state.machine.has_work();
+        let wake_choosy = wake_workers && self.choosy.load(Ordering::Relaxed) > 0;
         let wake_timer = state.machine.next_timer().is_some_and(|next| next < state.timer_at);
         drop(guard);
         if wake_workers {
             self.ready.notify_one();
+        }
+        if wake_choosy {
+            self.ready_for_some.notify_waiters();
         }
         if wake_timer {
             self.timer.notify_one();
@@ -499,6 +510,23 @@ impl Drop for Unclaimed<'_> {
     }
 }
 
+/// A worker that waits and does not take every task.
+struct Choosy<'a>(&'a AtomicUsize);
+
+impl<'a> Choosy<'a> {
+    /// Under the lock of the state, so that whatever happens next wakes it.
+    fn enter(waiting: &'a AtomicUsize) -> Choosy<'a> {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Choosy(waiting)
+    }
+}
+
+impl Drop for Choosy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What somebody who wants a task's outcome finds.
 enum Look<'a> {
     Ended { record: Box<TaskRecord>, position: u64 },
@@ -553,19 +581,24 @@ impl Scheduler for LocalScheduler {
                 ));
             }
             let shared = &*self.shared;
+            let takes_all = request.plugin_limits.is_empty();
             loop {
-                let more = shared.ready.notified();
+                let more = if takes_all { shared.ready.notified() } else { shared.ready_for_some.notified() };
                 if let Some(committer) = &shared.committer {
                     committer.check()?;
                 }
                 let mut unclaimed = Unclaimed { shared, leases: Vec::new() };
-                let position = {
+                let (position, has_more, _choosy) = {
                     let now = shared.clock.millis();
                     let mut state = shared.lock();
                     let position = state.machine.lease(now, &request, &mut unclaimed.leases);
-                    // One that got nothing wakes nobody: the next would get nothing either, and wake this one.
-                    shared.settle(state, !unclaimed.leases.is_empty());
-                    position
+                    let has_more = state.machine.has_more();
+                    let choosy = (!takes_all && unclaimed.leases.is_empty()).then(|| Choosy::enter(&shared.choosy));
+                    // One that got nothing wakes nobody: the next would get nothing either, and wake this one. Unless it
+                    // was this one that noticed what came due, and does not want it.
+                    let noticed = !takes_all && !state.machine.is_settled();
+                    shared.settle(state, noticed || !unclaimed.leases.is_empty());
+                    (position, has_more, choosy)
                 };
                 if !unclaimed.leases.is_empty() {
                     if shared.committer.as_ref().is_some_and(|committer| !committer.is_safe(position)) {
@@ -574,6 +607,9 @@ impl Scheduler for LocalScheduler {
                     return Ok(std::mem::take(&mut unclaimed.leases));
                 }
                 drop(unclaimed);
+                if has_more {
+                    continue;
+                }
                 match &shared.committer {
                     None => more.await,
                     // A journal that fails wakes those who wait.
@@ -718,8 +754,7 @@ mod tests {
         assert_eq!(waiting(), 0);
         let mut wait = scheduler.wait(id);
         assert!(wait.as_mut().poll(&mut context).is_pending());
-        let request =
-            LeaseRequest { worker: WorkerId(uuid::Uuid::nil()), tasks_max: 1, lease_time: Duration::from_secs(1) };
+        let request = LeaseRequest::new(WorkerId(uuid::Uuid::nil()), 1, Duration::from_secs(1));
         let lease = block_on(scheduler.lease(request)).unwrap().remove(0);
         let message = "over".to_owned();
         let completion = Completion::HostError { message, retryable: false };

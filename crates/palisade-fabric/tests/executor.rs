@@ -5,15 +5,15 @@ mod support;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     Artifact, BoxFuture, Bytes, CancelToken, Capabilities, Completion, Error, ErrorKind, HostFunctions, Module,
-    Outcome, Phase, Resource, Result, Sandbox, Scheduler, Task, TaskId, TaskRecord, TaskState,
+    Outcome, Phase, Resource, Result, Sandbox, Scheduler, Task, TaskId, TaskRecord, TaskState, Tenant,
 };
 use palisade_fabric::{
-    AgentState, AgentTemplate, Clock, Executor, ExecutorOptions, InstanceMode, Journal, JournalEntry, Kept,
-    LocalScheduler, RecordingSink, RestartBudget, SchedulerOptions,
+    AgentState, AgentTemplate, Clock, Event, EventFilter, Executor, ExecutorOptions, InstanceMode, Journal,
+    JournalEntry, Kept, LocalScheduler, RecordingSink, RestartBudget, SchedulerOptions, SqliteJournal,
 };
 use palisade_fake::Fake;
 use tokio::sync::Notify;
@@ -99,6 +99,7 @@ fn start(sandbox: Watched, change: impl FnOnce(&mut ExecutorOptions)) -> Setting
 
 fn start_over(mut options: SchedulerOptions, sandbox: Watched, change: impl FnOnce(&mut ExecutorOptions)) -> Setting {
     options.limits.completion_bytes_max = COMPLETION_BYTES_MAX;
+    options.events_kept = 1 << 16;
     let scheduler = Arc::new(LocalScheduler::open(options).unwrap());
     let sandbox = Arc::new(sandbox);
     let mut options = ExecutorOptions::new(Arc::clone(&scheduler) as _, Arc::clone(&sandbox) as _);
@@ -224,7 +225,9 @@ async fn the_deadline_names_the_phase_it_passed_in() {
     };
     let phase = |record: &TaskRecord| match outcome(record) {
         Outcome::QuotaExceeded { resource: Resource::WallTime, limit, used, phase } => {
-            assert!(used > limit && limit >= 500_000_000, "{limit} {used}");
+            // While a task is queued, whole milliseconds are counted.
+            let least = if phase == Phase::Queued { 499_000_000 } else { 500_000_000 };
+            assert!(used > limit && limit >= least, "{limit} {used}");
             phase
         }
         other => panic!("{other}"),
@@ -299,6 +302,160 @@ async fn leases_are_renewed_as_long_as_a_task_runs() {
     gate.cancel();
     let record = scheduler.wait(id).await.unwrap();
     assert_eq!((record.state, record.lost, called.load(Ordering::SeqCst)), (TaskState::Completed, 0, 1));
+}
+
+/// A host function that counts its calls, and lets none go before the token is cancelled.
+fn gate(gate: &CancelToken, calls: &Arc<AtomicUsize>) -> HostFunctions {
+    let (gate, calls) = (gate.clone(), Arc::clone(calls));
+    HostFunctions::new().add("wait", move |_| {
+        calls.fetch_add(1, Ordering::SeqCst);
+        let gate = gate.clone();
+        async move {
+            gate.cancelled().await;
+            Ok(Bytes::from_static(b"done"))
+        }
+    })
+}
+
+fn of(tenant: &str, mut task: Task) -> Task {
+    task.tenant = Tenant(tenant.to_owned());
+    task
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_agent_holds_nobodys_places() {
+    const WAITING: usize = 1000;
+    const PLACES: usize = 8;
+    let (open, calls) = (CancelToken::new(), Arc::new(AtomicUsize::new(0)));
+    let setting = start(Watched::new(), |options| {
+        (options.tasks_max, options.host) = (PLACES, gate(&open, &calls));
+    });
+    setting.spawn("echo");
+    setting.spawn_with("host", |template| {
+        template.tasks_max = 1;
+        template.policy.grants.host_functions.insert("wait".into());
+    });
+    let filter = EventFilter { plugin: Some(probe("host").hash()), ..EventFilter::default() };
+    let mut events = setting.scheduler.events().subscribe(filter).unwrap();
+    let heard = tokio::spawn(async move {
+        let (mut started, mut given_back, mut ended) = (Vec::new(), Vec::new(), 0);
+        while ended < WAITING {
+            match &*events.next().await.unwrap() {
+                Event::Started { about, .. } => started.push(about.task),
+                Event::Released { about } => given_back.push(about.task),
+                Event::Finished { .. } => ended += 1,
+                Event::Missed { .. } => panic!("an event was missed"),
+                _ => {}
+            }
+        }
+        (started, given_back)
+    });
+    let (mut slow, mut quick) = (Vec::new(), Vec::new());
+    for _ in 0..WAITING {
+        let waits = task("host", [&1u32.to_le_bytes()[..], b"wait"].concat());
+        slow.push(setting.submit(of("slow", waits)).await);
+    }
+    // Behind all of these, of the same tenant and another.
+    for number in 0..100 {
+        quick.push(setting.submit(of(["slow", "other"][number % 2], task("echo", "x"))).await);
+    }
+    let all_quick = async {
+        for id in &quick {
+            let record = setting.scheduler.wait(*id).await.unwrap();
+            assert_eq!((record.state, record.lost, record.failures), (TaskState::Completed, 0, 0));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), all_quick).await.expect("they need not wait for the slow one");
+    assert_eq!(calls.load(Ordering::SeqCst), 1, "it is still in its first task");
+    // What it was leased beyond its room is given back.
+    let settled = async {
+        while setting.scheduler.stats().queued != WAITING as u64 - 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), settled).await.expect("all others wait in the scheduler");
+    assert_eq!(setting.scheduler.stats().running, 1);
+    open.cancel();
+    let all_slow = async {
+        for id in &slow {
+            let record = setting.scheduler.wait(*id).await.unwrap();
+            assert_eq!((record.state, record.lost, record.failures), (TaskState::Completed, 0, 0));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all_slow).await.expect("each end makes room for the next");
+    assert_eq!(calls.load(Ordering::SeqCst), WAITING, "each ran once");
+    let (mut started, given_back) = heard.await.unwrap();
+    // Before it was known to be busy, some were leased to no avail.
+    assert!(given_back.len() < 10 * PLACES, "{} tasks were given back", given_back.len());
+    started.retain(|task| !given_back.contains(task));
+    slow.retain(|task| !given_back.contains(task));
+    assert!(started == slow, "the others start in their order");
+}
+
+#[tokio::test]
+async fn a_resting_agent_holds_nobodys_places_and_is_asked_again_when_it_rested() {
+    let mut sandbox = Watched::new();
+    sandbox.panics = true;
+    let setting = start(sandbox, |options| options.tasks_max = 2);
+    const REST: Duration = Duration::from_millis(300);
+    setting.spawn_with("args", |template| {
+        template.restarts = RestartBudget { failures_max: 2, backoff_initial: REST, ..RestartBudget::default() };
+    });
+    let failed = Instant::now();
+    assert!(matches!(outcome(&setting.run(task("args", "")).await), Outcome::Crashed { .. }));
+    let mut resting = Vec::new();
+    for _ in 0..10 {
+        resting.push(setting.submit(task("args", "")).await);
+    }
+    // No agent runs this, which takes a place nevertheless.
+    let record = setting.run(task("random", "")).await;
+    assert!(message(&record).contains("no agent here") && failed.elapsed() < REST, "{:?}", failed.elapsed());
+    // It crashes twice more and is terminated; the rest hears of it.
+    for id in resting {
+        let ended = tokio::time::timeout(Duration::from_secs(20), setting.scheduler.wait(id)).await;
+        assert!(ended.expect("it is asked again").unwrap().state.is_final());
+    }
+    let report = &setting.executor.reports()[0];
+    assert_eq!((report.state, report.restarts, report.outcomes["crashed"]), (AgentState::Terminated, 2, 3));
+    assert!(failed.elapsed() >= REST);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_agents_get_on_with_a_journal() {
+    // Room comes free all the time, also while a lease still waits for the journal.
+    const TASKS: usize = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = SchedulerOptions::default();
+    options.journal = Some(Box::new(SqliteJournal::new(folder.path().join("tasks"), 64 << 20).unwrap()));
+    let scheduler = Arc::new(LocalScheduler::open(options).unwrap());
+    let mut options = ExecutorOptions::new(Arc::clone(&scheduler) as _, Arc::new(Fake::new(None)));
+    options.tasks_max = 8;
+    let executor = Executor::start(options).unwrap();
+    let verbs = ["sleep", "echo", "args"];
+    for verb in verbs {
+        let mut template = AgentTemplate::new(verb, probe(verb));
+        template.tasks_max = 1;
+        executor.spawn(template).unwrap();
+    }
+    let submit = |verb: &'static str| {
+        let scheduler = Arc::clone(&scheduler);
+        tokio::spawn(async move {
+            let mut ids = Vec::new();
+            for _ in 0..TASKS {
+                // A fifth of a millisecond.
+                let task = task(verb, 200_000u64.to_le_bytes().to_vec());
+                ids.push(scheduler.submit(task).await.unwrap().task);
+            }
+            for id in ids {
+                let record = scheduler.wait(id).await.unwrap();
+                assert_eq!((record.state, record.lost, record.failures), (TaskState::Completed, 0, 0));
+            }
+        })
+    };
+    for submitted in verbs.map(submit) {
+        tokio::time::timeout(Duration::from_secs(60), submitted).await.expect("they get on").unwrap();
+    }
+    assert!(executor.reports().iter().all(|report| report.outcomes["completed"] == TASKS as u64));
 }
 
 #[tokio::test]
@@ -448,7 +605,14 @@ async fn a_memory_outlives_its_executor() {
 
 #[tokio::test]
 async fn draining_is_bounded_and_gives_back_what_still_runs() {
-    let setting = start(Watched::new(), |_| {});
+    // With room for more, and without: then the executor waits for a place.
+    for places in [256, 1] {
+        draining_is_bounded(places).await;
+    }
+}
+
+async fn draining_is_bounded(places: usize) {
+    let setting = start(Watched::new(), |options| options.tasks_max = places);
     setting.spawn_with("count", |template| template.policy.quota.wall_time = None);
     setting.spawn("echo");
     let done = setting.run(task("echo", "x")).await;
@@ -460,7 +624,8 @@ async fn draining_is_bounded_and_gives_back_what_still_runs() {
         tokio::task::yield_now().await;
     }
     let Setting { scheduler, executor, .. } = setting;
-    let drained = executor.drain(Duration::from_millis(20)).await;
+    let drained = tokio::time::timeout(Duration::from_secs(20), executor.drain(Duration::from_millis(20))).await;
+    let drained = drained.expect("it is bounded");
     assert!(!drained.in_time);
     let record = scheduler.get(id).await.unwrap();
     assert_eq!((record.state, record.lost, record.failures), (TaskState::Queued, 0, 0), "given back, uncounted");

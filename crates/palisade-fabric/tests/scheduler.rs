@@ -11,8 +11,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use palisade_core::{
-    ArtifactHash, Completion, ErrorKind, Outcome, Phase, Priority, Report, Scheduler, SchedulerMode, TaskId, TaskQuery,
-    TaskState, Tenant, block_on,
+    ArtifactHash, Completion, ErrorKind, LeaseRequest, Outcome, Phase, PluginLimit, Priority, Report, Scheduler,
+    SchedulerMode, TaskId, TaskQuery, TaskState, Tenant, block_on,
 };
 use palisade_fabric::{Clock, LocalScheduler, PrometheusSink, RecordingSink, SchedulerOptions};
 use support::{again, ended, ids, request, success, task};
@@ -59,6 +59,80 @@ fn a_waiting_worker_is_woken_once_and_a_dropped_one_takes_nothing() {
         panic!("the task is there")
     };
     assert_eq!(ids(&leases.unwrap()), [submitted]);
+}
+
+/// A request of a worker that has no room for tasks of a plugin.
+fn without_room_for(plugin: ArtifactHash) -> LeaseRequest {
+    LeaseRequest { plugin_limits: [PluginLimit { plugin, tasks_max: 0 }].into(), ..request(1) }
+}
+
+#[test]
+fn a_task_that_comes_due_under_a_worker_without_room_for_it_wakes_another() {
+    let (scheduler, clock) = manual(|_| {});
+    let mut later = task("later");
+    later.not_before = Some(clock.now() + Duration::from_secs(1));
+    let id = block_on(scheduler.submit(later)).unwrap().task;
+    for others in [request(1), without_room_for(ArtifactHash::of(b"another"))] {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut waits = Box::pin(scheduler.lease(others));
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        clock.advance(Duration::from_secs(1));
+        let mut busy = Box::pin(scheduler.lease(without_room_for(task("").plugin)));
+        for _ in 0..10 {
+            assert!(busy.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        assert!((1..=3).contains(&woken.times()), "woken {} times", woken.times());
+        let Poll::Ready(leases) = waits.as_mut().poll(&mut Context::from_waker(&waker)) else { panic!("it is due") };
+        let lease = leases.unwrap().remove(0);
+        assert_eq!(lease.task.id, id);
+        let completion = again(Duration::from_secs(1));
+        block_on(scheduler.complete(id, lease.fence, completion)).unwrap();
+    }
+}
+
+#[test]
+fn a_worker_without_room_for_a_task_is_not_woken_in_place_of_another() {
+    for wanting in [request(1), without_room_for(ArtifactHash::of(b"another"))] {
+        let (scheduler, _) = manual(|_| {});
+        let plugin = task("").plugin;
+        let woken: Vec<_> = (0..3).map(|_| Arc::new(Woken::default())).collect();
+        let wakers: Vec<_> = woken.iter().map(|woken| Waker::from(Arc::clone(woken))).collect();
+        let requests = [without_room_for(plugin), wanting, without_room_for(plugin)];
+        let mut waits: Vec<_> = requests.into_iter().map(|request| scheduler.lease(request)).collect();
+        let mut poll = |at: usize| waits[at].as_mut().poll(&mut Context::from_waker(&wakers[at]));
+        assert!((0..3).all(|at| poll(at).is_pending()));
+        let submitted = block_on(scheduler.submit(task("a"))).unwrap().task;
+        for busy in [0, 2, 0, 2] {
+            assert!(poll(busy).is_pending());
+        }
+        assert_eq!(woken[1].times(), 1);
+        assert!(woken[0].times() <= 1 && woken[2].times() <= 1, "they do not wake each other");
+        let Poll::Ready(leases) = poll(1) else { panic!("the task is there") };
+        assert_eq!(ids(&leases.unwrap()), [submitted]);
+    }
+}
+
+#[test]
+fn many_tasks_nobody_has_room_for_hide_none_behind_them() {
+    let (scheduler, _) = manual(|_| {});
+    let mut unwanted = Vec::new();
+    for _ in 0..3000 {
+        unwanted.push(block_on(scheduler.submit(task("many"))).unwrap().task);
+    }
+    let mut other = task("other");
+    other.plugin = ArtifactHash::of(b"another");
+    let other = block_on(scheduler.submit(other)).unwrap().task;
+    let busy = without_room_for(task("").plugin);
+    let mut context = Context::from_waker(Waker::noop());
+    let Poll::Ready(leases) = pin!(scheduler.lease(busy.clone())).poll(&mut context) else { panic!("it is there") };
+    assert_eq!(ids(&leases.unwrap()), [other]);
+    assert!(pin!(scheduler.lease(busy)).poll(&mut context).is_pending());
+    let mut rest = Vec::new();
+    while rest.len() < unwanted.len() {
+        rest.extend(ids(&block_on(scheduler.lease(request(100))).unwrap()));
+    }
+    assert!(rest == unwanted, "not in their order");
 }
 
 #[test]

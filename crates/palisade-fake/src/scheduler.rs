@@ -29,10 +29,18 @@ faults! {
     LeasesTwice = "leases-twice",
     /// A worker that waits hears of nothing.
     NeverWakes = "never-wakes",
+    /// Of several workers that wait, one hears of the next task, whether it wants it or not.
+    WakesOneOnly = "wakes-one-only",
     /// A worker that went away while it waited has the next task.
     LeasesToTheDropped = "leases-to-the-dropped",
     /// More tasks are given than were asked for.
     IgnoresTasksMax = "ignores-tasks-max",
+    /// A worker gets tasks of plugins it has no room for.
+    IgnoresPluginLimits = "ignores-plugin-limits",
+    /// A task that a worker does not want is in the way of all others.
+    WaitsForTheUnwanted = "waits-for-the-unwanted",
+    /// A task that a worker did not want once is given to nobody any more.
+    ForgetsTheUnwanted = "forgets-the-unwanted",
     /// All classes are one.
     IgnoresPriority = "ignores-priority",
     /// All tenants are one.
@@ -69,6 +77,8 @@ faults! {
     IgnoresDeadline = "ignores-deadline",
     /// A released lease counts as a lost one.
     CountsReleases = "counts-releases",
+    /// Of several released leases, the last comes first.
+    ReversesReleases = "reverses-releases",
     /// One task is lost between two pages of a list.
     SkipsListed = "skips-listed",
     /// All tasks are listed, whatever was asked for.
@@ -116,6 +126,8 @@ struct Kept {
     order: i64,
     ready_at: SystemTime,
     fence: Fence,
+    /// Since it lined up last.
+    first_fence: Option<Fence>,
     lease_end: SystemTime,
 }
 
@@ -123,6 +135,8 @@ struct Kept {
 const LOST_MAX: u32 = 3;
 /// How long a waiting future may not notice that something is due.
 const TICK: Duration = Duration::from_millis(2);
+/// Longer than anybody waits.
+const NEVER: Duration = Duration::from_secs(1 << 30);
 
 impl fmt::Debug for FakeScheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -184,7 +198,7 @@ impl Shared {
                 }
                 TaskState::Running if kept.lease_end <= now && !self.has(SchedulerFault::NeverExpires) => {
                     kept.record.lost += 1;
-                    (kept.record.state, kept.order) = (TaskState::Queued, -order);
+                    (kept.record.state, kept.order) = (TaskState::Queued, kept.front());
                     if kept.record.lost >= LOST_MAX && !self.has(SchedulerFault::RetriesLostForEver) {
                         let message = "its worker was lost too often".to_owned();
                         kept.finish(TaskState::DeadLettered, Completion::HostError { message, retryable: false });
@@ -211,7 +225,8 @@ impl Shared {
     }
 
     fn wake(&self, state: &mut State) {
-        state.wakers.drain(..).for_each(Waker::wake);
+        let woken = if self.has(SchedulerFault::WakesOneOnly) { state.wakers.len().min(1) } else { state.wakers.len() };
+        state.wakers.drain(..woken).for_each(Waker::wake);
     }
 
     /// Runs `operation` after what is due, and wakes whoever waits.
@@ -257,8 +272,26 @@ impl Shared {
                 let order = if self.has(SchedulerFault::LastComeFirst) { -kept.order } else { kept.order };
                 (std::cmp::Reverse(class), tag, order)
             };
-            let next = (0..state.tasks.len()).filter(|at| may(&state.tasks[*at]));
-            let Some(at) = next.min_by_key(|at| place(&state.tasks[*at])) else { break };
+            let wants = |kept: &Kept| {
+                let plugin = kept.record.task.plugin;
+                let given = leases.iter().filter(|lease: &&Lease| lease.task.plugin == plugin).count();
+                let mut limits = request.plugin_limits.iter().filter(|limit| limit.plugin == plugin);
+                limits.all(|limit| given < limit.tasks_max) || self.has(SchedulerFault::IgnoresPluginLimits)
+            };
+            let next: Vec<_> = (0..state.tasks.len()).filter(|at| may(&state.tasks[*at])).collect();
+            let first = next.iter().min_by_key(|at| place(&state.tasks[**at]));
+            if self.has(SchedulerFault::WaitsForTheUnwanted) && first.is_some_and(|at| !wants(&state.tasks[*at])) {
+                break;
+            }
+            let (next, unwanted): (Vec<_>, Vec<_>) = next.into_iter().partition(|at| wants(&state.tasks[*at]));
+            let first = next.into_iter().min_by_key(|at| place(&state.tasks[*at]));
+            if self.has(SchedulerFault::ForgetsTheUnwanted) {
+                for at in unwanted {
+                    state.tasks[at].record.state = TaskState::Delayed;
+                    state.tasks[at].ready_at = SystemTime::now() + NEVER;
+                }
+            }
+            let Some(at) = first else { break };
             state.fence += 1;
             let (fence, tag) = (Fence(state.fence), state.tag);
             let kept = &mut state.tasks[at];
@@ -267,6 +300,7 @@ impl Shared {
             *flow = state.tag + 1;
             kept.record.state = TaskState::Running;
             (kept.fence, kept.lease_end) = (fence, SystemTime::now() + request.lease_time);
+            kept.first_fence.get_or_insert(fence);
             let mut task = Arc::clone(&kept.record.task);
             if self.has(SchedulerFault::AltersTasks) {
                 let task = Arc::make_mut(&mut task);
@@ -311,7 +345,7 @@ impl Shared {
             kept.ready_at = SystemTime::now() + delay;
             kept.record.completion = Some(Arc::new(completion));
             kept.record.state = TaskState::Delayed;
-            kept.order = order;
+            (kept.order, kept.first_fence) = (order, None);
         }
         kept.record.state
     }
@@ -339,6 +373,11 @@ impl Kept {
         self.record.state = state;
         self.record.completion = Some(Arc::new(completion));
         self.record.finished_at = Some(SystemTime::now());
+    }
+
+    /// Its order when it is given back: before all others, among those given back by when they were first leased.
+    fn front(&self) -> i64 {
+        i64::MIN / 2 + self.first_fence.unwrap_or(self.fence).0 as i64
     }
 
     fn holds(&self, fence: Fence, operation: &'static str) -> Result<()> {
@@ -389,7 +428,7 @@ impl Scheduler for FakeScheduler {
                     lost: 0,
                     completion: None,
                 };
-                state.tasks.push(Kept { record, order, ready_at, fence: Fence(0), lease_end: now });
+                state.tasks.push(Kept { record, order, ready_at, fence: Fence(0), first_fence: None, lease_end: now });
                 Ok(Submission { task: id, duplicate: false })
             })
         })
@@ -453,11 +492,12 @@ impl Scheduler for FakeScheduler {
     fn release(&self, task: TaskId, fence: Fence) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.shared.with(|state| {
-                let order = -state.next_order();
+                let last = -state.next_order();
                 let kept = state.find(task, "release")?;
                 kept.holds(fence, "release")?;
                 kept.record.lost += u32::from(self.shared.has(SchedulerFault::CountsReleases));
-                (kept.record.state, kept.order) = (TaskState::Queued, order);
+                let reverses = self.shared.has(SchedulerFault::ReversesReleases);
+                (kept.record.state, kept.order) = (TaskState::Queued, if reverses { last } else { kept.front() });
                 Ok(())
             })
         })
@@ -539,7 +579,7 @@ impl Scheduler for FakeScheduler {
                     let message = "the task is not in the dead-letter queue";
                     return Err(Error::new(ErrorKind::InvalidInput, "requeue", message));
                 }
-                (kept.record.state, kept.order) = (TaskState::Queued, order);
+                (kept.record.state, kept.order, kept.first_fence) = (TaskState::Queued, order, None);
                 (kept.record.completion, kept.record.finished_at) = (None, None);
                 if !self.shared.has(SchedulerFault::RequeuesSpent) {
                     (kept.record.failures, kept.record.lost) = (0, 0);
@@ -581,7 +621,7 @@ impl Future for Greedy {
 
     fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let shared = Arc::clone(&self.shared);
-        let request = self.request;
+        let request = self.request.clone();
         let leases = |state: &mut State| Some(shared.lease(state, &request)).filter(|leases| !leases.is_empty());
         let answer = shared.poll(context, leases);
         self.polled = answer.is_pending();

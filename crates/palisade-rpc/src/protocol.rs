@@ -19,6 +19,9 @@ pub struct Limits {
     pub bodies_bytes_max: usize,
     /// Bytes of the results in one answer. Default 192 MiB: the largest completion that is kept, in base64.
     pub answer_bytes_max: usize,
+    /// Bytes of the results over 4 KiB in all answers that are being made or written. Default 512 MiB. One that would be
+    /// more is refused, to be asked for again.
+    pub answers_bytes_max: usize,
     /// Objects and arrays within each other. Default 32.
     pub depth_max: usize,
     /// Calls in a batch. Default 100.
@@ -39,6 +42,7 @@ impl Default for Limits {
             body_bytes_max: 64 << 20,
             bodies_bytes_max: 256 << 20,
             answer_bytes_max: 192 << 20,
+            answers_bytes_max: 512 << 20,
             depth_max: 32,
             batch_max: 100,
             connections_max: 256,

@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use palisade_core::{Error, ErrorKind, Result, TraceContext};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::events::{EventBody, EventQuery};
@@ -38,6 +38,10 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The unit in which bytes of bodies are counted.
 const BODY_UNIT: usize = 1 << 10;
+/// Results up to this need no room: what changed something is told, however much is being written.
+const SMALL_RESULT_BYTES: usize = 4 << 10;
+/// When to ask again for what had no room.
+const ANSWER_PAUSE: Duration = Duration::from_secs(1);
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -134,6 +138,8 @@ struct Shared {
     limits: Limits,
     /// Bytes of bodies, in [`BODY_UNIT`].
     bodies: Semaphore,
+    /// Bytes of results, in [`BODY_UNIT`].
+    answers: Arc<Semaphore>,
     stop: watch::Sender<Option<Duration>>,
 }
 
@@ -154,7 +160,9 @@ impl Server {
     /// Starts serving on the current Tokio runtime.
     pub fn start(service: Arc<Service>, listeners: Vec<Listener>, limits: Limits) -> Server {
         let bodies = Semaphore::new(limits.bodies_bytes_max.max(limits.body_bytes_max) / BODY_UNIT + 1);
-        let shared = Arc::new(Shared { service, limits, bodies, stop: watch::Sender::new(None) });
+        let answers = Semaphore::new(limits.answers_bytes_max.max(limits.answer_bytes_max) / BODY_UNIT + 1);
+        let (answers, stop) = (Arc::new(answers), watch::Sender::new(None));
+        let shared = Arc::new(Shared { service, limits, bodies, answers, stop });
         let mut paths = Vec::new();
         let start = |Listener(kind): Listener| {
             let connections = Arc::new(Semaphore::new(limits.connections_max));
@@ -376,9 +384,11 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming, trace: Option<TraceContext>) 
     let left = AtomicUsize::new(limits.answer_bytes_max);
     let answers = join(parsed.calls.into_iter().map(|call| answer(shared, call, trace.as_ref(), &left))).await;
     let mut out = Vec::new();
-    for answer in answers.iter().flatten() {
+    let mut rooms = Vec::new();
+    for (answer, room) in answers.into_iter().flatten() {
         out.push(if out.is_empty() { b'[' } else { b',' });
         answer.write(&mut out);
+        rooms.extend(room);
     }
     if out.is_empty() {
         // Notifications only.
@@ -387,20 +397,32 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming, trace: Option<TraceContext>) 
     if parsed.is_batch {
         out.push(b']');
     }
-    let out = Bytes::from(out);
+    let out = Bytes::from_owner(Written { out, _rooms: rooms });
     reply(StatusCode::OK, JSON, if parsed.is_batch { out } else { out.slice(1..) })
 }
 
-/// The answer to a call, if it wants one.
+/// An answer that is being written, and its room among all of them.
+struct Written {
+    out: Vec<u8>,
+    _rooms: Vec<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Written {
+    fn as_ref(&self) -> &[u8] {
+        &self.out
+    }
+}
+
+/// The answer to a call, if it wants one, with room for it until it is written.
 async fn answer(
     shared: &Arc<Shared>,
     call: Result<ParsedCall<'_>, RpcError>,
     trace: Option<&TraceContext>,
     left: &AtomicUsize,
-) -> Option<Answer> {
+) -> Option<(Answer, Option<OwnedSemaphorePermit>)> {
     let call = match call {
         Ok(call) => call,
-        Err(error) => return Some(Answer { id: None, result: Err(error) }),
+        Err(error) => return Some((Answer { id: None, result: Err(error) }, None)),
     };
     let result = match call.params {
         Err(error) => Err(error),
@@ -421,7 +443,26 @@ async fn answer(
             RpcError::new(codes::of(ErrorKind::Exhausted), message)
         })
     });
-    call.id.map(|id| Answer { id: Some(id.to_owned()), result })
+    let id = Some(call.id?.to_owned());
+    // Nobody waits between making a result and this: what is made and has no room is at most one result for each thread.
+    let with_room = result.and_then(|result| {
+        if result.get().len() <= SMALL_RESULT_BYTES {
+            return Ok((result, None));
+        }
+        let units = u32::try_from(result.get().len() / BODY_UNIT + 1).unwrap_or(u32::MAX);
+        match Arc::clone(&shared.answers).try_acquire_many_owned(units) {
+            Ok(room) => Ok((result, Some(room))),
+            Err(_) => Err(RpcError::from(
+                Error::new(ErrorKind::Exhausted, "answer", "too many large answers are being written")
+                    .context("limit", shared.limits.answers_bytes_max)
+                    .retry_in(ANSWER_PAUSE),
+            )),
+        }
+    });
+    Some(match with_room {
+        Ok((result, room)) => (Answer { id, result: Ok(result) }, room),
+        Err(error) => (Answer { id, result: Err(error) }, None),
+    })
 }
 
 /// All results, in order. The futures are driven at the same time, by one task.

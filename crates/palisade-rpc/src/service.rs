@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::methods::for_each_method;
 use crate::openrpc::document;
@@ -283,15 +284,24 @@ impl Service {
         task.trace = params.trace;
         task.labels = params.labels;
         admit(&task, self.backends.backend(plugin.artifact.kind())?.capabilities())?;
-        let trace = |id: fn(&TraceContext) -> Option<&str>| task.trace.as_ref().and_then(id);
         let span = tracing::info_span!(
             "submit",
             task_id = %task.id,
             tenant = &*task.tenant.0,
             plugin = %task.plugin,
-            trace_id = trace(TraceContext::trace_id),
-            parent_span_id = trace(TraceContext::parent_span_id),
+            trace_id = Empty,
+            parent_span_id = Empty,
+            span_id = Empty,
         );
+        if let Some(trace) = task.trace.as_ref().filter(|_| !span.is_disabled())
+            // The end of a new id is random and not 0. One that is malformed is refused by the scheduler.
+            && let Some(own) = trace.child(TaskId::new().0.as_u64_pair().1)
+        {
+            span.record("trace_id", own.trace_id()).record("span_id", own.parent_span_id());
+            span.record("parent_span_id", trace.parent_span_id());
+            // Its attempts are parts of the submission.
+            task.trace = Some(own);
+        }
         self.scheduler.submit(task).instrument(span).await
     }
 

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_core::{ArtifactHash, ErrorKind, Sandbox, Scheduler, Task, TaskId};
+use palisade_core::{ArtifactHash, ArtifactKind, ErrorKind, Policy, Sandbox, Scheduler, Task, TaskId, TaskState};
 use palisade_fabric::{LocalScheduler, PrometheusSink, SchedulerOptions};
 use palisade_fake::Fake;
 use palisade_rpc::{
-    Address, ByKind, Client, Event, EventQuery, Limits, Listener, Nothing, Plugins, Server, Service, ServiceOptions,
-    SubmitTask, TaskRef, Token,
+    Address, AgentSettings, Base64, ByKind, Client, Event, EventQuery, InstallPlugin, Limits, Listener, Nothing,
+    Plugins, Server, Service, ServiceOptions, SubmitTask, TaskRef, Token,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+
+/// Something that must happen, must within this time.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn service() -> Arc<Service> {
     service_over(Arc::new(LocalScheduler::open(SchedulerOptions::default()).unwrap())).await
@@ -138,6 +141,85 @@ async fn a_client_on_tcp_shows_its_token() {
     let wrong = Client::new(Address::Tcp(address, Token::new("0123456789abcdeF").unwrap()));
     assert_eq!(wrong.health(&Nothing {}).await.unwrap_err().kind(), ErrorKind::Denied);
     server.stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_ends_takes_no_tasks_answers_questions_and_waits_for_those_that_run() {
+    let service = service().await;
+    let daemon = Daemon::over(Arc::clone(&service), Limits::default()).await;
+    let client = daemon.client();
+    // A probe of the reference backend, by its name in a custom section, that sleeps for years.
+    let bytes = Base64([&b"\0asm\x01\0\0\0"[..], &[0, 6, 5], b"sleep"].concat().into());
+    let (name, kind, agent) = ("sleep".to_owned(), ArtifactKind::Wasm, AgentSettings::default());
+    let mut policy = Policy::default();
+    policy.quota.wall_time = None;
+    client.plugins_install(&InstallPlugin { name, kind, bytes, policy, agent }).await.unwrap();
+    let endless = SubmitTask { input: Base64((1u64 << 60).to_le_bytes().to_vec().into()), ..SubmitTask::new("sleep") };
+    let task = TaskRef { task: client.tasks_submit(&endless).await.unwrap().task };
+    let until = |wanted: TaskState| {
+        let client = daemon.client();
+        async move { while client.tasks_get(&task).await.unwrap().state != wanted {} }
+    };
+    tokio::time::timeout(PATIENCE, until(TaskState::Running)).await.expect("it runs");
+
+    let closing = tokio::spawn(async move { service.close(PATIENCE).await });
+    let draining = async { while !client.health(&Nothing {}).await.unwrap().draining {} };
+    tokio::time::timeout(PATIENCE, draining).await.expect("it drains");
+    let refused = client.tasks_submit(&endless).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Exhausted && refused.to_string().contains("drains"), "{refused}");
+    assert_eq!(client.tasks_get(&task).await.unwrap().state, TaskState::Running, "it may go on");
+    assert!(!closing.is_finished());
+
+    assert_eq!(client.tasks_cancel(&task).await.unwrap().state, TaskState::Cancelled);
+    let closed = tokio::time::timeout(PATIENCE, closing).await.expect("nothing runs any more").unwrap();
+    assert!(closed.in_time && closed.unsaved.is_empty());
+    assert_eq!(client.tasks_get(&task).await.unwrap().state, TaskState::Cancelled, "questions are answered to the end");
+    daemon.server.stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn answers_that_are_being_written_are_bounded_together() {
+    const INPUT: usize = 4 << 20;
+    let service = service().await;
+    let daemon = Daemon::over(Arc::clone(&service), Limits::default()).await;
+    let client = daemon.client();
+    let bytes = Base64([&b"\0asm\x01\0\0\0"[..], &[0, 5, 4], b"echo"].concat().into());
+    let (name, kind, policy, agent) =
+        ("echo".to_owned(), ArtifactKind::Wasm, Policy::default(), AgentSettings::default());
+    client.plugins_install(&InstallPlugin { name, kind, bytes, policy, agent }).await.unwrap();
+    let submit = SubmitTask { input: Base64(vec![7; INPUT].into()), ..SubmitTask::new("echo") };
+    let task = TaskRef { task: client.tasks_submit(&submit).await.unwrap().task };
+    client.outcome(task.task).await.unwrap();
+    let ask = async |daemon: &Daemon| {
+        let mut stream = daemon.connect().await;
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tasks.get","params":{{"task":"{}"}}}}"#, task.task);
+        let head =
+            format!("POST /rpc HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all((head + &body).as_bytes()).await.unwrap();
+        stream
+    };
+    let answer = rest(ask(&daemon).await).await;
+    let envelope = r#"{"jsonrpc":"2.0","id":1,"result":}"#;
+    let result = answer.split_once("\r\n\r\n").expect("a body").1.len() - envelope.len();
+
+    // The same service behind a door with room for exactly this.
+    let limits = &mut Limits::default();
+    (limits.answer_bytes_max, limits.answers_bytes_max) = (result, result);
+    let door = Daemon::over(service, *limits).await;
+    let client = door.client();
+    // Somebody asks and reads the beginning only.
+    let mut slow = ask(&door).await;
+    slow.read_exact(&mut [0; 100]).await.unwrap();
+    let refused = client.tasks_get(&task).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.retry_after().is_some()), (ErrorKind::Exhausted, true), "{refused}");
+    assert!(refused.to_string().contains("too many large answers"), "{refused}");
+    // What is small is told.
+    assert!(client.tasks_submit(&SubmitTask::new("echo")).await.is_ok());
+    assert!(rest(slow).await.len() > INPUT);
+    let again = async { while client.tasks_get(&task).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, again).await.expect("there is room again");
+    door.server.stop(Duration::ZERO).await;
+    daemon.server.stop(Duration::ZERO).await;
 }
 
 /// A task that does not start in this test.

@@ -1,6 +1,6 @@
 //! The machine against a simple model, and its edges one by one.
 
-use palisade_core::{Bytes, RetryPolicy, WorkerId};
+use palisade_core::{Bytes, PluginLimit, RetryPolicy, WorkerId};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -28,7 +28,7 @@ impl Bench {
 
     fn task(&mut self, tenant: u32, class: Priority) -> Task {
         self.ids += 1;
-        let mut task = Task::new(ArtifactHash::of(b"plugin"));
+        let mut task = Task::new(plugin(0));
         task.id = TaskId(Uuid::from_u128(self.ids));
         task.tenant = Tenant(format!("tenant {tenant}"));
         task.priority = class;
@@ -47,8 +47,14 @@ impl Bench {
     }
 
     fn lease(&mut self, tasks_max: usize, millis: u64) -> Vec<Lease> {
-        let worker = WorkerId(Uuid::nil());
-        let request = LeaseRequest { worker, tasks_max, lease_time: Duration::from_millis(millis) };
+        self.lease_with_room(tasks_max, millis, &[])
+    }
+
+    /// Leases for a worker with room for so many tasks of some plugins.
+    fn lease_with_room(&mut self, tasks_max: usize, millis: u64, room: &[(u32, usize)]) -> Vec<Lease> {
+        let mut request = LeaseRequest::new(WorkerId(Uuid::nil()), tasks_max, Duration::from_millis(millis));
+        let limit = |(number, tasks_max): &(u32, usize)| PluginLimit { plugin: plugin(*number), tasks_max: *tasks_max };
+        request.plugin_limits = room.iter().map(limit).collect();
         let mut leases = Vec::new();
         self.machine.lease(self.now, &request, &mut leases);
         self.listen();
@@ -85,6 +91,10 @@ impl Bench {
         }
         assert!(self.outcomes.values().all(|count| *count == 1), "an outcome was recorded twice");
     }
+}
+
+fn plugin(number: u32) -> ArtifactHash {
+    ArtifactHash::of(&number.to_le_bytes())
 }
 
 fn ended(outcome: Outcome) -> Completion {
@@ -489,8 +499,8 @@ fn pausing_and_draining() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Submit { class: usize, tenant: u32, delay: u64, deadline: Option<u64> },
-    Lease { tasks_max: usize, millis: u64 },
+    Submit { class: usize, tenant: u32, plugin: u32, delay: u64, deadline: Option<u64> },
+    Lease { tasks_max: usize, millis: u64, room: Vec<(u32, usize)> },
     Complete { which: usize, how: u8, late: bool },
     Renew(usize),
     Release(usize),
@@ -504,9 +514,10 @@ fn step() -> impl Strategy<Value = Step> {
     let delay = prop_oneof![Just(0), 1..2000u64];
     let deadline = prop::option::weighted(0.2, 1..3000u64);
     prop_oneof![
-        6 => (0..4usize, 0..4u32, delay, deadline)
-            .prop_map(|(class, tenant, delay, deadline)| Step::Submit { class, tenant, delay, deadline }),
-        4 => (1..5usize, 1..1500u64).prop_map(|(tasks_max, millis)| Step::Lease { tasks_max, millis }),
+        6 => (0..4usize, 0..4u32, 0..3u32, delay, deadline)
+            .prop_map(|(class, tenant, plugin, delay, deadline)| Step::Submit { class, tenant, plugin, delay, deadline }),
+        4 => (1..5usize, 1..1500u64, prop::collection::vec((0..3u32, 0..3usize), 0..3))
+            .prop_map(|(tasks_max, millis, room)| Step::Lease { tasks_max, millis, room }),
         4 => (any::<usize>(), 0..4u8, prop::bool::weighted(0.1))
             .prop_map(|(which, how, late)| Step::Complete { which, how, late }),
         1 => any::<usize>().prop_map(Step::Renew),
@@ -523,15 +534,25 @@ fn step() -> impl Strategy<Value = Step> {
 struct Known {
     class: Priority,
     tenant: u32,
+    plugin: u32,
     deadline: Option<Millis>,
     state: TaskState,
     failures: u32,
     lost: u32,
     ready_at: Millis,
     fence: Fence,
+    /// Since it lined up last; 0 for none.
+    first_fence: u64,
     lease_end: Millis,
     /// Place in its line; smaller comes first.
     order: i64,
+}
+
+impl Known {
+    /// Its order when it is given back: in front of all, by when it was first leased.
+    fn front(&self) -> i64 {
+        i64::MIN + self.first_fence as i64
+    }
 }
 
 /// Tasks the limited tenant 0 may have running.
@@ -578,7 +599,7 @@ impl Model {
                     task.state = TaskState::Failed;
                 } else {
                     task.lost += 1;
-                    task.order = -order;
+                    task.order = task.front();
                     task.state = if task.lost == 3 { TaskState::DeadLettered } else { TaskState::Queued };
                 }
             }
@@ -623,48 +644,62 @@ fn check(bench: &mut Bench, model: &Model) -> Result<(), TestCaseError> {
 
 fn apply(bench: &mut Bench, model: &mut Model, step: Step) -> Result<(), TestCaseError> {
     match step {
-        Step::Submit { class, tenant, delay, deadline } => {
+        Step::Submit { class, tenant, plugin, delay, deadline } => {
             let mut task = bench.task(tenant, Priority::ALL[class]);
+            task.plugin = self::plugin(plugin);
             task.not_before = (delay > 0).then(|| from_millis(bench.now + delay));
             task.deadline = deadline.map(|deadline| from_millis(bench.now + deadline));
             let known = Known {
                 class: task.priority,
                 tenant,
+                plugin,
                 deadline: deadline.map(|deadline| bench.now + deadline),
                 state: if delay > 0 { TaskState::Delayed } else { TaskState::Queued },
                 failures: 0,
                 lost: 0,
                 ready_at: bench.now + delay,
                 fence: Fence(0),
+                first_fence: 0,
                 lease_end: 0,
                 order: model.next_order(),
             };
             let id = bench.submit(task).expect("the queue is never full here");
             model.tasks.insert(id, known);
         }
-        Step::Lease { tasks_max, millis } => {
-            let leases = bench.lease(tasks_max, millis);
+        Step::Lease { tasks_max, millis, room } => {
+            let leases = bench.lease_with_room(tasks_max, millis, &room);
+            let mut left = [usize::MAX; 3];
+            for (plugin, room) in room {
+                left[plugin as usize] = room.min(left[plugin as usize]);
+            }
             for lease in &leases {
                 let known = model.tasks[&lease.task.id].clone();
                 prop_assert!(model.may_start(&known) && !model.paused, "{:?}", known);
+                prop_assert!(left[known.plugin as usize] > 0, "no room for {:?}", known);
                 let line = model.tasks.values().filter(|other| {
                     (other.class, other.tenant, other.state) == (known.class, known.tenant, TaskState::Queued)
+                        && left[other.plugin as usize] > 0
                 });
                 let first = line.map(|other| other.order).min();
                 prop_assert_eq!(first, Some(known.order), "first come, first served");
+                left[known.plugin as usize] -= 1;
                 prop_assert!(model.fences.iter().all(|(_, fence)| *fence < lease.fence), "fences only grow");
                 model.fences.push((lease.task.id, lease.fence));
                 let grace = known.deadline.map_or(Millis::MAX, |deadline| deadline + 500);
                 if let Some(task) = model.tasks.get_mut(&lease.task.id) {
                     task.state = TaskState::Running;
                     task.fence = lease.fence;
+                    if task.first_fence == 0 {
+                        task.first_fence = lease.fence.0;
+                    }
                     task.lease_end = (bench.now + millis).min(grace);
                     prop_assert_eq!(lease.expires_at, from_millis(task.lease_end));
                 }
             }
             if leases.len() < tasks_max && !model.paused {
-                let left = model.tasks.values().find(|task| model.may_start(task));
-                prop_assert!(left.is_none(), "left waiting: {:?}", left);
+                let waits = |task: &&Known| model.may_start(task) && left[task.plugin as usize] > 0;
+                let waiting = model.tasks.values().find(waits);
+                prop_assert!(waiting.is_none(), "left waiting: {:?}", waiting);
             }
         }
         Step::Complete { which, how, late } => {
@@ -684,7 +719,7 @@ fn apply(bench: &mut Bench, model: &mut Model, step: Step) -> Result<(), TestCas
             }
             known.ready_at = bench.now + u64::from(how) * 100;
             known.failures += u32::from(how > 0);
-            known.order = order;
+            (known.order, known.first_fence) = (order, 0);
             known.state = match how {
                 0 => TaskState::Completed,
                 1 => TaskState::Failed,
@@ -711,11 +746,10 @@ fn apply(bench: &mut Bench, model: &mut Model, step: Step) -> Result<(), TestCas
             let Some((id, fence)) = model.fences.get(which % model.fences.len().max(1)).copied() else { return Ok(()) };
             let answer = bench.machine.release(bench.now, id, fence);
             bench.listen();
-            let order = -model.next_order();
             let known = model.tasks.get_mut(&id).expect("the model knows what was leased");
             if known.state == TaskState::Running && known.fence == fence {
                 prop_assert!(answer.is_ok());
-                (known.state, known.order) = (TaskState::Queued, order);
+                (known.state, known.order) = (TaskState::Queued, known.front());
                 // One whose deadline passed meanwhile ends with the next millisecond; the model says at once.
                 let (now, after) = (bench.now, bench.now + 1);
                 if known.deadline.is_some_and(|deadline| deadline <= after) {
@@ -748,6 +782,7 @@ fn apply(bench: &mut Bench, model: &mut Model, step: Step) -> Result<(), TestCas
             } else {
                 prop_assert_eq!(answer.unwrap(), TaskState::Queued);
                 (known.state, known.failures, known.lost, known.order) = (TaskState::Queued, 0, 0, order);
+                known.first_fence = 0;
             }
         }
         Step::Pass(millis) => {

@@ -16,7 +16,7 @@ pub(crate) fn task(input: impl Into<palisade_core::Bytes>) -> Task {
 }
 
 pub(crate) fn request(tasks_max: usize) -> LeaseRequest {
-    LeaseRequest { worker: WorkerId(Uuid::now_v7()), tasks_max, lease_time: Duration::from_secs(30) }
+    LeaseRequest::new(WorkerId(Uuid::now_v7()), tasks_max, Duration::from_secs(30))
 }
 
 pub(crate) fn ended(outcome: Outcome) -> Completion {
