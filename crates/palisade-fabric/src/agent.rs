@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +12,7 @@ use palisade_core::{
     Resource, Result,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::Notify;
 
 use crate::clock::to_millis;
 use crate::latency::Latencies;
@@ -180,14 +180,15 @@ pub struct AgentReport {
     pub memory_bytes: usize,
 }
 
-/// A running agent.
+/// A running agent. Aligned, because the counts of references, which each task writes, lie in front of it.
+#[repr(align(128))]
 pub(crate) struct Agent {
     pub(crate) template: AgentTemplate,
     pub(crate) memory: AgentMemory,
     /// The executor's functions and those of this agent's memory.
     host: HostFunctions,
-    /// As many permits as tasks it may still begin.
-    slots: Semaphore,
+    /// How many tasks it may still begin.
+    room: AtomicUsize,
     /// Told when there is room again, while somebody wants to hear of it.
     changed: Arc<Notify>,
     tells_of_room: AtomicBool,
@@ -222,6 +223,15 @@ pub(crate) struct Line {
     idle: Mutex<Vec<Box<dyn Instance>>>,
 }
 
+/// What an agent says to a task.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    /// It begins, by what was prepared already for its policy.
+    Begun(Option<Arc<Line>>),
+    /// The agent rests, and says [until when](Agent::rests_until).
+    Rests,
+}
+
 /// A place with an agent, for one task.
 #[derive(Debug)]
 pub(crate) struct Turn {
@@ -231,14 +241,15 @@ pub(crate) struct Turn {
 impl Turn {
     /// Takes a place, or gives the agent back that has none.
     pub(crate) fn take(agent: Arc<Agent>) -> Result<Turn, Arc<Agent>> {
-        let is_free = agent.slots.try_acquire().map(SemaphorePermit::forget).is_ok();
-        if is_free { Ok(Turn { agent }) } else { Err(agent) }
+        let taken = agent.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |room| room.checked_sub(1));
+        if taken.is_ok() { Ok(Turn { agent }) } else { Err(agent) }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.agent.slots.add_permits(1);
+        // Either this sees that it must tell, or who asked for that sees the room: both are sequentially consistent.
+        self.agent.room.fetch_add(1, Ordering::SeqCst);
         if self.agent.tells_of_room.load(Ordering::SeqCst) {
             self.agent.changed.notify_one();
         }
@@ -248,6 +259,24 @@ impl Drop for Turn {
 impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Agent").field("name", &self.template.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").field("prepared", &self.prepared).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// What is prepared already for tasks with `policy`.
+    fn line(&mut self, policy: &Policy) -> Option<Arc<Line>> {
+        let at = self.prepared.iter().rposition(|(known, _)| known == policy)?;
+        let last = self.prepared.len() - 1;
+        if at != last {
+            self.prepared.swap(at, last);
+        }
+        Some(Arc::clone(&self.prepared[last].1))
     }
 }
 
@@ -278,7 +307,7 @@ impl Agent {
         let agent = Agent {
             host: memory.add_to(host.clone()).wrapped(|function| Arc::new(Traced(function))),
             memory,
-            slots: Semaphore::new(template.tasks_max.clamp(1, Semaphore::MAX_PERMITS)),
+            room: AtomicUsize::new(template.tasks_max.max(1)),
             changed,
             tells_of_room: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -307,7 +336,7 @@ impl Agent {
 
     /// How many tasks it may still begin.
     pub(crate) fn room(&self) -> usize {
-        self.slots.available_permits()
+        self.room.load(Ordering::SeqCst)
     }
 
     /// Until when it rests, if it does.
@@ -320,21 +349,21 @@ impl Agent {
         self.tells_of_room.store(tells, Ordering::SeqCst);
     }
 
-    /// Begins a task, or says how long the agent still rests.
-    pub(crate) fn begin(&self, now: Instant) -> Result<Option<Duration>> {
+    /// Begins a task with `policy`, unless the agent rests.
+    pub(crate) fn begin(&self, now: Instant, policy: &Policy) -> Result<Beginning> {
         let mut state = self.lock();
         let Some(next) = state.state.after(Event::Begin) else {
             let message = format!("agent `{}` is {:?} and runs no more tasks", self.template.name, state.state);
             let kind = if state.state == AgentState::Draining { ErrorKind::Exhausted } else { ErrorKind::Stale };
             return Err(Error::new(kind, "run", message).context("restarts", state.restarts));
         };
-        if let Some(until) = state.rests_until.filter(|until| *until > now) {
-            return Ok(Some(until - now));
+        if state.rests_until.is_some_and(|until| until > now) {
+            return Ok(Beginning::Rests);
         }
         state.rests_until = None;
         state.running += 1;
         self.enter(&mut state, next);
-        Ok(None)
+        Ok(Beginning::Begun(state.line(policy)))
     }
 
     /// Ends a task that [`Agent::begin`] began. Gives the pause before a restart when the agent failed.
@@ -372,16 +401,6 @@ impl Agent {
         let mut state = self.lock();
         let running = state.running;
         self.move_on(&mut state, Event::Drain { running });
-    }
-
-    /// What is prepared already for tasks with `policy`.
-    pub(crate) fn prepared(&self, policy: &Policy) -> Option<Arc<Line>> {
-        let mut state = self.lock();
-        let at = state.prepared.iter().position(|(known, _)| known == policy)?;
-        let last = state.prepared.len() - 1;
-        // Often it is the last already.
-        state.prepared.swap(at, last);
-        Some(Arc::clone(&state.prepared[last].1))
     }
 
     /// Prepares the module for tasks with `policy`.
@@ -531,6 +550,14 @@ mod tests {
         Agent::new(template, &HostFunctions::new(), Events::default(), Arc::default()).unwrap()
     }
 
+    /// Begins a task; how long the agent rests, if it does.
+    fn begin(agent: &Agent, now: Instant) -> Result<Option<Duration>> {
+        Ok(match agent.begin(now, &Policy::default())? {
+            Beginning::Begun(_) => None,
+            Beginning::Rests => agent.rests_until(now).map(|until| until - now),
+        })
+    }
+
     fn ended(outcome: Outcome) -> Completion {
         Completion::Executed(Box::new(Execution::new(outcome, Usage::default())))
     }
@@ -542,16 +569,16 @@ mod tests {
         let (now, done, none) = (Instant::now(), ended(Outcome::Completed), Duration::ZERO);
         let state = || agent.report().state;
         assert_eq!(state(), Spawned);
-        assert!(agent.begin(now).unwrap().is_none() && agent.begin(now).unwrap().is_none());
+        assert!(begin(&agent, now).unwrap().is_none() && begin(&agent, now).unwrap().is_none());
         assert_eq!((state(), agent.report().running), (Busy, 2));
         agent.end(&done, none, false, now);
         assert_eq!(state(), Busy);
         agent.drain();
         assert_eq!(state(), Draining);
-        assert_eq!(agent.begin(now).unwrap_err().kind(), ErrorKind::Exhausted);
+        assert_eq!(begin(&agent, now).unwrap_err().kind(), ErrorKind::Exhausted);
         agent.end(&done, none, false, now);
         assert_eq!(state(), Terminated);
-        assert_eq!(agent.begin(now).unwrap_err().kind(), ErrorKind::Stale);
+        assert_eq!(begin(&agent, now).unwrap_err().kind(), ErrorKind::Stale);
         assert_eq!(Busy.after(Event::End { left: 0 }), Some(Ready));
         assert_eq!(Ready.after(Event::End { left: 0 }), None);
         assert_eq!(Ready.after(Event::Drain { running: 0 }), Some(Terminated));
@@ -568,19 +595,19 @@ mod tests {
         let begun = Instant::now();
         let at = |millis| begun + Duration::from_millis(millis);
         let crash = |millis| {
-            assert_eq!(agent.begin(at(millis)).unwrap(), None);
+            assert_eq!(begin(&agent, at(millis)).unwrap(), None);
             agent.end(&ended(Outcome::Crashed { message: String::new() }), Duration::ZERO, true, at(millis));
         };
         crash(0);
-        assert_eq!(agent.begin(at(400)).unwrap(), Some(Duration::from_millis(600)));
+        assert_eq!(begin(&agent, at(400)).unwrap(), Some(Duration::from_millis(600)));
         crash(5000);
-        assert_eq!(agent.begin(at(5000)).unwrap(), Some(Duration::from_millis(1500)), "doubled, up to the longest");
+        assert_eq!(begin(&agent, at(5000)).unwrap(), Some(Duration::from_millis(1500)), "doubled, up to the longest");
         // The first no longer counts, so this is the second again.
         crash(10_500);
         assert_eq!(agent.report().restarts, 3);
         crash(12_000);
         assert_eq!(agent.report().state, AgentState::Terminated);
-        assert_eq!(agent.begin(at(99_000)).unwrap_err().kind(), ErrorKind::Stale);
+        assert_eq!(begin(&agent, at(99_000)).unwrap_err().kind(), ErrorKind::Stale);
         assert_eq!(agent.report().outcomes["crashed"], 4);
     }
 

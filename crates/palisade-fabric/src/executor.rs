@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::agent::{Agent, Turn, name as outcome_name};
+use crate::agent::{Agent, Beginning, Line, Turn, name as outcome_name};
 use crate::busy::BusyAgents;
 use crate::modules::Modules;
 use crate::trace::AttemptTrace;
@@ -144,6 +144,23 @@ impl Figures {
             cpu: register("palisade_task_cpu_seconds", "CPU time of a task")?,
             sink,
         })
+    }
+
+    fn observe(&self, ended: &[Completed]) {
+        let usages = || {
+            ended.iter().filter_map(|ended| match &ended.report.completion {
+                Completion::Executed(execution) => Some(execution.usage),
+                Completion::HostError { .. } => None,
+            })
+        };
+        let mut values: Vec<_> = ended.iter().map(|ended| ended.time.as_secs_f64()).collect();
+        self.sink.observe_all(self.run, &values);
+        values.clear();
+        values.extend(usages().map(|usage| usage.memory_peak_bytes as f64));
+        self.sink.observe_all(self.memory, &values);
+        values.clear();
+        values.extend(usages().map(|usage| usage.cpu_time.as_secs_f64()));
+        self.sink.observe_all(self.cpu, &values);
     }
 }
 
@@ -370,36 +387,50 @@ fn start(shared: &Arc<Shared>, mut leased: Vec<Leased>) {
 fn run_all(shared: Arc<Shared>, leased: Vec<Leased>) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         let begun = Instant::now();
+        let mut now = begun;
         let mut leased = leased.into_iter();
         let mut ended = Vec::with_capacity(leased.len());
         while let Some((lease, permit, turn)) = leased.next() {
-            let mut work = pin!(run(&shared, lease, turn));
+            let started = now;
+            let mut work = pin!(run(&shared, lease, turn, started));
             let polled = std::future::poll_fn(|context| {
                 // A sink or scheduler that panics takes none of the others along.
                 Poll::Ready(catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or(Poll::Ready(None)))
             });
             let polled = polled.await;
-            if leased.len() > 0 && (polled.is_pending() || begun.elapsed() > RUN_TIME) {
+            now = Instant::now();
+            if leased.len() > 0 && (polled.is_pending() || now.duration_since(begun) > RUN_TIME) {
                 start(&shared, leased.by_ref().collect());
             }
-            match polled {
-                Poll::Ready(report) => ended.extend(report.map(|report| (report, permit))),
+            let completed = match polled {
+                Poll::Ready(completed) => completed,
                 Poll::Pending => {
                     report(&shared, std::mem::take(&mut ended)).await;
-                    ended.extend(work.await.map(|report| (report, permit)));
+                    let completed = work.await;
+                    now = Instant::now();
+                    completed
                 }
-            }
+            };
+            ended.extend(completed.map(|report| Completed { report, time: now.duration_since(started), permit }));
         }
         report(&shared, ended).await;
     })
 }
 
-/// Reports ends; then their places are free.
-async fn report(shared: &Shared, ended: Vec<(Report, Option<OwnedSemaphorePermit>)>) {
+/// What came of a task, how long it ran, and its place among those that run at once.
+struct Completed {
+    report: Report,
+    time: Duration,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Counts and reports ends; then their places are free.
+async fn report(shared: &Shared, ended: Vec<Completed>) {
     if ended.is_empty() {
         return;
     }
-    let (reports, permits): (Vec<_>, Vec<_>) = ended.into_iter().unzip();
+    shared.metrics.observe(&ended);
+    let (reports, permits): (Vec<_>, Vec<_>) = ended.into_iter().map(|ended| (ended.report, ended.permit)).unzip();
     // As one, which is given back in one go.
     let permit = permits.into_iter().flatten().reduce(|mut all, permit| {
         all.merge(permit);
@@ -447,8 +478,7 @@ enum Stop {
 }
 
 /// Runs one task to its completion, whatever happens. Gives what there is to report.
-async fn run(shared: &Shared, lease: Lease, turn: Option<Turn>) -> Option<Report> {
-    let now = Instant::now();
+async fn run(shared: &Shared, lease: Lease, turn: Option<Turn>, now: Instant) -> Option<Report> {
     let (task, fence) = (lease.task.id, lease.fence);
     let begun = match begin(shared, &lease, turn, now) {
         Ok(Some(begun)) => Ok(begun),
@@ -476,12 +506,6 @@ async fn run(shared: &Shared, lease: Lease, turn: Option<Turn>) -> Option<Report
         Ok(completion) => {
             trace.span.record("outcome", outcome_name(&completion));
             trace.span.in_scope(|| tracing::debug!("the attempt ended"));
-            let metrics = &shared.metrics;
-            metrics.sink.observe(metrics.run, now.elapsed().as_secs_f64());
-            if let Completion::Executed(execution) = &completion {
-                metrics.sink.observe(metrics.memory, execution.usage.memory_peak_bytes as f64);
-                metrics.sink.observe(metrics.cpu, execution.usage.cpu_time.as_secs_f64());
-            }
             Some(Report { task, fence, completion })
         }
         Err(Stop::Shutdown) => {
@@ -590,7 +614,12 @@ async fn guarded(work: impl Future<Output = Completion>) -> Completion {
 }
 
 /// Finds the agent of a task and begins it there. Gives `None` when the agent has no room for it or rests.
-fn begin(shared: &Shared, lease: &Lease, turn: Option<Turn>, now: Instant) -> Result<Option<Begun>, Completion> {
+fn begin(
+    shared: &Shared,
+    lease: &Lease,
+    turn: Option<Turn>,
+    now: Instant,
+) -> Result<Option<(Begun, Option<Arc<Line>>)>, Completion> {
     let agent = shared.agents().get(&lease.task.plugin).cloned();
     let Some(agent) = agent else {
         let message = format!("no agent here runs plugin {}", lease.task.plugin);
@@ -604,9 +633,9 @@ fn begin(shared: &Shared, lease: &Lease, turn: Option<Turn>, now: Instant) -> Re
             return Ok(None);
         }
     };
-    match turn.agent.begin(now) {
-        Ok(None) => Ok(Some(Begun { turn, at: now, ended: false })),
-        Ok(Some(_)) => {
+    match turn.agent.begin(now, &lease.task.policy) {
+        Ok(Beginning::Begun(line)) => Ok(Some((Begun { turn, at: now, ended: false }, line))),
+        Ok(Beginning::Rests) => {
             shared.busy.add(&turn.agent);
             Ok(None)
         }
@@ -617,17 +646,17 @@ fn begin(shared: &Shared, lease: &Lease, turn: Option<Turn>, now: Instant) -> Re
 /// Runs a task that its agent began, and counts what became of it.
 async fn attempt(
     shared: &Shared,
-    begun: Result<Begun, Completion>,
+    begun: Result<(Begun, Option<Arc<Line>>), Completion>,
     lease: &Lease,
     token: &CancelToken,
     progress: &Progress,
     trace: Option<Arc<TraceContext>>,
 ) -> Completion {
-    let begun = match begun {
+    let (begun, line) = match begun {
         Ok(begun) => begun,
         Err(completion) => return completion,
     };
-    let completion = call(shared, &begun.turn.agent, lease, token, progress, trace).await;
+    let completion = call(shared, &begun.turn.agent, line, lease, token, progress, trace).await;
     progress.enter(Phase::Teardown);
     begun.end(&completion);
     completion
@@ -676,6 +705,7 @@ fn is_failure(completion: &Completion, instances: InstanceMode) -> bool {
 async fn call(
     shared: &Shared,
     agent: &Agent,
+    line: Option<Arc<Line>>,
     lease: &Lease,
     token: &CancelToken,
     progress: &Progress,
@@ -683,7 +713,7 @@ async fn call(
 ) -> Completion {
     let result = async {
         progress.enter(Phase::Loading);
-        let line = match agent.prepared(&lease.task.policy) {
+        let line = match line {
             Some(line) => line,
             None => {
                 let module = unless_cancelled(token, shared.modules.get(&agent.template.artifact)).await;
