@@ -18,9 +18,6 @@ use palisade_benches::resident::{cpu_time, held};
 use palisade_benches::verdict::{Table, Target};
 use palisade_fabric::{Journal, JournalEntry, LocalScheduler, SchedulerOptions, SqliteJournal, Status};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const IN_FLIGHT: usize = 256;
 const MEMORY_TASKS: usize = 400_000;
 const DURABLE_TASKS: usize = 60_000;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use palisade_core::{BoxFuture, Call, Error, ErrorKind, Execution, Instance, Outcome, Phase, Resource, Result, Usage};
 use palisade_wasi::ablation::left_out;
 use palisade_wasi::{Stop, StreamsLimits};
-use wasmtime::{Store, TypedFunc};
+use wasmtime::{Func, Store, TypedFunc};
 
 use crate::guest::{Guest, Halt, exceeded};
 use crate::meter::Meter;
@@ -38,10 +38,25 @@ struct Live {
     meter: Arc<Meter>,
 }
 
-#[derive(Clone)]
 enum Entry {
     Unit(TypedFunc<(), ()>),
     Code(TypedFunc<(), i32>),
+}
+
+impl Entry {
+    /// `function` is the export of `entry`, in an instance of the module that was prepared. Its type is not looked up once
+    /// more: what it costs, a reference to the engine's table of types, which all threads write, is paid for each instance.
+    fn new(store: &Store<Guest>, function: Func, entry: &EntryPoint) -> Entry {
+        // SAFETY: `EntryPoint`s are made in `module.rs` only, of exports whose type `entries` read from the module itself:
+        // functions without parameters, with one result of type `i32` if `returns_code`, and without results if not. The
+        // index `entry.export` names that same export in each instance of that module.
+        unsafe {
+            match entry.returns_code {
+                true => Entry::Code(TypedFunc::new_unchecked(store, function)),
+                false => Entry::Unit(TypedFunc::new_unchecked(store, function)),
+            }
+        }
+    }
 }
 
 impl fmt::Debug for WasmtimeInstance {
@@ -253,15 +268,11 @@ async fn execute(
         }
     };
     let function = match looked_up {
-        Some((known, function)) if *known == index => function.clone(),
+        Some((known, function)) if *known == index => function,
         _ => {
             let function = instance.get_module_export(&mut *store, &entry.export).and_then(|export| export.into_func());
             let function = function.ok_or_else(|| wasmtime::Error::msg("a function export is not a function"))?;
-            let function = match entry.returns_code {
-                true => Entry::Code(function.typed(&*store)?),
-                false => Entry::Unit(function.typed(&*store)?),
-            };
-            looked_up.insert((index, function)).1.clone()
+            &mut looked_up.insert((index, Entry::new(&*store, function, entry))).1
         }
     };
     store.data().meter.set_phase(Phase::Running);
