@@ -7,7 +7,7 @@ use palisade::{Artifact, ArtifactKind, BackendOptions, Bytes, Clocks, HostFuncti
 use palisade_fabric::AgentTemplate;
 
 /// Most instances alive at once: as many as the load test has agents, and room for those that end.
-const INSTANCES_MAX: u32 = 12_000;
+pub const INSTANCES_MAX: u32 = 10_100;
 
 /// One 128 KiB memory, of which one page is touched, and a tiny function.
 const NO_OP: &str = r#"

@@ -16,15 +16,20 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use palisade::{ArtifactHash, Bytes, HostFunctions, Outcome, Resource, RetryPolicy, Task, units};
 use palisade_benches::fabric::{Fabric, outcome, succeeded};
-use palisade_benches::guests::{Backend, Guest};
+use palisade_benches::guests::{Backend, Guest, INSTANCES_MAX};
 use palisade_benches::resident::{Held, held};
 use palisade_benches::trend::Trend;
 use palisade_fabric::SchedulerOptions;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-/// Mappings of an agent whose guest waits: its module's code, its stack and its memory. The kernel bounds them for a process.
-const MAPPINGS_EACH: u32 = 11;
+/// Mappings of ten agents whose guests wait: 2 for each memory, 2 or 3 for the code of each module. The kernel bounds them for
+/// a process.
+const MAPPINGS_OF_TEN: u32 = 44;
+/// A stack, whether it is used or not: itself and its guard page.
+const MAPPINGS_OF_A_STACK: u32 = 2;
+/// Programs, libraries and the heap.
+const MAPPINGS_BESIDES: u32 = 600;
 /// What an agent that spins may take, for each task.
 const HOG_CPU_TIME: Duration = Duration::from_millis(50);
 /// Agents that run their first task at once: as many artifacts as the backend compiles at once.
@@ -85,7 +90,7 @@ fn main() -> ExitCode {
                 eprintln!(
                     "error: {wanted} agents need {} mappings, more than vm.max_map_count allows a process; {most} were run \
                      instead. Allow more with `sysctl -w vm.max_map_count=262144`",
-                    u64::from(*wanted) * u64::from(MAPPINGS_EACH)
+                    INSTANCES_MAX * MAPPINGS_OF_A_STACK + MAPPINGS_BESIDES + wanted.div_ceil(10) * MAPPINGS_OF_TEN
                 );
                 return ExitCode::FAILURE;
             }
@@ -97,8 +102,9 @@ fn main() -> ExitCode {
 /// Agents for which the kernel allows this process mappings enough.
 fn agents_max() -> u32 {
     let allowed = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
-    // Where the kernel does not say, nothing is known to be too much. A tenth is for everything else.
-    allowed.trim().parse::<u32>().map_or(u32::MAX, |allowed| (allowed - allowed / 10) / MAPPINGS_EACH)
+    let left = |allowed: u32| allowed.saturating_sub(INSTANCES_MAX * MAPPINGS_OF_A_STACK + MAPPINGS_BESIDES);
+    // Where the kernel does not say, nothing is known to be too much.
+    allowed.trim().parse().map_or(u32::MAX, |allowed| left(allowed) / MAPPINGS_OF_TEN * 10)
 }
 
 /// A fabric under load, until it is ended.
