@@ -62,6 +62,9 @@ pub(crate) struct Serve {
     /// Tasks of one tenant started; those above it wait
     #[arg(long, value_name = "RATE", help_heading = "Every tenant")]
     tenant_start_rate: Option<Rate>,
+    /// Tenants with metrics of their own, in the order in which they turn up; the rest share those of `other`
+    #[arg(long, value_name = "COUNT", default_value = "10", value_parser = clap::value_parser!(u16).range(0..=1000))]
+    tenant_labels: u16,
     /// Backend to use, for the artifacts it loads; may be given several times [default: wasmtime, process]
     #[arg(long, value_name = "NAME")]
     backend: Vec<String>,
@@ -141,6 +144,7 @@ async fn serve(options: &Serve) -> Result<Exit> {
     let metrics = Arc::new(PrometheusSink::new());
     let mut scheduler = SchedulerOptions::default();
     scheduler.metrics = Arc::clone(&metrics) as _;
+    scheduler.tenant_labels_max = usize::from(options.tenant_labels);
     scheduler.limits.tenant = TenantLimits {
         weight: None,
         running_max: options.tenant_running_max,

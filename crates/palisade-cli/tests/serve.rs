@@ -6,11 +6,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
+use std::time::Instant;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::daemon::{Daemon, PATIENCE, call, connect, exchange, post, socket};
-use support::{Ended, Palisade, repository};
+use support::{Ended, Palisade, Running, repository};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -305,26 +306,25 @@ fn what_happens_is_told_as_it_happens() {
     let palisade = Palisade::new();
     let _daemon = Daemon::start(&palisade, &[]);
     let subscribe = |options: &[&str]| {
-        let mut command = palisade.command();
-        let command = command.arg("events").args(options).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "palisade: subscribed\n");
-        child
+        let path = palisade.file("said", "");
+        let said = std::fs::File::create(&path).unwrap();
+        let running = Running::start_to(palisade.command().arg("events").args(options), Stdio::piped(), said.into());
+        let started = Instant::now();
+        while std::fs::read_to_string(&path).unwrap() != "palisade: subscribed\n" {
+            assert!(started.elapsed() < PATIENCE, "it does not subscribe");
+        }
+        running
     };
     let json = subscribe(&["--json", "--tenant", "a", "--limit", "3"]);
-    let text = subscribe(&["--limit", "7"]);
+    let text = subscribe(&["--limit", "6"]);
     let task = ok(&palisade.run(["submit", &plugin("hello/hello.wat"), "--tenant", "a"]));
-    let json = json.wait_with_output().unwrap();
-    assert!(json.status.success());
-    let events: Vec<Value> =
-        String::from_utf8(json.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let json = ok(&json.finish());
+    let events: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let told = events.iter().map(|event| (event["event"].clone(), event["task"].clone()));
     let expected = ["submitted", "started", "finished"].map(|event| (json!(event), json!(task)));
     assert_eq!(told.collect::<Vec<_>>(), expected);
     assert_eq!((&events[2]["state"], &events[2]["outcome"]["kind"]), (&json!("completed"), &json!("completed")));
-    let text = String::from_utf8(text.wait_with_output().unwrap().stdout).unwrap();
+    let text = ok(&text.finish());
     // The agent's states among those of the task, in an order that is not certain.
     for expected in
         ["agent hello.wat@", "state=spawned", "state=busy", "state=ready", "submitted", "finished", ": completed"]

@@ -2,8 +2,10 @@
 
 mod support;
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
-use support::daemon::{Daemon, call};
+use support::daemon::{Daemon, PATIENCE, call, connect, exchange};
 use support::{Ended, Palisade, repository};
 
 fn spin() -> String {
@@ -70,6 +72,47 @@ fn a_tenants_limits_hold_and_survive_the_daemon() {
     let reset = palisade.run(["tenants", "reset", "a", "--json"]).json();
     assert_eq!(reset["tenants"][0]["limits"], json!({ "tasks_max": 2 }), "{reset:#}");
     palisade.run(["tenants", "reset", "a"]).assert_error(125, &["no such tenant has limits of its own"]);
+}
+
+#[test]
+fn the_first_tenants_have_metrics_of_their_own() {
+    let palisade = Palisade::new();
+    let metrics = || exchange(&mut connect(&palisade), "GET /metrics HTTP/1.1", b"").1;
+    let submit = |tenant: &str, option: &str| {
+        ok(&palisade.run(["submit", &spin(), "--tenant", tenant, option, "1h"]));
+    };
+    {
+        // One runs, and the rest waits for its place.
+        let _daemon = Daemon::start(&palisade, &["--ephemeral", "--tasks", "1", "--tenant-labels", "1"]);
+        for tenant in ["a", "b", "a", "b", "c"] {
+            submit(tenant, "--wall-time");
+        }
+        let started = Instant::now();
+        let shown = loop {
+            let shown = metrics();
+            if shown.contains("palisade_tenant_queue_wait_seconds_count{tenant=\"a\"} 1") {
+                break shown;
+            }
+            assert!(started.elapsed() < PATIENCE, "nothing starts: {shown}");
+        };
+        for (tenant, queued) in [("a", 1), ("other", 3)] {
+            let gauge = format!("palisade_tenant_queue_tasks{{tenant=\"{tenant}\"}} {queued}.0");
+            assert!(shown.contains(&gauge), "{gauge} is not in {shown}");
+        }
+        assert!(!shown.contains("tenant=\"b\"") && !shown.contains("tenant=\"c\""), "{shown}");
+    }
+    {
+        let _daemon = Daemon::start(&palisade, &["--ephemeral", "--tenant-labels", "0"]);
+        submit("a", "--delay");
+        let shown = metrics();
+        assert!(shown.contains("palisade_tasks_submitted_total"), "{shown}");
+        assert!(!shown.contains("palisade_tenant_") && !shown.contains("tenant="), "{shown}");
+    }
+    let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
+    (0..11).for_each(|number| submit(&format!("t{number}"), "--delay"));
+    let shown = metrics();
+    assert!(shown.contains("{tenant=\"t9\"}") && !shown.contains("{tenant=\"t10\"}"), "{shown}");
+    palisade.run(["serve", "--tenant-labels", "1001"]).assert_error(125, &["--tenant-labels", "1000"]);
 }
 
 #[test]

@@ -31,19 +31,37 @@ pub(crate) struct Kpis {
     stale: MetricId,
     renewed: MetricId,
     wait: [MetricId; 4],
-    tenants: TenantWaits,
+    /// `None` when there are to be no figures by tenant.
+    tenants: Option<TenantKpis>,
     /// What was waited and is not told yet, by class.
     waited: [Vec<f64>; 4],
     /// Each with the value it has, in the order of [`Machine::gauges`].
     gauges: [(MetricId, usize); 7],
 }
 
-/// How long tasks wait, for the first few tenants by name and for the rest together; nothing when there are to be no names.
+/// How many tasks wait and how long they did, for the first few tenants by name and for the rest together.
 #[derive(Debug)]
-struct TenantWaits {
-    named: HashMap<Tenant, MetricId>,
+struct TenantKpis {
+    /// Places among `named`; `None` for one the sink had no room for, which belongs to the rest.
+    places: HashMap<Tenant, Option<usize>, foldhash::fast::RandomState>,
+    named: Vec<TenantFigures>,
     named_max: usize,
-    other: Option<MetricId>,
+    rest: TenantFigures,
+    /// Tasks of all that are named, as their gauges show.
+    named_queued: usize,
+    /// Places of those whose queue may have changed since the gauges were set.
+    touched: Vec<usize>,
+}
+
+/// Figures of one tenant, or of several together.
+#[derive(Debug)]
+struct TenantFigures {
+    tenant: Tenant,
+    wait: MetricId,
+    queue: MetricId,
+    /// What the gauge shows.
+    queued: usize,
+    touched: bool,
 }
 
 fn register(
@@ -61,8 +79,8 @@ fn register(
     })
 }
 
-const TENANT_WAIT: (&str, &str) =
-    ("palisade_tenant_queue_wait_seconds", "Time tasks of a tenant waited for a worker once they could start");
+/// The label of tenants without a figure of their own. One of this name is among them.
+const REST: &str = "other";
 
 impl Kpis {
     pub(crate) fn new(sink: Arc<dyn MetricsSink>, tenant_labels_max: usize) -> Result<Kpis> {
@@ -116,13 +134,9 @@ impl Kpis {
                 "palisade_queue_wait_seconds",
                 "Time tasks waited for a worker once they could start",
             )?,
-            tenants: TenantWaits {
-                named: HashMap::new(),
-                named_max: tenant_labels_max,
-                other: match tenant_labels_max {
-                    0 => None,
-                    _ => Some(register(&sink, Histogram, TENANT_WAIT.0, TENANT_WAIT.1, &[("tenant", "other")])?),
-                },
+            tenants: match tenant_labels_max {
+                0 => None,
+                named_max => Some(TenantKpis::new(&sink, named_max)?),
             },
             waited: Default::default(),
             gauges: [critical, high, normal, low, delayed, running, dead].map(|id| (id, 0)),
@@ -132,14 +146,14 @@ impl Kpis {
 
     pub(crate) fn count(&mut self, change: &Change) {
         let class = class_number(change.class);
+        let tenant = self.tenants.as_mut().map(|tenants| tenants.touch(&change.task.tenant, &self.sink));
         match &change.what {
             What::Submitted => self.sink.add(self.submitted[class], 1),
             What::Leased { waited, .. } => {
                 let seconds = waited.as_secs_f64();
                 self.waited[class].push(seconds);
-                if let Some(other) = self.tenants.other {
-                    let id = self.tenants.of(&change.task.tenant, other, &self.sink);
-                    self.sink.observe(id, seconds);
+                if let Some(tenant) = tenant {
+                    self.sink.observe(tenant.wait, seconds);
                 }
             }
             What::Retried { .. } => self.sink.add(self.retried[class], 1),
@@ -154,8 +168,15 @@ impl Kpis {
         }
     }
 
-    /// Sets the gauges that changed, and tells what was waited.
-    pub(crate) fn tell(&mut self, machine: &Machine) {
+    /// Sets the gauges that changed, and tells what was waited. Tenants with these numbers have more tasks in line, without
+    /// a change that was counted.
+    pub(crate) fn tell(&mut self, machine: &Machine, lined_up: &[u32]) {
+        if let Some(tenants) = &mut self.tenants {
+            for tenant in lined_up {
+                tenants.touch(machine.tenant_name(*tenant), &self.sink);
+            }
+            tenants.tell(machine, &self.sink);
+        }
         for (waited, id) in self.waited.iter_mut().zip(self.wait) {
             if !waited.is_empty() {
                 self.sink.observe_all(id, waited);
@@ -183,19 +204,74 @@ impl Kpis {
     }
 }
 
-impl TenantWaits {
-    fn of(&mut self, tenant: &Tenant, other: MetricId, sink: &Arc<dyn MetricsSink>) -> MetricId {
-        if let Some(id) = self.named.get(tenant) {
-            return *id;
+impl TenantKpis {
+    fn new(sink: &Arc<dyn MetricsSink>, named_max: usize) -> Result<TenantKpis> {
+        Ok(TenantKpis {
+            places: HashMap::default(),
+            named: Vec::new(),
+            named_max,
+            rest: TenantFigures::new(sink, Tenant(REST.to_owned()))?,
+            named_queued: 0,
+            touched: Vec::new(),
+        })
+    }
+
+    /// The figures for a tenant, whose gauge is to be set.
+    fn touch(&mut self, tenant: &Tenant, sink: &Arc<dyn MetricsSink>) -> &TenantFigures {
+        let Some(place) = self.place(tenant, sink) else { return &self.rest };
+        let figures = &mut self.named[place];
+        if !std::mem::replace(&mut figures.touched, true) {
+            self.touched.push(place);
         }
-        if self.named.len() >= self.named_max {
-            return other;
+        figures
+    }
+
+    fn place(&mut self, tenant: &Tenant, sink: &Arc<dyn MetricsSink>) -> Option<usize> {
+        if let Some(place) = self.places.get(tenant) {
+            return *place;
         }
-        let named = register(sink, MetricKind::Histogram, TENANT_WAIT.0, TENANT_WAIT.1, &[("tenant", &tenant.0)]);
-        // A sink that has no room for one more keeps the rest together.
-        let id = named.unwrap_or(other);
-        self.named.insert(tenant.clone(), id);
-        id
+        if self.places.len() >= self.named_max || *tenant == self.rest.tenant {
+            return None;
+        }
+        let figures = TenantFigures::new(sink, tenant.clone()).ok();
+        let place = figures.map(|figures| {
+            self.named.push(figures);
+            self.named.len() - 1
+        });
+        self.places.insert(tenant.clone(), place);
+        place
+    }
+
+    fn tell(&mut self, machine: &Machine, sink: &Arc<dyn MetricsSink>) {
+        for place in self.touched.drain(..) {
+            let figures = &mut self.named[place];
+            figures.touched = false;
+            let queued = machine.tenant_queued(&figures.tenant);
+            self.named_queued = self.named_queued - figures.queued + queued;
+            figures.show(queued, sink);
+        }
+        let all = machine.gauges()[..4].iter().sum::<usize>();
+        // A wrong figure would be better than no scheduler.
+        debug_assert!(self.named_queued <= all);
+        self.rest.show(all.saturating_sub(self.named_queued), sink);
+    }
+}
+
+impl TenantFigures {
+    fn new(sink: &Arc<dyn MetricsSink>, tenant: Tenant) -> Result<TenantFigures> {
+        let labels = [("tenant", tenant.0.as_str())];
+        let help = "Time tasks of a tenant waited for a worker once they could start";
+        let wait = register(sink, MetricKind::Histogram, "palisade_tenant_queue_wait_seconds", help, &labels)?;
+        let help = "Tasks of a tenant waiting for a worker";
+        let queue = register(sink, MetricKind::Gauge, "palisade_tenant_queue_tasks", help, &labels)?;
+        Ok(TenantFigures { tenant, wait, queue, queued: 0, touched: false })
+    }
+
+    fn show(&mut self, queued: usize, sink: &Arc<dyn MetricsSink>) {
+        if self.queued != queued {
+            self.queued = queued;
+            sink.set(self.queue, queued as f64);
+        }
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) struct Machine {
     pace: Pace,
     changes: Vec<Change>,
     forgotten: Vec<Entry>,
+    /// Tenants of tasks that lined up without a change: their time came, or a journal kept them.
+    lined_up: Vec<u32>,
     /// A timer came since the changes were taken.
     timer_came: bool,
     has_more: bool,
@@ -234,6 +236,7 @@ impl Machine {
             pace: Pace { last: now, interval: 0.0 },
             changes: Vec::new(),
             forgotten: Vec::new(),
+            lined_up: Vec::new(),
             timer_came: false,
             has_more: false,
         }
@@ -245,7 +248,10 @@ impl Machine {
         while let Some(timer) = self.timers.pop(self.now) {
             self.timer_came = true;
             match timer {
-                Timer::Ready(slot) => self.enqueue(slot, false),
+                Timer::Ready(slot) => {
+                    self.lined_up.push(self.entry(slot).tenant);
+                    self.enqueue(slot, false);
+                }
                 Timer::Deadline(slot) => {
                     if let Some((_, timer)) = &mut self.entry_mut(slot).deadline {
                         *timer = None;
@@ -293,6 +299,11 @@ impl Machine {
     /// What was forgotten, to be journaled after the changes, and freed where nobody waits for it.
     pub(crate) fn take_forgotten(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.forgotten)
+    }
+
+    /// Numbers of the tenants of tasks that lined up without a change, of some perhaps more than once.
+    pub(crate) fn take_lined_up(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.lined_up)
     }
 
     /// The time it is here.
@@ -602,6 +613,16 @@ impl Machine {
         self.tenants.find(name).map(|tenant| self.tenants.all[tenant as usize].report())
     }
 
+    /// The name of one of [`Machine::take_lined_up`], before anything else happens.
+    pub(crate) fn tenant_name(&self, tenant: u32) -> &Tenant {
+        &self.tenants.all[tenant as usize].name
+    }
+
+    /// A tenant's tasks that wait for a worker.
+    pub(crate) fn tenant_queued(&self, name: &Tenant) -> usize {
+        self.tenants.find(name).map_or(0, |tenant| self.tenants.all[tenant as usize].queued())
+    }
+
     pub(crate) fn stats(&self) -> SchedulerStats {
         SchedulerStats {
             queued: Priority::ALL.iter().map(|class| self.queue.len(*class) as u64).sum(),
@@ -625,7 +646,10 @@ impl Machine {
         (entry.failures, entry.lost, entry.completion) = (status.failures, status.lost, status.completion);
         match status.state {
             TaskState::Delayed => self.delay(slot, status.ready_at),
-            TaskState::Queued => self.enqueue(slot, false),
+            TaskState::Queued => {
+                self.lined_up.push(tenant);
+                self.enqueue(slot, false);
+            }
             // Its worker lived in the process that ended, or cannot know that its lease did.
             TaskState::Running => {
                 self.count_lost(slot, false);
@@ -1124,12 +1148,16 @@ impl TenantState {
         self.own.is_some() || self.tasks > 0
     }
 
+    fn queued(&self) -> usize {
+        self.tasks - self.delayed - self.running as usize
+    }
+
     fn report(&self) -> TenantReport {
         TenantReport {
             tenant: self.name.clone(),
             limits: self.limits,
             own_limits: self.own,
-            queued: (self.tasks - self.delayed - self.running as usize) as u64,
+            queued: self.queued() as u64,
             delayed: self.delayed as u64,
             running: u64::from(self.running),
         }

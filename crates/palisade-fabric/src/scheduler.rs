@@ -32,7 +32,8 @@ pub struct SchedulerOptions {
     pub journal: Option<Box<dyn Journal>>,
     /// Who hears its figures.
     pub metrics: Arc<dyn MetricsSink>,
-    /// How many tenants have figures of their own; the rest share one. Default 0: there are none by tenant.
+    /// How many tenants have figures of their own, in the order in which they turn up; the rest share one. Default 0: there
+    /// are none by tenant.
     pub tenant_labels_max: usize,
     /// Events kept for subscribers that are slower than they come. Default 4096.
     pub events_kept: usize,
@@ -409,6 +410,7 @@ impl Shared {
         let mut ended = std::mem::take(&mut state.ended);
         let mut changes = std::mem::take(state.machine.changes());
         let forgotten = state.machine.take_forgotten();
+        let lined_up = state.machine.take_lined_up();
         let mut position = 0;
         if let Some(committer) = &self.committer {
             let entries = changes.iter().filter_map(|change| {
@@ -432,7 +434,7 @@ impl Shared {
         }
         // Its room serves the next operation.
         *state.machine.changes() = changes;
-        state.kpis.tell(&state.machine);
+        state.kpis.tell(&state.machine, &lined_up);
         let wake_workers = wake_workers && state.machine.has_work();
         let wake_choosy = wake_workers && self.choosy.load(Ordering::Relaxed) > 0;
         let wake_timer = state.machine.next_timer().is_some_and(|next| next < state.timer_at);

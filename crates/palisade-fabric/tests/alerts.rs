@@ -19,6 +19,7 @@ fn exported() -> BTreeSet<String> {
     let mut options = SchedulerOptions::default();
     options.metrics = Arc::clone(&sink) as _;
     options.journal = Some(Box::new(SqliteJournal::new(folder.path().join("tasks.sqlite"), 1 << 30).unwrap()));
+    options.tenant_labels_max = 10;
     let scheduler = Arc::new(LocalScheduler::open(options).unwrap());
     let mut options = ExecutorOptions::new(scheduler, Arc::new(Fake::new(None)));
     options.metrics = Arc::clone(&sink) as _;

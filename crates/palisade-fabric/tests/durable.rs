@@ -130,6 +130,22 @@ fn a_task_that_kills_the_process_is_not_tried_for_ever() {
 }
 
 #[test]
+fn the_queues_of_tenants_are_told_from_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let mut one = task("a");
+    one.tenant = Tenant("a".to_owned());
+    block_on(open(&path).unwrap().submit(one)).unwrap();
+    let sink = Arc::new(RecordingSink::new());
+    let mut options = SchedulerOptions::default();
+    options.journal = Some(Box::new(SqliteJournal::new(&path, 1 << 30).unwrap()));
+    (options.metrics, options.tenant_labels_max) = (Arc::clone(&sink) as _, 1);
+    let _scheduler = LocalScheduler::open(options).unwrap();
+    assert_eq!(sink.value("palisade_tenant_queue_tasks", &[("tenant", "a")]), Some(1.0));
+    assert_eq!(sink.value("palisade_tenant_queue_tasks", &[("tenant", "other")]), Some(0.0));
+}
+
+#[test]
 fn a_journal_has_one_user_and_a_stranger_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");

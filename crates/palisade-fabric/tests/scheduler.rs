@@ -365,6 +365,8 @@ fn figures_are_told() {
             (one.tenant, one.priority) = (Tenant(tenant.into()), Priority::High);
             scheduler.submit(one).await.unwrap();
         }
+        let queued = |tenant| sink.value("palisade_tenant_queue_tasks", &[("tenant", tenant)]);
+        assert_eq!(["a", "b", "other"].map(queued), [Some(1.0), None, Some(2.0)]);
         assert!(scheduler.submit(task("too many")).await.is_err());
         let mut malformed = task("");
         malformed.retry.attempts_max = 0;
@@ -374,6 +376,7 @@ fn figures_are_told() {
         let high = [("class", "high")];
         assert_eq!(sink.value("palisade_queue_tasks", &high), Some(0.0));
         assert_eq!(sink.value("palisade_running_tasks", &[]), Some(3.0));
+        assert_eq!(["a", "b", "other"].map(queued), [Some(0.0), None, Some(0.0)]);
         scheduler.complete(leases[0].task.id, leases[0].fence, success()).await.unwrap();
         scheduler.complete(leases[1].task.id, leases[1].fence, again(Duration::from_secs(9))).await.unwrap();
         assert!(scheduler.complete(leases[1].task.id, leases[1].fence, success()).await.is_err());
@@ -397,11 +400,62 @@ fn figures_are_told() {
 }
 
 #[test]
+fn the_queues_of_tenants_are_told_whatever_happens_to_their_tasks() {
+    const TENANTS: [&str; 4] = ["a", "b", "c", "other"];
+    let sink = Arc::new(RecordingSink::new());
+    let (scheduler, clock) = manual(|options| {
+        options.metrics = Arc::clone(&sink) as _;
+        options.tenant_labels_max = 2;
+    });
+    let shown = |tenant| sink.value("palisade_tenant_queue_tasks", &[("tenant", tenant)]);
+    let submit = |tenant: &'static str, delay: u64| {
+        let mut one = task(tenant);
+        one.tenant = Tenant(tenant.to_owned());
+        one.not_before = (delay > 0).then(|| clock.now() + Duration::from_secs(delay));
+        block_on(scheduler.submit(one)).unwrap().task
+    };
+    let lease = || block_on(scheduler.lease(request(1))).unwrap().remove(0);
+    assert_eq!(TENANTS.map(shown), [None, None, None, Some(0.0)]);
+    let waits = submit("other", 0);
+    assert_eq!(TENANTS.map(shown), [None, None, None, Some(1.0)], "one of this name is among the rest");
+    let first = submit("a", 9);
+    let second = submit("b", 0);
+    submit("c", 9);
+    assert_eq!(TENANTS.map(shown), [Some(0.0), Some(1.0), None, Some(1.0)]);
+    clock.advance(Duration::from_secs(9));
+    scheduler.tick();
+    assert_eq!(TENANTS.map(shown), [Some(1.0), Some(1.0), None, Some(2.0)], "their time came");
+    block_on(scheduler.cancel(waits)).unwrap();
+    block_on(scheduler.cancel(first)).unwrap();
+    assert_eq!(TENANTS.map(shown), [Some(0.0), Some(1.0), None, Some(1.0)]);
+    let taken = lease();
+    assert_eq!((taken.task.id, TENANTS.map(shown)), (second, [Some(0.0), Some(0.0), None, Some(1.0)]));
+    block_on(scheduler.release(second, taken.fence)).unwrap();
+    assert_eq!(TENANTS.map(shown), [Some(0.0), Some(1.0), None, Some(1.0)], "given back");
+    lease();
+    clock.advance(Duration::from_secs(3600));
+    scheduler.tick();
+    assert_eq!(TENANTS.map(shown), [Some(0.0), Some(1.0), None, Some(1.0)], "its worker was lost");
+    let taken = lease();
+    block_on(scheduler.complete(second, taken.fence, again(Duration::from_secs(5)))).unwrap();
+    assert_eq!(TENANTS.map(shown), [Some(0.0), Some(0.0), None, Some(1.0)], "delayed");
+    clock.advance(Duration::from_secs(5));
+    scheduler.tick();
+    assert_eq!(TENANTS.map(shown), [Some(0.0), Some(1.0), None, Some(1.0)], "tried again");
+}
+
+#[test]
 fn every_figure_of_the_scheduler_can_be_exported() {
     let sink = Arc::new(PrometheusSink::new());
-    let (scheduler, _) = manual(|options| options.metrics = Arc::clone(&sink) as _);
-    block_on(scheduler.submit(task("a"))).unwrap();
+    let (scheduler, _) = manual(|options| {
+        options.metrics = Arc::clone(&sink) as _;
+        options.tenant_labels_max = 1;
+    });
+    let mut one = task("a");
+    one.tenant = Tenant("\"}\n".to_owned());
+    block_on(scheduler.submit(one)).unwrap();
     let text = sink.export().unwrap();
+    assert!(text.contains("palisade_tenant_queue_tasks{tenant=\"\\\"}\\n\"} 1.0"), "{text}");
     assert!(text.contains("palisade_tasks_submitted_total{class=\"normal\"} 1"), "{text}");
     assert!(text.contains("palisade_queue_tasks{class=\"normal\"} 1.0"), "{text}");
     assert!(text.contains("# UNIT palisade_queue_wait_seconds seconds"), "{text}");

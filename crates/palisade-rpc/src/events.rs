@@ -11,7 +11,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming};
 use palisade_core::{Error, ErrorKind, Result, TaskId};
 use palisade_fabric::{Event, Subscription};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 
 /// How long a stream is silent at most: then a comment shows that the other end is there.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -154,7 +154,11 @@ impl EventStream {
     ///
     /// [`ErrorKind::Io`] when the connection breaks or the daemon gives no sign of life for 45 s.
     pub async fn next(&mut self) -> Result<Option<Event>> {
-        let silent_at = Instant::now() + PATIENCE;
+        self.next_with(|| sleep(PATIENCE)).await
+    }
+
+    /// As [`EventStream::next`], as patient as the futures that `patience` makes.
+    async fn next_with<P: Future<Output = ()>>(&mut self, patience: impl Fn() -> P) -> Result<Option<Event>> {
         loop {
             while let Some(event) = self.take() {
                 let mut data = event.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"data: "));
@@ -167,8 +171,13 @@ impl EventStream {
             if self.read.len() > EVENT_BYTES_MAX {
                 return Err(failed("an event is too large"));
             }
-            let frame = timeout_at(silent_at, self.body.frame());
-            match frame.await.map_err(|_| failed("the daemon gives no sign of life"))? {
+            // Anew for each piece: whatever comes is a sign of life, be it a comment.
+            let frame = tokio::select! {
+                biased;
+                frame = self.body.frame() => frame,
+                () = patience() => return Err(failed("the daemon gives no sign of life")),
+            };
+            match frame {
                 None => return Ok(None),
                 Some(Err(error)) => return Err(failed("the connection to the daemon broke").source(error)),
                 Some(Ok(frame)) => self.read.extend(frame.into_data().unwrap_or_default()),
@@ -200,8 +209,53 @@ fn failed(message: &'static str) -> Error {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+    use tokio::sync::{mpsc, oneshot};
 
     use super::*;
+    use crate::{Address, Client};
+
+    /// A test that waits longer hangs.
+    const TEST_TIME: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_daemon_that_gives_signs_of_life_is_waited_for_and_no_other() {
+        let place = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(place.path().join("socket")).unwrap();
+        let client = Client::new(Address::Unix(place.path().join("socket")));
+        let subscribed = tokio::spawn(async move { client.events(&EventQuery::default()).await });
+        let (mut daemon, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(daemon.read_u8().await.unwrap());
+        }
+        daemon.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let mut heard = subscribed.await.unwrap().unwrap();
+
+        // Patience ends when the test says so.
+        let (waits, mut waiting) = mpsc::unbounded_channel();
+        let patience = move || {
+            let (end, ended) = oneshot::channel::<()>();
+            waits.send(end).unwrap();
+            async { ended.await.unwrap() }
+        };
+        let hears = tokio::spawn(async move {
+            let first = heard.next_with(&patience).await.unwrap();
+            (first, heard.next_with(&patience).await.unwrap_err())
+        });
+        let mut next = async || timeout(TEST_TIME, waiting.recv()).await.expect("it is patient anew").unwrap();
+        let missed = Event::Missed { events: 7 };
+        for sign in [b": silence\n\n", &b":"[..], b"\n", b"\n", &piece(&missed)] {
+            let mut patience = next().await;
+            daemon.write_all(sign).await.unwrap();
+            timeout(TEST_TIME, patience.closed()).await.expect("a sign of life ends the wait");
+        }
+        next().await.send(()).unwrap();
+        let (first, error) = hears.await.unwrap();
+        assert_eq!(first, Some(missed));
+        assert_eq!((error.kind(), error.message()), (ErrorKind::Io, "the daemon gives no sign of life"));
+    }
 
     #[test]
     fn only_known_filters_are_taken_and_each_once() {

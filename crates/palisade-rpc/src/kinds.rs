@@ -56,7 +56,7 @@ impl ByKind {
     pub fn backend(&self, kind: ArtifactKind) -> Result<&Arc<dyn Sandbox>> {
         self.backends.get(&kind).ok_or_else(|| {
             let known: Vec<_> = self.backends.keys().map(ToString::to_string).collect();
-            Error::new(ErrorKind::Unsupported, "load", format!("no backend here runs a {kind}"))
+            Error::new(ErrorKind::Unsupported, "load", format!("no backend here runs artifacts of the kind `{kind}`"))
                 .help(format!("this daemon runs: {}", known.join(", ")))
         })
     }
@@ -95,5 +95,21 @@ impl Sandbox for ByKind {
             Ok(backend) => backend.load(artifact),
             Err(error) => Box::pin(async { Err(error) }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palisade_fake::Fake;
+
+    use super::*;
+
+    #[test]
+    fn what_no_backend_runs_is_named() {
+        let backends = ByKind::new([Arc::new(Fake::new(None)) as Arc<dyn Sandbox>]).unwrap();
+        let error = backends.backend(ArtifactKind::SharedLibrary).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.message(), "no backend here runs artifacts of the kind `shared library`");
+        assert!(backends.backend(ArtifactKind::Executable).is_ok());
     }
 }

@@ -86,6 +86,16 @@ impl Palisade {
         running.finish()
     }
 
+    /// Runs a script of the shell in a terminal of 100 columns and 30 rows, whose keyboard is standard input and whose screen
+    /// is standard output.
+    pub(crate) fn terminal(&self, script: &str) -> Running {
+        let found = Command::new("script").arg("--version").output().is_ok();
+        assert!(found, "`script` is missing: install util-linux, on Debian and Ubuntu its package `bsdutils`");
+        let script = format!("stty cols 100 rows 30; {script}");
+        let mut command = self.at_home(Command::new("script"));
+        Running::start(command.env("SHELL", "/bin/sh").args(["-qec", &script, "/dev/null"]))
+    }
+
     /// The program, at home here, for what the other methods do not cover.
     pub(crate) fn command(&self) -> Command {
         self.at_home(Command::new(env!("CARGO_BIN_EXE_palisade")))
