@@ -71,8 +71,8 @@ impl Histogram {
     pub(crate) fn observe_all(&self, values: &[f64]) {
         let shard = &self.0.shards[shard()];
         for value in values {
-            // What is no number is larger than every bound.
-            let bucket = self.0.bounds.partition_point(|bound| !(value <= bound));
+            let below = |bound: &f64| bound < value || value.is_nan();
+            let bucket = self.0.bounds.partition_point(below);
             shard.count(bucket).fetch_add(1, Ordering::Relaxed);
         }
         let values: f64 = values.iter().sum();
