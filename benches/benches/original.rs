@@ -228,7 +228,7 @@ impl Run {
 
     /// CPU time that the figures for Prometheus take, as a part of what no-op tasks take at full speed: the worst case.
     fn metrics_collection_overhead(&mut self, backend: &Backend) {
-        const ROUNDS: usize = 15;
+        const ROUNDS: usize = 31;
         let name = format!("metrics_collection_overhead/{}", backend.name);
         if !self.is_wanted(&name) {
             return;

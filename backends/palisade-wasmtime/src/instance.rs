@@ -47,14 +47,13 @@ impl Entry {
     /// `function` is the export of `entry`, in an instance of the module that was prepared. Its type is not looked up once
     /// more: what it costs, a reference to the engine's table of types, which all threads write, is paid for each instance.
     fn new(store: &Store<Guest>, function: Func, entry: &EntryPoint) -> Entry {
-        // SAFETY: `EntryPoint`s are made in `module.rs` only, of exports whose type `entries` read from the module itself:
-        // functions without parameters, with one result of type `i32` if `returns_code`, and without results if not. The
-        // index `entry.export` names that same export in each instance of that module.
-        unsafe {
-            match entry.returns_code {
-                true => Entry::Code(TypedFunc::new_unchecked(store, function)),
-                false => Entry::Unit(TypedFunc::new_unchecked(store, function)),
-            }
+        // `EntryPoint`s are made in `module.rs` only, of exports whose type `entries` read from the module itself. The index
+        // `entry.export` names that same export in each instance of that module.
+        match entry.returns_code {
+            // SAFETY: of those, this one has no parameters and one result, of type `i32`.
+            true => Entry::Code(unsafe { TypedFunc::new_unchecked(store, function) }),
+            // SAFETY: of those, this one has no parameters and no results.
+            false => Entry::Unit(unsafe { TypedFunc::new_unchecked(store, function) }),
         }
     }
 }

@@ -614,12 +614,7 @@ async fn guarded(work: impl Future<Output = Completion>) -> Completion {
 }
 
 /// Finds the agent of a task and begins it there. Gives `None` when the agent has no room for it or rests.
-fn begin(
-    shared: &Shared,
-    lease: &Lease,
-    turn: Option<Turn>,
-    now: Instant,
-) -> Result<Option<(Begun, Option<Arc<Line>>)>, Completion> {
+fn begin(shared: &Shared, lease: &Lease, turn: Option<Turn>, now: Instant) -> Result<Option<Begun>, Completion> {
     let agent = shared.agents().get(&lease.task.plugin).cloned();
     let Some(agent) = agent else {
         let message = format!("no agent here runs plugin {}", lease.task.plugin);
@@ -634,7 +629,7 @@ fn begin(
         }
     };
     match turn.agent.begin(now, &lease.task.policy) {
-        Ok(Beginning::Begun(line)) => Ok(Some((Begun { turn, at: now, ended: false }, line))),
+        Ok(Beginning::Begun(line)) => Ok(Some(Begun { turn, line, at: now, ended: false })),
         Ok(Beginning::Rests) => {
             shared.busy.add(&turn.agent);
             Ok(None)
@@ -646,16 +641,17 @@ fn begin(
 /// Runs a task that its agent began, and counts what became of it.
 async fn attempt(
     shared: &Shared,
-    begun: Result<(Begun, Option<Arc<Line>>), Completion>,
+    begun: Result<Begun, Completion>,
     lease: &Lease,
     token: &CancelToken,
     progress: &Progress,
     trace: Option<Arc<TraceContext>>,
 ) -> Completion {
-    let (begun, line) = match begun {
+    let mut begun = match begun {
         Ok(begun) => begun,
         Err(completion) => return completion,
     };
+    let line = begun.line.take();
     let completion = call(shared, &begun.turn.agent, line, lease, token, progress, trace).await;
     progress.enter(Phase::Teardown);
     begun.end(&completion);
@@ -665,6 +661,8 @@ async fn attempt(
 /// A task that an agent began and whose end it counts, even when its future panics or is dropped.
 struct Begun {
     turn: Turn,
+    /// What is prepared already for its policy.
+    line: Option<Arc<Line>>,
     at: Instant,
     ended: bool,
 }
