@@ -339,6 +339,11 @@ impl Agent {
         self.room.load(Ordering::SeqCst)
     }
 
+    /// Where it is in its life.
+    pub(crate) fn state(&self) -> AgentState {
+        self.lock().state
+    }
+
     /// Until when it rests, if it does.
     pub(crate) fn rests_until(&self, now: Instant) -> Option<Instant> {
         self.lock().rests_until.filter(|until| *until > now)

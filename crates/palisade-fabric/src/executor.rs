@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     ArtifactHash, BoxFuture, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions, Lease,
-    LeaseRequest, MetricDescriptor, MetricId, MetricKind, MetricsSink, Outcome, Phase, Report, Resource, Result,
-    Sandbox, Scheduler, TraceContext, Usage, WorkerId,
+    LeaseRequest, MetricsSink, Outcome, Phase, Report, Resource, Result, Sandbox, Scheduler, TraceContext, Usage,
+    WorkerId,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::agent::{Agent, Beginning, Line, Turn, name as outcome_name};
 use crate::busy::BusyAgents;
+use crate::figures::{Figures, Notes, Told, quota_used};
 use crate::modules::Modules;
 use crate::trace::AttemptTrace;
 use crate::{AgentMemory, AgentReport, AgentTemplate, Events, InstanceMode, NullSink};
@@ -81,6 +82,7 @@ impl ExecutorOptions {
 pub struct Executor {
     shared: Arc<Shared>,
     leasing: Option<JoinHandle<()>>,
+    telling: JoinHandle<()>,
 }
 
 /// What became of the tasks that ran when an executor was drained.
@@ -122,46 +124,6 @@ enum Order {
     Drain,
     /// Give back what still runs.
     Stop,
-}
-
-#[derive(Debug)]
-struct Figures {
-    sink: Arc<dyn MetricsSink>,
-    run: MetricId,
-    memory: MetricId,
-    cpu: MetricId,
-}
-
-impl Figures {
-    fn new(sink: Arc<dyn MetricsSink>) -> Result<Figures> {
-        let register = |name: &str, help: &str| {
-            let (name, help) = (name.to_owned(), help.to_owned());
-            sink.register(&MetricDescriptor { name, help, kind: MetricKind::Histogram, labels: Vec::new() })
-        };
-        Ok(Figures {
-            run: register("palisade_task_run_seconds", "Time from a task's lease to its completion")?,
-            memory: register("palisade_task_memory_peak_bytes", "Most memory a task had")?,
-            cpu: register("palisade_task_cpu_seconds", "CPU time of a task")?,
-            sink,
-        })
-    }
-
-    fn observe(&self, ended: &[Completed]) {
-        let usages = || {
-            ended.iter().filter_map(|ended| match &ended.report.completion {
-                Completion::Executed(execution) => Some(execution.usage),
-                Completion::HostError { .. } => None,
-            })
-        };
-        let mut values: Vec<_> = ended.iter().map(|ended| ended.time.as_secs_f64()).collect();
-        self.sink.observe_all(self.run, &values);
-        values.clear();
-        values.extend(usages().map(|usage| usage.memory_peak_bytes as f64));
-        self.sink.observe_all(self.memory, &values);
-        values.clear();
-        values.extend(usages().map(|usage| usage.cpu_time.as_secs_f64()));
-        self.sink.observe_all(self.cpu, &values);
-    }
 }
 
 impl fmt::Debug for Shared {
@@ -208,7 +170,8 @@ impl Executor {
             events: options.events,
         });
         let leasing = tokio::spawn(lease_all(Arc::clone(&shared)));
-        Ok(Executor { shared, leasing: Some(leasing) })
+        let telling = tokio::spawn(tell_agents(Arc::clone(&shared)));
+        Ok(Executor { shared, leasing: Some(leasing), telling })
     }
 
     /// Makes an agent, which runs the tasks of its template's artifact from now on.
@@ -291,6 +254,7 @@ impl Executor {
 impl Drop for Executor {
     fn drop(&mut self) {
         self.shared.order.send_replace(Order::Stop);
+        self.telling.abort();
         if let Some(leasing) = self.leasing.take() {
             leasing.abort();
         }
@@ -301,6 +265,24 @@ impl Shared {
     // Whole after each statement.
     fn agents(&self) -> MutexGuard<'_, HashMap<ArtifactHash, Arc<Agent>>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_agents(&self) {
+        // Looked at one by one later, so that nobody waits meanwhile.
+        let agents: Vec<_> = self.agents().values().cloned().collect();
+        self.metrics.agents(agents.iter().map(|agent| agent.state()));
+    }
+}
+
+/// How often it is told what the agents do.
+const TELL_TIME: Duration = Duration::from_secs(1);
+
+async fn tell_agents(shared: Arc<Shared>) {
+    let mut times = tokio::time::interval(TELL_TIME);
+    times.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        times.tick().await;
+        shared.tell_agents();
     }
 }
 
@@ -411,7 +393,8 @@ fn run_all(shared: Arc<Shared>, leased: Vec<Leased>) -> BoxFuture<'static, ()> {
                     completed
                 }
             };
-            ended.extend(completed.map(|report| Completed { report, time: now.duration_since(started), permit }));
+            let time = now.duration_since(started);
+            ended.extend(completed.map(|(report, notes)| Completed { report, notes, time, permit }));
         }
         report(&shared, ended).await;
     })
@@ -420,6 +403,7 @@ fn run_all(shared: Arc<Shared>, leased: Vec<Leased>) -> BoxFuture<'static, ()> {
 /// What came of a task, how long it ran, and its place among those that run at once.
 struct Completed {
     report: Report,
+    notes: Notes,
     time: Duration,
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -429,7 +413,11 @@ async fn report(shared: &Shared, ended: Vec<Completed>) {
     if ended.is_empty() {
         return;
     }
-    shared.metrics.observe(&ended);
+    shared.metrics.tell(ended.iter().map(|Completed { report, notes, time, .. }| Told {
+        completion: &report.completion,
+        time: *time,
+        notes,
+    }));
     let (reports, permits): (Vec<_>, Vec<_>) = ended.into_iter().map(|ended| (ended.report, ended.permit)).unzip();
     // As one, which is given back in one go.
     let permit = permits.into_iter().flatten().reduce(|mut all, permit| {
@@ -451,19 +439,24 @@ async fn report(shared: &Shared, ended: Vec<Completed>) {
     drop(permit);
 }
 
-/// Where a task is, for the outcome of a deadline. In the order of [`PHASES`].
-struct Progress(AtomicU8);
+/// Where a task is, for the outcome of a deadline, and what is noted on the way.
+struct Progress {
+    begun: Instant,
+    /// In the order of [`PHASES`].
+    phase: AtomicU8,
+    notes: Notes,
+}
 
 const PHASES: [Phase; 5] = [Phase::Queued, Phase::Loading, Phase::Starting, Phase::Running, Phase::Teardown];
 
 impl Progress {
     fn enter(&self, phase: Phase) {
         let number = PHASES.iter().position(|known| *known == phase).unwrap_or_default();
-        self.0.store(number as u8, Ordering::Relaxed);
+        self.phase.store(number as u8, Ordering::Relaxed);
     }
 
     fn phase(&self) -> Phase {
-        PHASES[usize::from(self.0.load(Ordering::Relaxed)) % PHASES.len()]
+        PHASES[usize::from(self.phase.load(Ordering::Relaxed)) % PHASES.len()]
     }
 }
 
@@ -478,7 +471,7 @@ enum Stop {
 }
 
 /// Runs one task to its completion, whatever happens. Gives what there is to report.
-async fn run(shared: &Shared, lease: Lease, turn: Option<Turn>, now: Instant) -> Option<Report> {
+async fn run(shared: &Shared, lease: Lease, turn: Option<Turn>, now: Instant) -> Option<(Report, Notes)> {
     let (task, fence) = (lease.task.id, lease.fence);
     let begun = match begin(shared, &lease, turn, now) {
         Ok(Some(begun)) => Ok(begun),
@@ -490,7 +483,7 @@ async fn run(shared: &Shared, lease: Lease, turn: Option<Turn>, now: Instant) ->
         Err(completion) => Err(completion),
     };
     let token = CancelToken::new();
-    let progress = Progress(AtomicU8::new(0));
+    let progress = Progress { begun: now, phase: AtomicU8::new(0), notes: Notes::default() };
     let trace = AttemptTrace::open(&lease);
     let completion = {
         let work = attempt(shared, begun, &lease, &token, &progress, trace.context);
@@ -506,7 +499,7 @@ async fn run(shared: &Shared, lease: Lease, turn: Option<Turn>, now: Instant) ->
         Ok(completion) => {
             trace.span.record("outcome", outcome_name(&completion));
             trace.span.in_scope(|| tracing::debug!("the attempt ended"));
-            Some(Report { task, fence, completion })
+            Some((Report { task, fence, completion }, progress.notes))
         }
         Err(Stop::Shutdown) => {
             trace.span.record("outcome", "released");
@@ -563,9 +556,11 @@ async fn supervise(
         }
     };
     let phase = progress.phase();
+    let told = Instant::now();
     token.cancel();
     let last = tokio::time::timeout(shared.options.stop_grace, &mut work).await;
     if stop != Stop::Deadline {
+        shared.metrics.killed(told.elapsed());
         return Err(stop);
     }
     let usage = match &last {
@@ -720,7 +715,9 @@ async fn call(
         };
         progress.enter(Phase::Starting);
         let kept = agent.template.instances == InstanceMode::Kept;
-        let mut instance = match kept.then(|| line.take()).flatten() {
+        let idle = kept.then(|| line.take()).flatten();
+        let was_kept = idle.is_some();
+        let mut instance = match idle {
             Some(instance) => instance,
             None => unless_cancelled(token, line.prepared.instantiate()).await.ok_or(Ended::Cancelled)??,
         };
@@ -732,8 +729,12 @@ async fn call(
             .input(task.input.clone())
             .cancel(token.clone());
         call.trace = trace;
+        let _ = progress.notes.started.set((progress.begun.elapsed(), was_kept));
         // From here on the guest's call hears of the token itself, and says what it took.
         let execution = instance.call(call).await?;
+        if let Some(used) = quota_used(&line.prepared.policy().quota, &execution.usage) {
+            let _ = progress.notes.quota_used.set(used);
+        }
         if kept && execution.outcome.leaves_instance_usable() {
             line.give_back(instance);
         }

@@ -15,6 +15,7 @@ mod clock;
 mod events;
 mod executor;
 mod fair;
+mod figures;
 mod histogram;
 mod journal;
 mod kpi;

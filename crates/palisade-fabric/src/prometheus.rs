@@ -19,7 +19,7 @@ use crate::sinks::{Registered, Registration, SERIES_MAX};
 /// Keeps metrics and writes them in the text format of OpenMetrics, which Prometheus reads.
 ///
 /// A histogram's buckets follow from the unit at the end of its name: seconds from 50 µs to 52 s, bytes from 1 KiB to
-/// 1 GiB, other numbers from 1 to 8192, in powers.
+/// 1 GiB, other numbers from 1 to 8192, in powers; ratios (`_ratio`) from 0.1 to 1 in tenths.
 ///
 /// ```
 /// use palisade_core::{MetricDescriptor, MetricKind, MetricsSink};
@@ -118,7 +118,9 @@ impl Families {
         let of_seconds = || Histogram::new(exponential_buckets(50e-6, 2.0, 21));
         let of_bytes = || Histogram::new(exponential_buckets(1024.0, 4.0, 11));
         let of_numbers = || Histogram::new(exponential_buckets(1.0, 2.0, 14));
+        let of_ratios = || Histogram::new((1..=10).map(|tenths| f64::from(tenths) / 10.0));
         let make: fn() -> Histogram = match &unit {
+            None if stem.ends_with("_ratio") => of_ratios,
             Some(Unit::Seconds) => of_seconds,
             Some(_) => of_bytes,
             None => of_numbers,

@@ -729,3 +729,43 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn figures_of_attempts_and_agents_are_told() {
+    let sink = Arc::new(RecordingSink::new());
+    let setting = start(Watched::new(), |options| options.metrics = Arc::clone(&sink) as _);
+    setting.spawn_with("echo", |template| {
+        template.instances = InstanceMode::Kept;
+        template.policy.quota.output_bytes = Some(1000);
+        template.policy.quota.wall_time = None;
+    });
+    setting.spawn("sleep");
+    setting.spawn("crash");
+    for length in [100, 500] {
+        assert_eq!(setting.run(task("echo", vec![b'.'; length])).await.state, TaskState::Completed);
+    }
+    let instances = |from| sink.value("palisade_task_instances_total", &[("from", from)]);
+    assert_eq!((instances("new"), instances("kept")), (Some(1.0), Some(1.0)));
+    let used = sink.observed("palisade_task_quota_used_ratio", &[("resource", "output_bytes")]).unwrap();
+    assert_eq!(used, [0.1, 0.5], "of no quota a larger part was used");
+    let start = sink.observed("palisade_task_start_seconds", &[]).unwrap();
+    let run = sink.observed("palisade_task_run_seconds", &[]).unwrap();
+    assert!(start.len() == 2 && run.iter().zip(&start).all(|(run, start)| run >= start && *start > 0.0));
+
+    // One is stopped by its limit, one because it is cancelled.
+    let kills = || sink.observed("palisade_task_kill_seconds", &[]).unwrap();
+    assert_eq!(kills(), []);
+    let mut limited = task("sleep", for_ever());
+    limited.policy.quota.wall_time = Some(Duration::from_millis(20));
+    assert_eq!(setting.run(limited).await.state, TaskState::DeadLettered);
+    assert!(matches!(kills()[..], [late] if late > 0.0 && late < 10.0), "{:?}", kills());
+    let cancelled = setting.submit(task("sleep", for_ever())).await;
+    let agents = |state| sink.value("palisade_agents", &[("state", state)]);
+    let running = || setting.executor.reports().iter().map(|agent| agent.running).sum::<usize>();
+    until("it runs", || running() == 1).await;
+    let told = || ["spawned", "ready", "busy", "draining", "terminated"].map(|state| agents(state).unwrap_or_default());
+    until("the agent's work is told", || told() == [1.0, 1.0, 1.0, 0.0, 0.0]).await;
+    setting.scheduler.cancel(cancelled).await.unwrap();
+    until("the end is told", || kills().len() == 2).await;
+    until("the agent's rest is told", || told() == [1.0, 2.0, 0.0, 0.0, 0.0]).await;
+}
