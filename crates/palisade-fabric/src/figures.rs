@@ -148,11 +148,13 @@ fn executed(completion: &Completion) -> Option<(&Outcome, &Usage)> {
     }
 }
 
-/// By how much a guest outlived a limit of time.
+/// By how much a guest outlived a limit of time: until it was stopped, which is after it was found to be late.
 fn late(completion: &Completion) -> Option<Duration> {
-    match executed(completion)?.0 {
-        Outcome::QuotaExceeded { resource: Resource::WallTime | Resource::CpuTime, limit, used, .. } => {
-            Some(Duration::from_nanos(used.saturating_sub(*limit)))
+    let (outcome, usage) = executed(completion)?;
+    let Outcome::QuotaExceeded { resource, limit, used: found, .. } = outcome else { return None };
+    match resource {
+        Resource::WallTime | Resource::CpuTime => {
+            Some(Duration::from_nanos(used(usage, *resource)?.max(*found).saturating_sub(*limit)))
         }
         _ => None,
     }
@@ -188,7 +190,23 @@ fn used(usage: &Usage, resource: Resource) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use palisade_core::{Execution, Phase};
+
     use super::*;
+
+    #[test]
+    fn a_guest_is_late_until_it_is_stopped() {
+        let outcome = |resource| Outcome::QuotaExceeded { resource, limit: 1000, used: 1100, phase: Phase::Running };
+        let late_by = |outcome, nanos| {
+            let mut usage = Usage::default();
+            usage.cpu_time = Duration::from_nanos(nanos);
+            late(&Completion::Executed(Box::new(Execution::new(outcome, usage)))).map(|late| late.as_nanos())
+        };
+        assert_eq!(late_by(outcome(Resource::CpuTime), 1500), Some(500));
+        assert_eq!(late_by(outcome(Resource::CpuTime), 0), Some(100), "a deadline counts from elsewhere");
+        assert_eq!(late_by(outcome(Resource::Memory), 1500), None);
+        assert_eq!(late_by(Outcome::Completed, 1500), None);
+    }
 
     #[test]
     fn the_tightest_quota_is_found() {

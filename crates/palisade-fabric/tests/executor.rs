@@ -754,7 +754,7 @@ async fn figures_of_attempts_and_agents_are_told() {
 
     // One is stopped by its limit, one because it is cancelled.
     let kills = || sink.observed("palisade_task_kill_seconds", &[]).unwrap();
-    assert_eq!(kills(), []);
+    assert_eq!(kills().len(), 0);
     let mut limited = task("sleep", for_ever());
     limited.policy.quota.wall_time = Some(Duration::from_millis(20));
     assert_eq!(setting.run(limited).await.state, TaskState::DeadLettered);

@@ -1,8 +1,9 @@
 //! The span of a submission, between that of the client and that of the attempt.
 
-use std::collections::BTreeMap;
-use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
+#[path = "../../palisade-fabric/tests/support/spans.rs"]
+mod spans;
+
+use std::sync::Arc;
 
 use palisade_core::{ArtifactKind, Policy, Sandbox, TaskState, TraceContext};
 use palisade_fabric::{LocalScheduler, PrometheusSink, SchedulerOptions};
@@ -11,55 +12,14 @@ use palisade_rpc::{
     Address, AgentSettings, Base64, ByKind, Client, InstallPlugin, Limits, Listener, Plugins, Server, Service,
     ServiceOptions, SubmitTask, WaitTask,
 };
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-use tracing_subscriber::registry::LookupSpan;
+use spans::{Fields, Recorder};
+use tracing_subscriber::layer::SubscriberExt;
 
-type Fields = BTreeMap<&'static str, String>;
-
-/// Keeps every span with its fields, by their ids in order.
-#[derive(Clone, Default)]
-struct Recorder(Arc<Mutex<BTreeMap<u64, (&'static str, Fields)>>>);
-
-struct Taken<'a>(&'a mut Fields);
-
-impl Visit for Taken<'_> {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.insert(field.name(), value.to_owned());
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.0.insert(field.name(), format!("{value:?}"));
-    }
-}
-
-impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: Context<'_, S>) {
-        let mut fields = Fields::new();
-        attributes.record(&mut Taken(&mut fields));
-        self.0.lock().unwrap().insert(id.into_u64(), (attributes.metadata().name(), fields));
-    }
-
-    fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
-        let mut spans = self.0.lock().unwrap();
-        values.record(&mut Taken(&mut spans.get_mut(&id.into_u64()).unwrap().1));
-    }
-}
-
-impl Recorder {
-    /// The fields of the only span of this name.
-    fn the(&self, name: &str) -> Fields {
-        let spans = self.0.lock().unwrap();
-        let mut named = spans.values().filter(|span| span.0 == name);
-        let fields = named.next().unwrap_or_else(|| panic!("no span `{name}`")).1.clone();
-        assert!(named.next().is_none(), "two spans `{name}`");
-        fields
-    }
-
-    fn clear(&self) {
-        self.0.lock().unwrap().clear();
-    }
+/// The fields of the only span of this name.
+fn the(recorder: &Recorder, name: &str) -> Fields {
+    let spans = recorder.spans(name);
+    let [fields] = &spans[..] else { panic!("{} spans `{name}`", spans.len()) };
+    fields.clone()
 }
 
 #[tokio::test]
@@ -87,7 +47,7 @@ async fn the_submission_is_a_part_of_the_clients_trace_and_the_attempt_a_part_of
         let task = client.tasks_submit(&submit).await.unwrap().task;
         let ended = client.tasks_wait(&WaitTask { task, timeout_ms: 30_000 }).await.unwrap();
         assert_eq!(ended.state, TaskState::Completed, "{ended:?}");
-        let (submission, attempt) = (recorder.the("submit"), recorder.the("task"));
+        let (submission, attempt) = (the(&recorder, "submit"), the(&recorder, "task"));
         for (name, expected) in
             [("task_id", task.to_string()), ("plugin", plugin.to_string()), ("tenant", "somebody".to_owned())]
         {

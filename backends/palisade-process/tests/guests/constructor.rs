@@ -1,6 +1,6 @@
 //! A shared library whose constructor misbehaves as its build says. Compiled by the tests.
 //!
-//! This is the hostile side: its `unsafe` blocks are meant to be wrong, and no part of Palisade links them.
+//! This is the hostile side, which no part of Palisade links.
 #[unsafe(no_mangle)]
 pub static mut palisade_host_v1: *const u8 = std::ptr::null();
 
@@ -15,6 +15,7 @@ extern "C" fn constructor() {
         }
     }
     if cfg!(crashes) {
+        // SAFETY: none, on purpose; nothing is mapped there, so the kernel ends this process.
         unsafe { *(8 as *mut u8) = 1 };
     }
     if cfg!(forges) {
@@ -23,6 +24,7 @@ extern "C" fn constructor() {
         unsafe extern "C" {
             fn write(fd: i32, from: *const u8, len: usize) -> isize;
         }
+        // SAFETY: `frames` is so long.
         unsafe { write(4, frames.as_ptr(), frames.len()) };
         loop {
             std::hint::black_box(0);

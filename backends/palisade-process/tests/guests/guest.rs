@@ -1,14 +1,15 @@
 //! A program that misbehaves as its arguments say. Compiled by the tests.
 //!
-//! This is the hostile side: its `unsafe` blocks are meant to be wrong, and no part of Palisade links them.
+//! This is the hostile side, which no part of Palisade links.
 use std::io::{Read, Write};
 
 unsafe extern "C" {
-    fn raise(signal: i32) -> i32;
-    fn abort() -> !;
-    fn fork() -> i32;
-    fn getpid() -> i32;
-    fn kill(pid: i32, signal: i32) -> i32;
+    // Numbers in, numbers out: nothing that a caller could get wrong for this program's memory.
+    safe fn raise(signal: i32) -> i32;
+    safe fn abort() -> !;
+    safe fn fork() -> i32;
+    safe fn getpid() -> i32;
+    safe fn kill(pid: i32, signal: i32) -> i32;
     fn syscall(number: i64, ...) -> i64;
 }
 
@@ -43,6 +44,7 @@ fn main() {
                 _ => &[b"H\x08\0\0\0", &[0xff; 8]],
             };
             for frame in frames {
+                // SAFETY: `frame` is so long.
                 unsafe { write(8, frame.as_ptr(), frame.len()) };
             }
             loop {
@@ -89,28 +91,30 @@ fn main() {
             Err(error) => print!("refused: {error}"),
         },
         "signal" => {
-            unsafe { raise(number(2) as i32) };
+            raise(number(2) as i32);
             print!("survived");
         }
-        "abort" => unsafe { abort() },
+        "abort" => abort(),
+        // SAFETY: none, on purpose; nothing is mapped there, so the kernel ends this process.
         "segv" => unsafe { *(8 as *mut u8) = 1 },
+        // SAFETY: only registers that are named change; the division by zero ends this process.
         "divide" => unsafe { std::arch::asm!("xor edx, edx", "mov eax, 1", "xor ecx, ecx", "div ecx", out("eax") _, out("edx") _, out("ecx") _) },
-        "stop" => unsafe {
+        "stop" => {
             kill(getpid(), 19);
             print!("went on");
         },
-        "fork" => print!("{}", unsafe { fork() }),
+        "fork" => print!("{}", fork()),
         "thread" => print!("{}", if std::thread::Builder::new().spawn(|| {}).is_ok() { "made" } else { "refused" }),
         // Children that wait until they are killed; one of them in a session of its own, with a child of its own.
         "children" => {
             unsafe extern "C" {
-                fn setsid() -> i32;
-                fn pause() -> i32;
+                safe fn setsid() -> i32;
+                safe fn pause() -> i32;
             }
             let mut made = 0;
             while made < 100 {
-                match unsafe { fork() } {
-                    0 => unsafe {
+                match fork() {
+                    0 => {
                         if made == 1 && fork() > 0 {
                             setsid();
                         }
@@ -125,7 +129,7 @@ fn main() {
             println!("{made}");
             if text(2) == "stay" {
                 loop {
-                    unsafe { pause() };
+                    pause();
                 }
             }
         }
@@ -133,18 +137,19 @@ fn main() {
         "burn-children" => {
             unsafe extern "C" {
                 fn signal(number: i32, handler: usize) -> usize;
-                fn sleep(seconds: u32) -> u32;
+                safe fn sleep(seconds: u32) -> u32;
             }
+            // SAFETY: 1 is `SIG_IGN`, no function.
             unsafe { signal(17, 1) };
             loop {
-                match unsafe { fork() } {
+                match fork() {
                     0 => {
                         let begun = std::time::Instant::now();
                         while begun.elapsed().as_millis() < 5 {}
                         std::process::exit(0);
                     }
                     1.. => {}
-                    _ => drop(unsafe { sleep(0) }),
+                    _ => drop(sleep(0)),
                 }
             }
         }
@@ -174,6 +179,7 @@ fn main() {
         }
         "close" => {
             for fd in 0..16 {
+                // SAFETY: `close` takes a number. What others did with these descriptors fails from here on, as it is meant to.
                 unsafe { syscall(3, fd as i64) };
             }
             loop {
@@ -183,11 +189,13 @@ fn main() {
         "forge" => {
             // The pipe of the worker is gone once a program runs; this writes where it was.
             let frame = [b'R', 4, 0, 0, 0, 0, 0, 0, 0];
+            // SAFETY: `write` reads as many bytes as `frame` has.
             let written = unsafe { syscall(1, 4i64, frame.as_ptr(), frame.len()) };
             print!("{written}");
         }
+        // SAFETY: none, on purpose: any system call, with zeros.
         "syscall" => print!("{}", unsafe { syscall(number(2) as i64, 0i64, 0i64, 0i64, 0i64, 0i64, 0i64) }),
-        "id" => print!("{}", unsafe { getpid() }),
+        "id" => print!("{}", getpid()),
         "stderr" => eprint!("{}", text(2)),
         "clock" => {
             let start = std::time::Instant::now();
@@ -215,12 +223,14 @@ fn host_call(name: &str, input: &str) -> Option<(u8, Vec<u8>)> {
     let mut frame = vec![b'H'];
     frame.extend((message.len() as u32).to_le_bytes());
     frame.extend(message);
+    // SAFETY: `frame` is so long.
     if unsafe { write(8, frame.as_ptr(), frame.len()) } != frame.len() as isize {
         return None;
     }
     let exact = |len: usize| {
         let (mut bytes, mut done) = (vec![0; len], 0);
         while done < len {
+            // SAFETY: there is so much room behind `done`.
             match unsafe { read(7, bytes[done..].as_mut_ptr(), len - done) } {
                 n @ 1.. => done += n as usize,
                 _ => return None,

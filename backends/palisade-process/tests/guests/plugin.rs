@@ -1,6 +1,6 @@
 //! A shared library that behaves, and misbehaves. Compiled by the tests.
 //!
-//! This is the hostile side: its `unsafe` blocks are meant to be wrong, and no part of Palisade links them.
+//! This is the hostile side, which no part of Palisade links.
 use std::ffi::c_void;
 
 #[repr(C)]
@@ -21,12 +21,14 @@ pub static mut palisade_host_v1: *const Host = std::ptr::null();
 
 unsafe extern "C" {
     fn syscall(number: i64, ...) -> i64;
-    fn abort() -> !;
-    fn fork() -> i32;
+    // Numbers in, numbers out: nothing that a caller could get wrong for this library's memory.
+    safe fn abort() -> !;
+    safe fn fork() -> i32;
     fn dlopen(path: *const u8, flags: i32) -> *mut c_void;
 }
 
 fn host() -> &'static Host {
+    // SAFETY: the worker sets it before it calls anything here, to a table that stays.
     unsafe { &*palisade_host_v1 }
 }
 
@@ -68,8 +70,12 @@ static mut COUNT: u32 = 0;
 
 #[unsafe(no_mangle)]
 pub extern "C" fn count() -> i32 {
-    unsafe { COUNT += 1 };
-    output(unsafe { COUNT }.to_string());
+    // SAFETY: the worker has one thread, which is here.
+    let count = unsafe {
+        COUNT += 1;
+        COUNT
+    };
+    output(count.to_string());
     0
 }
 
@@ -82,13 +88,14 @@ pub extern "C" fn spin() -> i32 {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn segv() -> i32 {
+    // SAFETY: none, on purpose; nothing is mapped there, so the kernel ends this process.
     unsafe { *(8 as *mut u8) = 1 };
     0
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn aborts() -> i32 {
-    unsafe { abort() }
+    abort()
 }
 
 #[unsafe(no_mangle)]
@@ -115,6 +122,7 @@ pub extern "C" fn exits() -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn forges() -> i32 {
     let frames: &[u8] = &[b'L', 0, 0, 0, 0, b'R', 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: `write` reads as many bytes as `frames` has.
     unsafe { syscall(1, 4i64, frames.as_ptr(), frames.len()) };
     loop {
         std::hint::black_box(0);
@@ -133,6 +141,7 @@ pub extern "C" fn logs() -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn floods() -> i32 {
     let frame: &[u8] = &[b'O', 0xff, 0xff, 0xff, 0xff];
+    // SAFETY: `write` reads as many bytes as `frame` has.
     unsafe { syscall(1, 4i64, frame.as_ptr(), frame.len()) };
     0
 }
@@ -141,18 +150,21 @@ pub extern "C" fn floods() -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn attack() -> i32 {
     let mut worked = Vec::new();
-    if unsafe { fork() } >= 0 {
+    if fork() >= 0 {
         worked.push("fork");
     }
     if std::fs::read("/etc/passwd").is_ok() || std::fs::read_dir("/").is_ok() {
         worked.push("files");
     }
+    // SAFETY: the name ends with a zero byte.
     if !unsafe { dlopen(c"libz.so.1".as_ptr().cast(), 2) }.is_null() {
         worked.push("dlopen");
     }
+    // SAFETY: the kernel chooses the place of a new mapping, which nobody uses.
     if unsafe { syscall(9, 0i64, 4096i64, 7i64, 0x22i64, -1i64, 0i64) } > 0 {
         worked.push("executable memory");
     }
+    // SAFETY: `socket` takes numbers.
     if unsafe { syscall(41, 2i64, 1i64, 0i64) } >= 0 {
         worked.push("socket");
     }
@@ -178,6 +190,7 @@ pub extern "C" fn clocks() -> i32 {
         }
         smallest
     };
+    // SAFETY: every x86-64 has the instruction; where it is forbidden, the kernel ends this process.
     let counter = step(&|| unsafe { std::arch::x86_64::_rdtsc() });
     let start = std::time::Instant::now();
     let clock = step(&|| start.elapsed().as_nanos() as u64);

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub(crate) mod load;
+pub(crate) mod spans;
 pub(crate) mod traced;
 
 use std::time::Duration;
