@@ -52,6 +52,7 @@ impl Context {
             .build()
             .map_err(|error| failed("no runtime", &error))?;
         let scratch = tempfile::tempdir().map_err(|error| failed("no scratch directory", &error))?;
+        give_away(scratch.path()).map_err(|error| failed("no scratch directory", &error))?;
         let sandbox = (subject.open)().map_err(|error| failed("the backend does not open", &error))?;
         let mut context = Context {
             subject,
@@ -171,6 +172,14 @@ impl Context {
         self.scratch.path()
     }
 
+    /// User whom the directory of [`Context::scratch`] belongs to.
+    pub fn scratch_owner(&self) -> u32 {
+        #[cfg(unix)]
+        return self.scratch().metadata().map_or(0, |found| std::os::unix::fs::MetadataExt::uid(&found));
+        #[cfg(not(unix))]
+        0
+    }
+
     /// Makes a directory below [`Context::scratch`].
     ///
     /// # Errors
@@ -178,7 +187,9 @@ impl Context {
     /// The system's.
     pub fn make_directory(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.scratch.path().join(name);
-        std::fs::create_dir_all(&path).map_err(|error| self.failure(format!("cannot make {name}: {error}")))?;
+        std::fs::create_dir_all(&path)
+            .and_then(|()| give_away(&path))
+            .map_err(|error| self.failure(format!("cannot make {name}: {error}")))?;
         Ok(path)
     }
 
@@ -430,6 +441,18 @@ impl Context {
     pub fn failure(&self, message: impl Into<String>) -> Failure {
         Failure { step: self.step, message: message.into() }
     }
+}
+
+/// The user whom what the checks grant belongs to when they run as root. It owns nothing else.
+const OWNER: u32 = 64_123;
+
+/// Gives `directory` to an ordinary user where this is root's: a backend may refuse to have guests make files of root's.
+fn give_away(directory: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    if std::os::unix::fs::MetadataExt::uid(&directory.metadata()?) == 0 {
+        std::os::unix::fs::chown(directory, Some(OWNER), Some(OWNER))?;
+    }
+    Ok(())
 }
 
 /// See [`Context::late_input`].

@@ -228,6 +228,10 @@ fn demand(context: &Context, need: Need, modest: &Policy) -> Option<(Policy, Wan
                 GrantKind::Network => grants.network = true,
                 GrantKind::ChildProcesses => grants.child_processes = true,
                 GrantKind::Interpreter => grants.interpreter = Some("python3".into()),
+                GrantKind::DirectoryOwner => {
+                    let owner = context.scratch_owner();
+                    grants.directories.push(DirectoryGrant::read_only(scratch, "/x").owned_by(owner));
+                }
                 GrantKind::Scratch => grants.scratch = Some("/x".into()),
                 _ => return None,
             }

@@ -303,6 +303,7 @@ fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
             GrantKind::HostFunctions,
             GrantKind::Interpreter,
             GrantKind::Scratch,
+            GrantKind::DirectoryOwner,
         ]
         .into_iter()
         .chain(memory_groups.then_some(GrantKind::ChildProcesses))

@@ -43,6 +43,9 @@ const AT_ONCE_BYTES: usize = 2048;
 const HURRY: Duration = Duration::from_micros(100);
 /// Shortest time between two looks at a guest's CPU clock.
 const CPU_LOOK_MIN: Duration = Duration::from_micros(300);
+/// Shortest time between two looks at the CPU clock of a guest that rests: one that has used nearly all and then sleeps
+/// costs its host a look this often, not every [`CPU_LOOK_MIN`].
+const CPU_LOOK_RESTING_MIN: Duration = Duration::from_millis(8);
 
 /// Runs `call` in `process`.
 ///
@@ -94,6 +97,8 @@ struct Running<'a> {
     phase: Phase,
     deadline: Option<(Timer, Instant)>,
     cpu_look: Option<Timer>,
+    /// CPU time at the last look, and how long it was until the next.
+    cpu_seen: (Duration, Duration),
     trace: Option<Arc<TraceContext>>,
     cancel: Option<(CancelToken, Cancelled)>,
     /// The signal a library reported, and whether its stack ran over.
@@ -133,6 +138,7 @@ impl<'a> Running<'a> {
             phase: Phase::Starting,
             deadline: deadline.map(|deadline| (Timer::at(deadline), deadline)),
             cpu_look: quota.cpu_time.map(Timer::after),
+            cpu_seen: (Duration::ZERO, Duration::ZERO),
             trace: call.trace,
             cancel: call.cancel.map(|token| (token.clone(), token.cancelled())),
             reported_signal: None,
@@ -292,7 +298,12 @@ impl<'a> Running<'a> {
                 // Several threads use the rest up faster than the clock on the wall goes.
                 let others = self.quota.threads.unwrap_or(64).max(self.quota.processes.unwrap_or(64)).min(64);
                 let threads = u32::try_from(others).unwrap_or(64) + 1;
-                timer.set_after(((limit - used) / threads).max(CPU_LOOK_MIN));
+                let (before, waited) = self.cpu_seen;
+                // Within the time between two looks it cannot use up more than is left, unless it just woke up.
+                let least = if used == before { (2 * waited).min(CPU_LOOK_RESTING_MIN) } else { CPU_LOOK_MIN };
+                let wait = ((limit - used) / threads).max(least.max(CPU_LOOK_MIN));
+                self.cpu_seen = (used, wait);
+                timer.set_after(wait);
             }
         }
         Ok(())

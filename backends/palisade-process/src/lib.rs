@@ -40,6 +40,7 @@ mod module;
 mod outcome;
 mod pool;
 mod seccomp;
+mod special;
 mod streams;
 mod sys;
 mod watched;

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use palisade_core::{
-    Access, Artifact, ArtifactKind, BoxFuture, Call, Clocks, Error, ErrorKind, HostFunctions, Instance, Layer, Module,
-    ModuleInfo, Policy, Prepared, Quota, Result,
+    Access, Artifact, ArtifactKind, BoxFuture, Call, Clocks, DirectoryGrant, Error, ErrorKind, HostFunctions, Instance,
+    Layer, Module, ModuleInfo, Policy, Prepared, Quota, Result,
 };
 
 use crate::backend::Shared;
@@ -22,6 +22,8 @@ use crate::landlock;
 use crate::libraries::{self, Files, Trust};
 use crate::pool::{Pool, fill_later};
 use crate::seccomp::{self, Stage};
+use crate::special;
+use crate::sys;
 use crate::sys::protocol::{FD_ANSWERS, INSTANCE_FDS, Mount, Plan, Program};
 use crate::zygote::{Created, Zygote, sealed};
 
@@ -117,15 +119,14 @@ impl ProcessModule {
                 "grant fine clocks (`--clock fine`), or build a shared library",
             );
         }
+        // What a library sees is the kernel's own coarse clock, which steps with its tick.
         if let Clocks::Coarse { step } = grants.clocks
-            && step > KERNEL_TICK_MIN
-            && step < KERNEL_TICK_MAX
+            && step > sys::clock_tick()
         {
-            // The kernel's coarse clock steps with its tick, whatever its rate.
-        } else if let Clocks::Coarse { step } = grants.clocks
-            && step > KERNEL_TICK_MAX
-        {
-            return unsupported("the clock's step cannot be made coarser than the kernel's tick", "ask for 1ms");
+            return unsupported(
+                "the clock cannot be made as coarse as this: it steps with the kernel's tick",
+                &format!("ask for steps of at most {:?}", sys::clock_tick()),
+            );
         }
         if grants.child_processes {
             if matches!(self.kind, Kind::Library) {
@@ -167,6 +168,47 @@ impl ProcessModule {
         Ok(())
     }
 
+    /// User and group of the host in whose place the guest's own stand in a granted directory.
+    ///
+    /// Where the host is an ordinary user, so is the guest, and everybody else's files stay theirs. Where it is root, what
+    /// the guest makes is not root's because nobody thought of it: a program that belongs to root is one bit away from
+    /// being root.
+    fn owners(&self, grant: &DirectoryGrant, found: &std::fs::Metadata) -> Result<Option<(u32, u32)>> {
+        let refused = |kind, message: String, help: String| {
+            Err(Error::new(kind, "prepare", message).context("field", "grants.directories").help(help))
+        };
+        let place = grant.host.display();
+        if !self.shared.is_root {
+            let own = rustix::process::geteuid().as_raw();
+            return match grant.owner {
+                Some(owner) if owner != own => refused(
+                    ErrorKind::Unsupported,
+                    format!("user {own} cannot make files in {place} that belong to user {owner}"),
+                    "leave the owner out, or start as root".into(),
+                ),
+                _ => Ok(None),
+            };
+        }
+        let writable = grant.access == Access::ReadWrite;
+        match grant.owner {
+            None if writable && found.uid() == 0 => refused(
+                ErrorKind::InvalidPolicy,
+                format!("the directory {place} belongs to root, and so would all that the guest makes in it"),
+                format!(
+                    "give the directory to another user (`chown {OUTER_ID} {place}`), or name the owner of what the guest \
+                     makes (`owner = 0` in a policy, `--dir {place}::{}:rw:0`)",
+                    grant.guest
+                ),
+            ),
+            None => {
+                // Root's group stays out of it as well. Nothing is made in what can only be read.
+                let group = if writable && found.gid() == 0 { OUTER_ID } else { found.gid() };
+                Ok(Some((found.uid(), group)))
+            }
+            Some(owner) => Ok(Some((owner, if owner != 0 && found.gid() == 0 { OUTER_ID } else { found.gid() }))),
+        }
+    }
+
     fn plan(&self, policy: &Policy) -> Result<Plan> {
         let shared = &self.shared;
         let mut files = Files::new();
@@ -203,13 +245,13 @@ impl ProcessModule {
         mounts.push(Mount::Program { target: path.clone() });
         rules.push((path, landlock::FILE));
         for (host, guest) in &directories {
-            mounts.push(directory(host, text(guest)?, false, true, false)?);
+            mounts.push(directory(host, text(guest)?, false, true, |_| Ok(None))?);
             rules.push((text(guest)?, landlock::directory(false, true, shared.landlock_abi)));
         }
         for grant in &policy.grants.directories {
             let guest = guest_path(&grant.guest)?;
             let writable = grant.access == Access::ReadWrite;
-            mounts.push(directory(&grant.host, guest.clone(), writable, false, shared.is_root)?);
+            mounts.push(directory(&grant.host, guest.clone(), writable, false, |found| self.owners(grant, found))?);
             rules.push((guest, landlock::directory(writable, false, shared.landlock_abi)));
         }
         if let Some(scratch) = &policy.grants.scratch {
@@ -240,10 +282,6 @@ impl ProcessModule {
         })
     }
 }
-
-/// Ticks of kernels: 1000 to 100 in a second.
-const KERNEL_TICK_MIN: Duration = Duration::from_micros(999);
-const KERNEL_TICK_MAX: Duration = Duration::from_millis(10);
 
 /// The last part of an artifact's name, as a file name.
 fn program_name(name: &str) -> String {
@@ -278,7 +316,13 @@ fn guest_path(guest: &str) -> Result<String> {
 }
 
 /// A directory to show. It is opened and looked at now; the zygote checks that it still is the same.
-fn directory(host: &Path, guest: String, writable: bool, executable: bool, owner_mapped: bool) -> Result<Mount> {
+fn directory(
+    host: &Path,
+    guest: String,
+    writable: bool,
+    executable: bool,
+    owners: impl FnOnce(&std::fs::Metadata) -> Result<Option<(u32, u32)>>,
+) -> Result<Mount> {
     let failed = |error: std::io::Error| {
         let kind = match error.kind() {
             std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ErrorKind::NotFound,
@@ -291,6 +335,7 @@ fn directory(host: &Path, guest: String, writable: bool, executable: bool, owner
     if !found.is_dir() {
         return Err(failed(std::io::ErrorKind::NotADirectory.into()));
     }
+    special::refuse(&real).map_err(|error| error.context("field", "grants.directories"))?;
     Ok(Mount::Directory {
         source: text(&real)?,
         target: guest,
@@ -298,7 +343,7 @@ fn directory(host: &Path, guest: String, writable: bool, executable: bool, owner
         executable,
         device: found.dev(),
         inode: found.ino(),
-        owner_mapped,
+        owners: owners(&found)?,
     })
 }
 

@@ -755,6 +755,9 @@ fn asking(ctx: &Context, kind: GrantKind) -> Policy {
         GrantKind::HostFunctions => drop(grants.host_functions.insert("f".into())),
         GrantKind::Network => grants.network = true,
         GrantKind::Interpreter => grants.interpreter = Some("python3".into()),
+        GrantKind::DirectoryOwner => {
+            grants.directories.push(DirectoryGrant::read_only(ctx.scratch(), "/d").owned_by(ctx.scratch_owner()));
+        }
         GrantKind::Scratch => (grants.scratch, policy.quota.disk_bytes) = (Some("/s".into()), Some(1 << 20)),
         _ => grants.child_processes = true,
     }

@@ -49,8 +49,9 @@ pub(crate) struct PolicyOptions {
     #[arg(long, value_name = "COUNT", value_parser = limit(units::parse_count), help_heading = "Quota")]
     threads: Option<Limit<u64>>,
 
-    /// Let the guest use a directory: HOST::GUEST, read-only unless `:rw` follows
-    #[arg(long, value_name = "HOST::GUEST[:ro|rw]", help_heading = "Grants")]
+    /// Let the guest use a directory: HOST::GUEST, read-only unless `:rw` follows. Started as root, name the number of the
+    /// user who owns what a native guest makes, unless the directory belongs to somebody else already
+    #[arg(long, value_name = "HOST::GUEST[:ro|rw[:USER]]", help_heading = "Grants")]
     dir: Vec<String>,
     /// Give the guest a writable directory of its own at this path, empty at first and gone afterwards, with room for
     /// what --disk allows; native programs only
@@ -174,9 +175,18 @@ impl PolicyOptions {
 fn parse_directory(text: &str) -> Result<DirectoryGrant> {
     let invalid = || {
         Error::new(ErrorKind::InvalidPolicy, "parse", format!("`--dir {text}` is not a directory grant"))
-            .help("write `--dir HOST::GUEST`, with `:rw` at the end when the guest may write")
+            .help(
+                "write `--dir HOST::GUEST`, with `:rw` at the end when the guest may write, or `:rw:USER` with the number of \
+                 the user who owns what it makes",
+            )
     };
     let (host, rest) = text.split_once("::").ok_or_else(invalid)?;
+    let (rest, owner) = match rest.rsplit_once(':') {
+        Some((before, number)) if before.ends_with(":ro") || before.ends_with(":rw") => {
+            (before, Some(number.parse().map_err(|_| invalid())?))
+        }
+        _ => (rest, None),
+    };
     let (guest, access) = match rest.rsplit_once(':') {
         Some((guest, "ro")) => (guest, Access::ReadOnly),
         Some((guest, "rw")) => (guest, Access::ReadWrite),
@@ -186,7 +196,7 @@ fn parse_directory(text: &str) -> Result<DirectoryGrant> {
     if host.is_empty() || guest.is_empty() {
         return Err(invalid());
     }
-    Ok(DirectoryGrant { host: host.into(), guest: guest.to_owned(), access })
+    Ok(DirectoryGrant { host: host.into(), guest: guest.to_owned(), access, owner })
 }
 
 /// Reads a policy file.

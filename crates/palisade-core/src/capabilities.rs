@@ -78,11 +78,13 @@ pub enum GrantKind {
     Interpreter,
     /// A writable directory of the guest's own.
     Scratch,
+    /// A named owner for what a guest makes in a directory of the host.
+    DirectoryOwner,
 }
 
 impl GrantKind {
     /// Every kind.
-    pub const ALL: [GrantKind; 11] = [
+    pub const ALL: [GrantKind; 12] = [
         GrantKind::DirectoriesReadOnly,
         GrantKind::DirectoriesReadWrite,
         GrantKind::Environment,
@@ -94,6 +96,7 @@ impl GrantKind {
         GrantKind::ChildProcesses,
         GrantKind::Interpreter,
         GrantKind::Scratch,
+        GrantKind::DirectoryOwner,
     ];
 
     /// The name, as in JSON.
@@ -110,6 +113,7 @@ impl GrantKind {
             GrantKind::ChildProcesses => "child_processes",
             GrantKind::Interpreter => "interpreter",
             GrantKind::Scratch => "scratch",
+            GrantKind::DirectoryOwner => "directory_owner",
         }
     }
 }
@@ -174,6 +178,7 @@ impl Capabilities {
             (GrantKind::ChildProcesses, grants.child_processes),
             (GrantKind::Interpreter, grants.interpreter.is_some()),
             (GrantKind::Scratch, grants.scratch.is_some()),
+            (GrantKind::DirectoryOwner, grants.directories.iter().any(|directory| directory.owner.is_some())),
         ];
         for (kind, asked) in asked {
             if asked && !self.grants.contains(&kind) {
@@ -218,7 +223,8 @@ mod tests {
         let mut policy = Policy::default();
         policy.quota.cpu_time = policy.quota.wall_time;
         policy.quota.fuel = Some(1);
-        policy.grants.directories = vec![DirectoryGrant::read_only("/", "/a"), DirectoryGrant::read_write("/", "/b")];
+        policy.grants.directories =
+            vec![DirectoryGrant::read_only("/", "/a"), DirectoryGrant::read_write("/", "/b").owned_by(1)];
         policy.grants.environment.insert("A".into(), "B".into());
         policy.grants.randomness = Randomness::Seeded(1);
         policy.grants.host_functions.insert("f".into());

@@ -48,6 +48,7 @@ mod task;
 mod trace;
 pub mod units;
 mod usage;
+mod within;
 
 pub use bytes::Bytes;
 

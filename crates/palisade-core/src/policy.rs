@@ -154,6 +154,27 @@ impl Quota {
     }
 }
 
+impl Quota {
+    /// Sets the bound on `resource`, in its [base unit](Resource::unit); `None` lifts it.
+    pub fn set(&mut self, resource: Resource, limit: Option<u64>) {
+        let time = |limit: Option<u64>| limit.map(Duration::from_nanos);
+        match resource {
+            Resource::WallTime => self.wall_time = time(limit),
+            Resource::CpuTime => self.cpu_time = time(limit),
+            Resource::Fuel => self.fuel = limit,
+            Resource::Memory => self.memory_bytes = limit,
+            Resource::Stack => self.stack_bytes = limit,
+            Resource::Output => self.output_bytes = limit,
+            Resource::Log => self.log_bytes = limit,
+            Resource::OpenFiles => self.open_files = limit,
+            Resource::Disk => self.disk_bytes = limit,
+            Resource::HostCalls => self.host_calls = limit,
+            Resource::Processes => self.processes = limit,
+            Resource::Threads => self.threads = limit,
+        }
+    }
+}
+
 /// Something a quota bounds. Its text form is the name of the field of [`Quota`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -312,17 +333,29 @@ pub struct DirectoryGrant {
     /// Whether the guest may change what is inside.
     #[serde(default)]
     pub access: Access,
+    /// User of the host who owns what a native guest makes here, where the host runs as root; the guest has this user's
+    /// rights to the directory, and no others. Left out: the owner of the directory, unless that is root: a guest's files
+    /// become root's own only when it says `owner = 0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
 }
 
 impl DirectoryGrant {
     /// The guest may look, not change.
     pub fn read_only(host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
-        DirectoryGrant { host: host.into(), guest: guest.into(), access: Access::ReadOnly }
+        DirectoryGrant { host: host.into(), guest: guest.into(), access: Access::ReadOnly, owner: None }
     }
 
     /// The guest may look and change, within [`Quota::disk_bytes`].
     pub fn read_write(host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
-        DirectoryGrant { host: host.into(), guest: guest.into(), access: Access::ReadWrite }
+        DirectoryGrant { host: host.into(), guest: guest.into(), access: Access::ReadWrite, owner: None }
+    }
+
+    /// What a native guest makes here belongs to the user with this number.
+    #[must_use]
+    pub fn owned_by(mut self, user: u32) -> Self {
+        self.owner = Some(user);
+        self
     }
 }
 

@@ -4,8 +4,8 @@
 //! that C libraries fall back to older calls, and calls newer than this table fail closed.
 
 use libc::{
-    EACCES, EAGAIN, ENOLCK, ENOSYS, ENOTTY, EPERM, SYS_access, SYS_acct, SYS_add_key, SYS_alarm, SYS_arch_prctl,
-    SYS_bpf, SYS_brk, SYS_chdir, SYS_chmod, SYS_chown, SYS_chroot, SYS_clock_getres, SYS_clock_gettime,
+    EACCES, EAGAIN, ENOLCK, ENOMEM, ENOSYS, ENOTTY, EPERM, SYS_access, SYS_acct, SYS_add_key, SYS_alarm,
+    SYS_arch_prctl, SYS_bpf, SYS_brk, SYS_chdir, SYS_chmod, SYS_chown, SYS_chroot, SYS_clock_getres, SYS_clock_gettime,
     SYS_clock_nanosleep, SYS_clock_settime, SYS_clone, SYS_clone3, SYS_close, SYS_close_range, SYS_copy_file_range,
     SYS_creat, SYS_delete_module, SYS_dup, SYS_dup2, SYS_dup3, SYS_execve, SYS_execveat, SYS_exit, SYS_exit_group,
     SYS_faccessat, SYS_faccessat2, SYS_fadvise64, SYS_fallocate, SYS_fchdir, SYS_fchmod, SYS_fchmodat, SYS_fchown,
@@ -69,6 +69,27 @@ const fn only(cases: &'static [Case], otherwise: super::program::Action) -> Deci
 const EXEC: u32 = libc::PROT_EXEC as u32;
 const WRITE: u32 = libc::PROT_WRITE as u32;
 const GROWS: u32 = (libc::PROT_GROWSDOWN | libc::PROT_GROWSUP) as u32;
+/// Flags of `mmap` that no program needs, or whose memory no quota counts: huge pages above all (`MAP_HUGETLB` and the size
+/// of its pages), and every flag that is newer than this table. Not `MAP_LOCKED`: a resource limit refuses that.
+const MAP_REFUSED: u32 = !((libc::MAP_SHARED
+    | libc::MAP_PRIVATE
+    | libc::MAP_FIXED
+    | libc::MAP_ANONYMOUS
+    | libc::MAP_32BIT
+    | libc::MAP_DENYWRITE
+    | libc::MAP_EXECUTABLE
+    | libc::MAP_LOCKED
+    | libc::MAP_NORESERVE
+    | libc::MAP_POPULATE
+    | libc::MAP_NONBLOCK
+    | libc::MAP_STACK
+    | libc::MAP_FIXED_NOREPLACE) as u32);
+const HUGE: u32 = libc::MAP_HUGETLB as u32;
+/// `O_CREAT` and the bit of `O_TMPFILE` that `O_DIRECTORY` lacks: an open without either has no mode.
+const CREATES: u32 = libc::O_CREAT as u32;
+const TEMPORARY: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
+/// Upper bit of a process id: a group of processes, or all of them.
+const NEGATIVE: u32 = 1 << 31;
 /// `FUTEX_PRIVATE_FLAG` and `FUTEX_CLOCK_REALTIME` are left out.
 const FUTEX_OPERATION: u32 = 127;
 /// What `pthread_create` passes: memory, files, signal handlers, thread group, semaphores, TLS, thread ids.
@@ -77,12 +98,42 @@ const CLONE_THREAD_FLAGS: i32 = 0x003d_0f00;
 const CLONE_PROCESS_FLAGS: u32 = 0x0120_41ff;
 const AT_EMPTY_PATH: i32 = 0x1000;
 
+/// Cases for a call whose argument `$mode` is a mode: not with a set-id bit.
+macro_rules! sets_id {
+    ($mode:literal) => {
+        &[
+            (&[bits($mode, libc::S_ISUID, libc::S_ISUID)], Errno(EPERM)),
+            (&[bits($mode, libc::S_ISGID, libc::S_ISGID)], Errno(EPERM)),
+        ]
+    };
+}
+
+/// Cases for a call that opens with `$flags`, and where those make a file, gives it `$mode`: not with a set-id bit.
+macro_rules! opens {
+    ($flags:literal, $mode:literal) => {
+        &[
+            (&[bits($flags, CREATES | TEMPORARY, 0)], Allow),
+            (&[bits($mode, libc::S_ISUID, libc::S_ISUID)], Errno(EPERM)),
+            (&[bits($mode, libc::S_ISGID, libc::S_ISGID)], Errno(EPERM)),
+        ]
+    };
+}
+
 /// Computing, own memory (never executable), own open files, signals, waiting.
 pub(crate) const COMPUTE: Group = Group(&[
     (&[SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_pread64, SYS_pwrite64, SYS_preadv, SYS_pwritev], always(Allow)),
     (&[SYS_close, SYS_close_range, SYS_lseek, SYS_fstat, SYS_dup, SYS_dup2, SYS_dup3], always(Allow)),
     (&[SYS_brk, SYS_munmap, SYS_mremap], always(Allow)),
-    (&[SYS_mmap], only(&[(&[bits(2, EXEC, 0), is(4, -1)], Allow)], Errno(EACCES))),
+    (
+        &[SYS_mmap],
+        only(
+            &[
+                (&[bits(3, HUGE, HUGE)], Errno(ENOMEM)),
+                (&[bits(2, EXEC, 0), bits(3, MAP_REFUSED, 0), is(4, -1)], Allow),
+            ],
+            Errno(EACCES),
+        ),
+    ),
     (&[SYS_mprotect], only(&[(&[bits(2, EXEC | GROWS, 0)], Allow)], Errno(EACCES))),
     (
         &[SYS_madvise],
@@ -116,7 +167,9 @@ pub(crate) const COMPUTE: Group = Group(&[
     ),
     (&[SYS_exit, SYS_exit_group, SYS_restart_syscall], always(Allow)),
     (&[SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigpending, SYS_sigaltstack], always(Allow)),
-    (&[SYS_rt_sigsuspend, SYS_rt_sigtimedwait, SYS_pause, SYS_kill, SYS_tgkill], always(Allow)),
+    (&[SYS_rt_sigsuspend, SYS_rt_sigtimedwait, SYS_pause, SYS_tgkill], always(Allow)),
+    // One process by its number. A group, or all that may be reached, would be others than the guest itself.
+    (&[SYS_kill], only(&[(&[bits(0, NEGATIVE, NEGATIVE)], Errno(EPERM)), (&[is(0, 0)], Errno(EPERM))], Allow)),
     (&[SYS_poll, SYS_ppoll, SYS_select, SYS_pselect6], always(Allow)),
     (&[SYS_sched_yield, SYS_sched_getaffinity, SYS_getcpu], always(Allow)),
     (
@@ -200,29 +253,41 @@ pub(crate) const CLOCKS_COARSE: Group = Group(&[
 
 /// Files by path. What exists is decided by the private root, what may be done with it by its mounts and Landlock.
 pub(crate) const FILES: Group = Group(&[
-    (&[SYS_open, SYS_openat, SYS_creat, SYS_stat, SYS_lstat, SYS_newfstatat, SYS_access, SYS_faccessat], always(Allow)),
+    (&[SYS_stat, SYS_lstat, SYS_newfstatat, SYS_access, SYS_faccessat], always(Allow)),
+    // Whatever makes a file or changes its mode, each by the argument that holds the mode. Also what cannot see such a bit
+    // (`openat2`, `fchmodat2`, calls that are newer) fails: it is in no group.
+    (&[SYS_open], only(opens!(1, 2), Allow)),
+    (&[SYS_openat], only(opens!(2, 3), Allow)),
+    (&[SYS_creat, SYS_mkdir, SYS_chmod, SYS_fchmod], only(sets_id!(1), Allow)),
+    (&[SYS_mkdirat, SYS_fchmodat], only(sets_id!(2), Allow)),
     (&[SYS_faccessat2, SYS_readlink, SYS_readlinkat, SYS_getcwd, SYS_chdir, SYS_fchdir, SYS_getdents64], always(Allow)),
     (&[SYS_statfs, SYS_fstatfs, SYS_umask, SYS_fadvise64, SYS_sendfile, SYS_copy_file_range], always(Allow)),
-    (
-        &[SYS_mkdir, SYS_mkdirat, SYS_rmdir, SYS_unlink, SYS_unlinkat, SYS_rename, SYS_renameat, SYS_renameat2],
-        always(Allow),
-    ),
-    (
-        &[SYS_link, SYS_linkat, SYS_symlink, SYS_symlinkat, SYS_chmod, SYS_fchmod, SYS_fchmodat, SYS_utimensat],
-        always(Allow),
-    ),
+    (&[SYS_rmdir, SYS_unlink, SYS_unlinkat, SYS_rename, SYS_renameat, SYS_renameat2], always(Allow)),
+    (&[SYS_link, SYS_linkat, SYS_symlink, SYS_symlinkat, SYS_utimensat], always(Allow)),
     (&[SYS_truncate, SYS_ftruncate, SYS_fallocate, SYS_fsync, SYS_fdatasync, SYS_sync_file_range], always(Allow)),
     (&[SYS_chown, SYS_fchown, SYS_lchown, SYS_fchownat, SYS_mknod, SYS_mknodat, SYS_sync], always(Errno(EPERM))),
     // Mappings of files, but none that can be executed.
-    (&[SYS_mmap], only(&[(&[bits(2, EXEC, 0)], Allow)], Errno(EACCES))),
+    (
+        &[SYS_mmap],
+        only(
+            &[(&[bits(3, HUGE, HUGE)], Errno(ENOMEM)), (&[bits(2, EXEC, 0), bits(3, MAP_REFUSED, 0)], Allow)],
+            Errno(EACCES),
+        ),
+    ),
 ]);
 
 /// Loading code: files mapped executable, but never memory that was or can be written.
 pub(crate) const LOAD_CODE: Group = Group(&[(
     &[SYS_mmap],
     only(
-        &[(&[bits(2, EXEC, 0)], Allow), (&[is(4, -1)], Errno(EACCES)), (&[bits(2, WRITE, WRITE)], Errno(EACCES))],
-        Allow,
+        &[
+            (&[bits(3, HUGE, HUGE)], Errno(ENOMEM)),
+            (&[bits(2, EXEC, 0), bits(3, MAP_REFUSED, 0)], Allow),
+            (&[is(4, -1)], Errno(EACCES)),
+            (&[bits(2, WRITE, WRITE)], Errno(EACCES)),
+            (&[bits(3, MAP_REFUSED, 0)], Allow),
+        ],
+        Errno(EACCES),
     ),
 )]);
 
@@ -248,7 +313,8 @@ pub(crate) const THREADS: Group =
 pub(crate) const PROCESSES: Group = Group(&[
     (&[SYS_clone], only(&[(&[bits(0, !CLONE_PROCESS_FLAGS, 0)], Allow)], Errno(EPERM))),
     (&[SYS_fork, SYS_vfork, SYS_execve, SYS_execveat, SYS_wait4, SYS_waitid], always(Allow)),
-    (&[SYS_pipe, SYS_pipe2, SYS_setpgid, SYS_setsid], always(Allow)),
+    // Its groups are its own: an instance begins a session, and its process namespace ends with it.
+    (&[SYS_pipe, SYS_pipe2, SYS_setpgid, SYS_setsid, SYS_kill], always(Allow)),
 ]);
 
 /// What no guest ever needs: whoever calls it attacks, and is killed.

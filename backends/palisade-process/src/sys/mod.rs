@@ -109,6 +109,19 @@ pub(crate) fn cpu_time(pid: i32) -> io::Result<Duration> {
     }
 }
 
+/// How far the kernel's coarse clock moves at once: its tick.
+pub(crate) fn clock_tick() -> Duration {
+    static TICK: std::sync::OnceLock<Duration> = std::sync::OnceLock::new();
+    *TICK.get_or_init(|| {
+        // SAFETY: plain data, for which zero is a value.
+        let mut step: libc::timespec = unsafe { std::mem::zeroed() };
+        // SAFETY: `step` outlives the call.
+        let _ = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &mut step) };
+        // Where the kernel does not say, it stays zero, and no step is coarse enough.
+        Duration::new(step.tv_sec.unsigned_abs(), step.tv_nsec.unsigned_abs() as u32)
+    })
+}
+
 /// The version of Landlock's interface, or `None` where there is none.
 pub(crate) fn landlock_abi() -> Option<u32> {
     const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;

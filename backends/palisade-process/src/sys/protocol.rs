@@ -53,7 +53,8 @@ pub(crate) enum Mount {
         executable: bool,
         device: u64,
         inode: u64,
-        owner_mapped: bool,
+        /// User and group of the host in whose place the guest's own stand in this directory, and who own what it makes.
+        owners: Option<(u32, u32)>,
     },
     /// A file with the contents of the descriptor that comes with the plan.
     Program { target: String },
@@ -205,9 +206,11 @@ impl Plan {
                 Mount::File { source, target, device } => {
                     w.number(0).text(source).text(target).number((*device).into());
                 }
-                Mount::Directory { source, target, writable, executable, device, inode, owner_mapped } => {
+                Mount::Directory { source, target, writable, executable, device, inode, owners } => {
                     w.number(1).text(source).text(target).number((*writable).into()).number((*executable).into());
-                    w.number(*device).number(*inode).number((*owner_mapped).into());
+                    let (user, group) =
+                        owners.map_or((u64::MAX, u64::MAX), |(user, group)| (user.into(), group.into()));
+                    w.number(*device).number(*inode).number(user).number(group);
                 }
                 Mount::Program { target } => {
                     w.number(2).text(target);
@@ -270,7 +273,7 @@ impl Plan {
                     executable: r.flag()?,
                     device: r.number()?,
                     inode: r.number()?,
-                    owner_mapped: r.flag()?,
+                    owners: u32::try_from(r.number()?).ok().zip(u32::try_from(r.number()?).ok()),
                 },
                 2 => Mount::Program { target: r.text()? },
                 3 => Mount::Link { target: r.text()?, path: r.text()? },
@@ -321,7 +324,7 @@ mod tests {
                     executable: false,
                     device: 1,
                     inode: 2,
-                    owner_mapped: true,
+                    owners: Some((1000, 1001)),
                 },
                 Mount::Program { target: "/p".into() },
                 Mount::Link { target: "usr/lib".into(), path: "/lib".into() },

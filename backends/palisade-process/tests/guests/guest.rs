@@ -195,6 +195,15 @@ fn main() {
         }
         // SAFETY: none, on purpose: any system call, with zeros.
         "syscall" => print!("{}", unsafe { syscall(number(2) as i64, 0i64, 0i64, 0i64, 0i64, 0i64, 0i64) }),
+        // Every way to leave a right behind in directory `text(2)`, by number as another C library might; says which worked.
+        "rights" => rights(text(2)),
+        // Whether a signal to its own process group would reach anybody, or to all it may reach.
+        "signal-group" => {
+            unsafe extern "C" {
+                safe fn getpgrp() -> i32;
+            }
+            print!("{} {} {}", getpgrp() == getpid(), kill(0, 0), kill(-1, 0));
+        }
         "id" => print!("{}", getpid()),
         "stderr" => eprint!("{}", text(2)),
         "clock" => {
@@ -206,6 +215,58 @@ fn main() {
             std::process::exit(64);
         }
     }
+}
+
+fn rights(directory: &str) {
+    let path = |name: &str| std::ffi::CString::new(format!("{directory}/{name}")).unwrap();
+    let plain = path("plain");
+    let (at, here) = (-100i64, plain.as_ptr());
+    drop(std::fs::File::create(format!("{directory}/plain")));
+    let fd = std::fs::File::options().read(true).write(true).open(format!("{directory}/plain")).map_or(-1, |file| {
+        use std::os::fd::IntoRawFd;
+        i64::from(file.into_raw_fd())
+    });
+    let mut attempt = |name: &str, number: i64, a: [i64; 6]| {
+        // SAFETY: every pointer among the arguments is to a string or array that outlives the call.
+        let result = unsafe { syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]) };
+        if result >= 0 {
+            println!("{name}");
+        }
+    };
+    const CREATE: i64 = 0o101;
+    const TEMPORARY: i64 = 0o20200001;
+    for mode in [0o4755, 0o2755, 0o6755, 0o4000, 0x1_0000_09ed] {
+        let text = format!("{mode:o}");
+        let fresh = |kind: &str| path(&format!("{kind}-{text}"));
+        attempt(&format!("chmod {text}"), 90, [here as i64, mode, 0, 0, 0, 0]);
+        attempt(&format!("fchmod {text}"), 91, [fd, mode, 0, 0, 0, 0]);
+        attempt(&format!("fchmodat {text}"), 268, [at, here as i64, mode, 0, 0, 0]);
+        attempt(&format!("fchmodat2 {text}"), 452, [at, here as i64, mode, 0, 0, 0]);
+        attempt(&format!("open {text}"), 2, [fresh("open").as_ptr() as i64, CREATE, mode, 0, 0, 0]);
+        attempt(&format!("openat {text}"), 257, [at, fresh("openat").as_ptr() as i64, CREATE, mode, 0, 0]);
+        attempt(&format!("temporary {text}"), 257, [at, path(".").as_ptr() as i64, TEMPORARY, mode, 0, 0]);
+        attempt(&format!("creat {text}"), 85, [fresh("creat").as_ptr() as i64, mode, 0, 0, 0, 0]);
+        attempt(&format!("mkdir {text}"), 83, [fresh("mkdir").as_ptr() as i64, mode, 0, 0, 0, 0]);
+        attempt(&format!("mkdirat {text}"), 258, [at, fresh("mkdirat").as_ptr() as i64, mode, 0, 0, 0]);
+        attempt(&format!("mknod {text}"), 133, [fresh("mknod").as_ptr() as i64, 0o100000 | mode, 0, 0, 0, 0]);
+        let how = [CREATE as u64, mode as u64, 0];
+        attempt(&format!("openat2 {text}"), 437, [at, fresh("openat2").as_ptr() as i64, how.as_ptr() as i64, 24, 0, 0]);
+    }
+    // A device, a pipe, a socket; somebody else's file; capabilities and access lists.
+    for (name, kind) in [("device", 0o020666), ("block", 0o060666), ("pipe", 0o010666), ("socket", 0o140666)] {
+        attempt(name, 259, [at, path(name).as_ptr() as i64, kind, 0x103, 0, 0]);
+    }
+    attempt("chown", 92, [here as i64, 0, 0, 0, 0, 0]);
+    attempt("fchownat", 260, [at, here as i64, 0, 0, 0, 0]);
+    let capability = [1u32 | 2 << 24, u32::MAX, 0, 0, 0];
+    let names = [c"security.capability", c"system.posix_acl_access", c"trusted.x", c"user.x"];
+    for name in names {
+        let arguments = [here as i64, name.as_ptr() as i64, capability.as_ptr() as i64, 20, 0, 0];
+        attempt(&format!("setxattr {}", name.to_string_lossy()), 188, arguments);
+        attempt(&format!("fsetxattr {}", name.to_string_lossy()), 190, [fd, arguments[1], arguments[2], 20, 0, 0]);
+        attempt(&format!("setxattrat {}", name.to_string_lossy()), 463, [at, here as i64, 0, arguments[1], 0, 16]);
+    }
+    println!("end");
 }
 
 unsafe extern "C" {

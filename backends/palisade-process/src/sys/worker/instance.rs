@@ -60,6 +60,8 @@ pub(crate) fn hear() -> io::Result<(u8, u32)> {
 
 fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
     let plan = &ready.plan;
+    // A session and a process group of its own: a signal to the group must reach neither the zygote nor its other guests.
+    ffi::leave_session();
     let [of_everybody @ .., answers, calls] = fds;
     for (to, from) in of_everybody.iter().enumerate() {
         ffi::duplicate(*from, to as i32, to >= FD_REQUEST as usize).step("take descriptors")?;

@@ -165,11 +165,14 @@ fn root(plan: &Plan, program: Option<i32>, owner: Option<u32>) -> Result<(), Fai
     if owner.is_some() && plan.on(protection::UTS_NAMESPACE) {
         ffi::set_host_name("palisade").step("set the host name")?;
     }
-    let namespace =
-        match (owner, plan.mounts.iter().any(|mount| matches!(mount, Mount::Directory { owner_mapped: true, .. }))) {
-            (Some(owner), true) => Some(owner_namespace(owner)?),
-            _ => None,
-        };
+    let mut namespaces: Vec<((u32, u32), i32)> = Vec::new();
+    for mount in &plan.mounts {
+        if let (Some(guest), Mount::Directory { owners: Some(owners), .. }) = (owner, mount)
+            && !namespaces.iter().any(|(known, _)| known == owners)
+        {
+            namespaces.push((*owners, owner_namespace(guest, *owners)?));
+        }
+    }
     let stage = [STAGE, "/"].into_iter().find(|path| Path::new(path).is_dir()).unwrap_or("/");
     // Opened before the new root covers anything.
     let mut sources = Vec::new();
@@ -186,7 +189,7 @@ fn root(plan: &Plan, program: Option<i32>, owner: Option<u32>) -> Result<(), Fai
     let options = format!("mode=0755,size={},nr_inodes={inodes}", plan.root_bytes);
     ffi::mount_at("palisade", stage, "tmpfs", MS_NOSUID | MS_NODEV, &options).step("mount the private root")?;
     for (mount, source) in plan.mounts.iter().zip(&sources) {
-        place(plan, mount, stage, source.or(program), namespace)?;
+        place(plan, mount, stage, source.or(program), &namespaces)?;
     }
     sources.into_iter().flatten().for_each(ffi::close_fd);
     if !plan.on(protection::PRIVATE_ROOT) {
@@ -233,7 +236,13 @@ fn show_host(stage: &str) -> Result<(), Failed> {
 }
 
 /// Puts one thing into the root that is being made at `stage`. `from` is the open source, or the program.
-fn place(plan: &Plan, mount: &Mount, stage: &str, from: Option<i32>, namespace: Option<i32>) -> Result<(), Failed> {
+fn place(
+    plan: &Plan,
+    mount: &Mount,
+    stage: &str,
+    from: Option<i32>,
+    namespaces: &[((u32, u32), i32)],
+) -> Result<(), Failed> {
     let from = from.ok_or_else(|| io::Error::other("the plan came without its program"));
     let opened = |fd: i32| format!("/proc/self/fd/{fd}");
     let at = |target: &str| format!("{}/{}", stage.trim_end_matches('/'), target.trim_start_matches('/'));
@@ -252,14 +261,14 @@ fn place(plan: &Plan, mount: &Mount, stage: &str, from: Option<i32>, namespace: 
             restrict(plan, &path, flags | MS_NOSUID | if *device { 0 } else { MS_RDONLY })
                 .step(format!("restrict {target}"))
         }
-        Mount::Directory { source, target, writable, executable, device, inode, owner_mapped } => {
+        Mount::Directory { source, target, writable, executable, device, inode, owners } => {
             let path = at(target);
             directories(Path::new(&path)).step(format!("make {target}"))?;
             let from = from.step(format!("open {source}"))?;
-            match namespace.filter(|_| *owner_mapped) {
-                Some(namespace) => {
+            match namespaces.iter().find(|(of, _)| Some(of) == owners.as_ref()) {
+                Some((_, namespace)) => {
                     let tree = ffi::clone_mount(from).step(format!("open {source}"))?;
-                    ffi::map_owners(tree, namespace).step(format!(
+                    ffi::map_owners(tree, *namespace).step(format!(
                         "translate the owners of files in {source} (does its file system support it?)"
                     ))?;
                     ffi::attach_mount(tree, &path).step(format!("show {source}"))?;
@@ -317,8 +326,8 @@ fn restrict(plan: &Plan, path: &str, flags: u64) -> io::Result<()> {
 /// Access-time flags, which are locked in a user namespace as well. `statvfs` and `mount` use the same bits.
 const MS_ATIME: u64 = 1024 | 2048 | (1 << 21);
 
-/// A user namespace that exchanges user 0 and `owner`, and leaves all others as they are.
-fn owner_namespace(owner: u32) -> Result<i32, Failed> {
+/// A user namespace that exchanges user and group `guest` with `owners`, and leaves all others as they are.
+fn owner_namespace(guest: u32, (user, group): (u32, u32)) -> Result<i32, Failed> {
     let step = "make a user namespace for owners";
     let (read, write) = ffi::pipe().step(step)?;
     let pid = ffi::clone_child(NEW_USER).step(step)?;
@@ -329,16 +338,32 @@ fn owner_namespace(owner: u32) -> Result<i32, Failed> {
         ffi::exit(0);
     }
     ffi::close_fd(read);
-    let (last, above) = (u32::MAX - 1, owner + 1);
-    let map = format!("0 {owner} 1\n1 1 {}\n{owner} 0 1\n{above} {above} {}\n", owner - 1, last - above);
     let own = format!("/proc/{pid}");
-    let namespace = fs::write(format!("{own}/uid_map"), &map)
-        .and_then(|()| fs::write(format!("{own}/gid_map"), &map))
+    let namespace = fs::write(format!("{own}/uid_map"), exchange(guest, user))
+        .and_then(|()| fs::write(format!("{own}/gid_map"), exchange(guest, group)))
         .and_then(|()| ffi::open_path(&format!("{own}/ns/user"), 0, 0))
         .step(step);
     ffi::close_fd(write);
     ffi::reap(pid);
     namespace
+}
+
+/// A map of ids that exchanges `a` and `b` and leaves all others as they are.
+fn exchange(a: u32, b: u32) -> String {
+    let (low, high) = (a.min(b), a.max(b));
+    // The last id is none.
+    let last = u32::MAX - 1;
+    // Runs of ids, each with the first of the run it is mapped to.
+    let runs = [
+        (0, low, 0),
+        (low, low + 1, high),
+        (low + 1, high, low + 1),
+        (high, high + 1, low),
+        (high + 1, last, high + 1),
+    ];
+    let runs = if low == high { vec![(0, last, 0)] } else { runs.to_vec() };
+    let run = |(from, end, to): (u32, u32, u32)| (end > from).then(|| format!("{from} {to} {}\n", end - from));
+    runs.into_iter().filter_map(run).collect()
 }
 
 /// Asserts that the root is what was asked for.
@@ -381,4 +406,36 @@ fn verify(plan: &Plan) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `map` makes of `id`, as the kernel reads it.
+    fn mapped(map: &str, id: u32) -> Vec<u32> {
+        let numbers = |line: &str| line.split(' ').map(|n| n.parse().unwrap()).collect::<Vec<u32>>();
+        let hit = |run: &Vec<u32>| (run[0] <= id && id - run[0] < run[2]).then(|| run[1] + (id - run[0]));
+        map.lines().map(numbers).filter_map(|run| hit(&run)).collect()
+    }
+
+    #[test]
+    fn two_ids_are_exchanged_and_all_others_stay() {
+        for (a, b) in
+            [(64_999, 0), (64_999, 1), (0, 64_999), (64_999, 64_998), (64_999, 1_000_000), (7, 7), (7, u32::MAX - 2)]
+        {
+            let map = exchange(a, b);
+            for id in [0, 1, 2, 6, 7, 8, 64_997, 64_998, 64_999, 65_000, 999_999, 1_000_000, u32::MAX - 3, u32::MAX - 2]
+            {
+                let expected = if id == a {
+                    b
+                } else if id == b {
+                    a
+                } else {
+                    id
+                };
+                assert_eq!(mapped(&map, id), [expected], "{a} and {b}: {id} in {map:?}");
+            }
+        }
+    }
 }
