@@ -10,12 +10,13 @@ use std::time::Duration;
 use palisade_core::{
     Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Capabilities, Clocks, Enforcement,
     Entry, Error, ErrorKind, ExportInfo, Finding, FindingStatus, GrantKind, Layer, LayerStatus, Module, ModuleInfo,
-    Policy, Resource, Result, Sandbox,
+    Policy, Resource, Result, Sandbox, on_thread,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cpu_group::CpuGroups;
 use crate::elf;
+use crate::interpreter::Interpreters;
 use crate::landlock;
 use crate::memory_group::{MemoryGroups, Version};
 use crate::module::{Kind, PROGRAM_ENTRY, ProcessModule, kind_of};
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) memory_groups: Option<Arc<MemoryGroups>>,
     /// Where CPU time can be counted over all processes of a guest.
     pub(crate) cpu_groups: Option<CpuGroups>,
+    pub(crate) interpreters: Interpreters,
     instances: Arc<AtomicU64>,
     /// Instances that are parked ahead of need.
     pub(crate) parked: Arc<AtomicUsize>,
@@ -184,6 +186,7 @@ impl ProcessSandbox {
             ablated: ablated(),
             memory_groups,
             cpu_groups: CpuGroups::find(),
+            interpreters: Interpreters::new(&options.interpreters),
             instances: Arc::default(),
             parked: Arc::default(),
         };
@@ -243,38 +246,48 @@ impl Sandbox for ProcessSandbox {
     }
 
     fn load(&self, artifact: Artifact) -> BoxFuture<'_, Result<Arc<dyn Module>>> {
+        let shared = Arc::clone(&self.0);
         Box::pin(async move {
-            if artifact.bytes().len() > ARTIFACT_BYTES_MAX {
-                return Err(Error::new(
-                    ErrorKind::InvalidArtifact,
-                    "load",
-                    format!("{} bytes are more than {ARTIFACT_BYTES_MAX}", artifact.bytes().len()),
-                ));
-            }
-            let elf = match artifact.kind() {
-                ArtifactKind::Executable | ArtifactKind::SharedLibrary => Some(elf::parse(artifact.bytes())?),
-                _ => None,
-            };
-            let found = elf.clone().unwrap_or_default();
-            let kind = kind_of(&artifact, elf)?;
-            let entries = match kind {
-                Kind::Library => found.functions.clone(),
-                Kind::Executable(_) | Kind::Script => vec![PROGRAM_ENTRY.to_owned()],
-            };
-            let abi = if matches!(kind, Kind::Library) { Abi::Reactor } else { Abi::Command };
-            let mut info = ModuleInfo::new(&artifact, abi);
-            info.memory_initial_bytes = found.memory_bytes;
-            info.has_start = found.has_start;
-            info.entries = entries.into_iter().map(|name| Entry { name, returns_code: true }).collect();
-            info.exports =
-                found.functions.iter().map(|name| ExportInfo { name: name.clone(), ty: "function".into() }).collect();
-            info.needs = found.needed.iter().map(|name| format!("library {name}")).collect();
-            if matches!(kind, Kind::Script) {
-                info.needs.push("an interpreter".to_owned());
-            }
-            Ok(Arc::new(ProcessModule { shared: Arc::clone(&self.0), artifact, info, kind }) as Arc<dyn Module>)
+            let lost = || Error::new(ErrorKind::Internal, "load", "the thread that reads the artifact was lost");
+            let reading = on_thread("palisade-load", move || read(shared, artifact)).map_err(|error| {
+                Error::new(ErrorKind::Exhausted, "load", "no thread to read the artifact on").source(error)
+            })?;
+            let module = reading.await.map_err(|_| lost())??;
+            Ok(Arc::new(module) as Arc<dyn Module>)
         })
     }
+}
+
+/// What `artifact` says about itself. Bounded, but not by a time: it belongs on a thread of its own.
+fn read(shared: Arc<Shared>, artifact: Artifact) -> Result<ProcessModule> {
+    if artifact.bytes().len() > ARTIFACT_BYTES_MAX {
+        return Err(Error::new(
+            ErrorKind::InvalidArtifact,
+            "load",
+            format!("{} bytes are more than {ARTIFACT_BYTES_MAX}", artifact.bytes().len()),
+        ));
+    }
+    let elf = match artifact.kind() {
+        ArtifactKind::Executable | ArtifactKind::SharedLibrary => Some(elf::parse(artifact.bytes())?),
+        _ => None,
+    };
+    let found = elf.clone().unwrap_or_default();
+    let kind = kind_of(&artifact, elf)?;
+    if matches!(kind, Kind::Script) {
+        let mut module = ProcessModule::script(&shared, artifact);
+        module.info.needs.push("an interpreter".to_owned());
+        return Ok(module);
+    }
+    let is_library = matches!(kind, Kind::Library);
+    let mut info = ModuleInfo::new(&artifact, if is_library { Abi::Reactor } else { Abi::Command });
+    info.memory_initial_bytes = found.memory_bytes;
+    info.has_start = found.has_start;
+    let exports = found.functions.iter().map(|name| ExportInfo { name: name.clone(), ty: "function".into() });
+    info.exports = exports.collect();
+    let entries = if is_library { found.functions } else { vec![PROGRAM_ENTRY.to_owned()] };
+    info.entries = entries.into_iter().map(|name| Entry { name, returns_code: true }).collect();
+    info.needs = found.needed.iter().map(|name| format!("library {name}")).collect();
+    Ok(ProcessModule { shared, artifact, info, kind })
 }
 
 fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {

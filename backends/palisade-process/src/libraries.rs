@@ -1,6 +1,6 @@
 //! Which files of the host a program needs to start: its loader and its libraries.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 use palisade_core::{Error, ErrorKind, Result};
@@ -9,8 +9,6 @@ use crate::elf::{self, Elf};
 
 /// Most libraries of one program, in all.
 const LIBRARIES_MAX: usize = 512;
-/// Largest library that is looked into, in bytes.
-const LIBRARY_BYTES_MAX: u64 = 1 << 30;
 
 /// Files to show in the jail: where they are shown, and where they are on the host.
 pub(crate) type Files = BTreeMap<PathBuf, PathBuf>;
@@ -39,11 +37,11 @@ pub(crate) fn add(files: &mut Files, program: &Elf, path: &Path, trust: Trust) -
     if let Some(loader) = &program.loader {
         let found = Path::new(loader);
         let known = trust == Trust::Host || in_system(found, &system);
-        let real = known.then(|| found.canonicalize().ok()).flatten().filter(|real| is_shared_object(real));
+        let real = known.then(|| found.canonicalize().ok()).flatten().filter(|real| elf_of(real).is_some());
         files.insert(found.to_owned(), real.ok_or_else(|| missing(loader, &path.to_string_lossy()))?);
     }
     let mut queue: VecDeque<(Elf, PathBuf, Trust)> = VecDeque::from([(program.clone(), path.to_owned(), trust)]);
-    let mut seen: BTreeMap<String, ()> = BTreeMap::new();
+    let mut seen: BTreeSet<String> = BTreeSet::new();
     while let Some((object, whose, trust)) = queue.pop_front() {
         let origin = whose.parent().unwrap_or(Path::new("/")).to_owned();
         let mut places: Vec<PathBuf> = Vec::new();
@@ -55,20 +53,18 @@ pub(crate) fn add(files: &mut Files, program: &Elf, path: &Path, trust: Trust) -
         }
         places.extend(system.iter().cloned());
         for name in &object.needed {
-            if seen.contains_key(name) || name.starts_with("linux-vdso") {
+            if seen.contains(name) || name.starts_with("linux-vdso") {
                 continue;
             }
             let own = whose.to_string_lossy();
             if name.contains('/') || seen.len() >= LIBRARIES_MAX {
                 return Err(missing(name, &own));
             }
-            seen.insert(name.clone(), ());
+            seen.insert(name.clone());
             let found = places.iter().map(|place| place.join(name)).find_map(|candidate| {
                 let real = candidate.canonicalize().ok()?;
                 // A guest chooses the name: only what can be a library may come in.
-                let size_bytes = real.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
-                let bytes = (size_bytes <= LIBRARY_BYTES_MAX).then(|| std::fs::read(&real).ok()).flatten()?;
-                let object = elf::parse(&bytes).ok()?;
+                let object = elf_of(&real)?;
                 Some((candidate, real, object))
             });
             let (candidate, real, library) = found.ok_or_else(|| missing(name, &own))?;
@@ -84,8 +80,10 @@ pub(crate) fn add(files: &mut Files, program: &Elf, path: &Path, trust: Trust) -
     Ok(())
 }
 
-fn is_shared_object(path: &Path) -> bool {
-    std::fs::read(path).is_ok_and(|bytes| elf::parse(&bytes).is_ok())
+/// What the file at `path` says about itself, when it is a regular file and an ELF file.
+pub(crate) fn elf_of(path: &Path) -> Option<Elf> {
+    path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    elf::parse_file(path).ok()
 }
 
 fn in_system(path: &Path, system: &[PathBuf]) -> bool {

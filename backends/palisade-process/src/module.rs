@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use palisade_core::{
-    Access, Artifact, ArtifactKind, BoxFuture, Call, Clocks, DirectoryGrant, Error, ErrorKind, HostFunctions, Instance,
-    Layer, Module, ModuleInfo, Policy, Prepared, Quota, Result,
+    Abi, Access, Artifact, ArtifactKind, BoxFuture, Call, Clocks, DirectoryGrant, Entry, Error, ErrorKind,
+    HostFunctions, Instance, Layer, Module, ModuleInfo, Policy, Prepared, Quota, Result,
 };
 
 use crate::backend::Shared;
 use crate::elf::Elf;
 use crate::instance::{Process, ProcessInstance};
-use crate::interpreter::{self, Interpreter};
+use crate::interpreter::Interpreter;
 use crate::landlock;
 use crate::libraries::{self, Files, Trust};
 use crate::pool::{Pool, fill_later};
@@ -71,12 +71,36 @@ impl Module for ProcessModule {
     fn prepare(&self, policy: Policy, host: HostFunctions) -> Result<Arc<dyn Prepared>> {
         self.shared.capabilities.admit(&policy)?;
         self.admit(&policy)?;
+        let interpreter = match (&self.kind, &policy.grants.interpreter) {
+            (Kind::Script, Some(name)) => Some(self.shared.interpreters.find(&self.shared, name)?),
+            _ => None,
+        };
+        let prepared = self.prepare_with(policy, host, interpreter)?;
+        Ok(prepared)
+    }
+}
+
+impl ProcessModule {
+    /// A script as a module.
+    pub(crate) fn script(shared: &Arc<Shared>, artifact: Artifact) -> ProcessModule {
+        let mut info = ModuleInfo::new(&artifact, Abi::Command);
+        info.entries = vec![Entry { name: PROGRAM_ENTRY.to_owned(), returns_code: true }];
+        ProcessModule { shared: Arc::clone(shared), artifact, info, kind: Kind::Script }
+    }
+
+    /// Prepares what was admitted, with the interpreter that was found.
+    pub(crate) fn prepare_with(
+        &self,
+        policy: Policy,
+        host: HostFunctions,
+        interpreter: Option<Interpreter>,
+    ) -> Result<Arc<ProcessPrepared>> {
         let functions = host.granted(&policy.grants)?;
         let io =
             |error: std::io::Error| Error::new(ErrorKind::Io, "prepare", "no memory for the program").source(error);
         let program = sealed("palisade-program", self.artifact.bytes()).map_err(io)?;
         let null = File::options().read(true).write(true).open("/dev/null").map_err(io)?;
-        let plan = self.plan(&policy)?;
+        let plan = self.plan(&policy, interpreter)?;
         let zygote = Arc::new(Zygote::start(&plan, Some(&program))?);
         Ok(Arc::new_cyclic(|this| ProcessPrepared {
             this: this.clone(),
@@ -93,9 +117,7 @@ impl Module for ProcessModule {
             zygote: Mutex::new(zygote),
         }))
     }
-}
 
-impl ProcessModule {
     /// Refuses what this backend can do for some kinds of artifact, but not for this one.
     fn admit(&self, policy: &Policy) -> Result<()> {
         let unsupported = |message: &str, help: &str| {
@@ -209,7 +231,7 @@ impl ProcessModule {
         }
     }
 
-    fn plan(&self, policy: &Policy) -> Result<Plan> {
+    fn plan(&self, policy: &Policy, interpreter: Option<Interpreter>) -> Result<Plan> {
         let shared = &self.shared;
         let mut files = Files::new();
         let mut mounts = Vec::new();
@@ -223,8 +245,9 @@ impl ProcessModule {
                 Program::Execute { path: path.clone(), before: vec![self.artifact.name().to_owned()] }
             }
             Kind::Script => {
-                let Interpreter { path: interpreter, files: needed, directories: library } =
-                    interpreter::find(policy.grants.interpreter.as_deref().unwrap_or_default())?;
+                let Some(Interpreter { path: interpreter, files: needed, directories: library }) = interpreter else {
+                    return Err(Error::new(ErrorKind::Internal, "prepare", "a script without its interpreter"));
+                };
                 files = needed;
                 directories.extend(library.into_iter().map(|path| (path.clone(), path)));
                 let interpreter = text(&interpreter)?;
@@ -588,7 +611,7 @@ mod tests {
         let info = ModuleInfo::new(&own, palisade_core::Abi::Command);
         let shared = Arc::clone(sandbox.shared());
         let module = ProcessModule { shared, artifact: own, info, kind: Kind::Executable(elf) };
-        let plan = module.plan(&fine()).unwrap();
+        let plan = module.plan(&fine(), None).unwrap();
         let program = sealed("test", module.artifact.bytes()).unwrap();
         let zygote = Zygote::start(&plan, Some(&program)).unwrap();
         Arc::new_cyclic(|this| ProcessPrepared {

@@ -30,6 +30,10 @@ pub struct BackendOptions {
     pub cache: Option<CacheOptions>,
     /// Most instances alive at once. `None`: the backend's default.
     pub instances_max: Option<u32>,
+    /// Interpreters that policies may name besides those that only root and this process's user can have installed: by
+    /// their paths, or by the last part of a path. They are executed with whatever rights their jail leaves them, and must
+    /// be the host's own.
+    pub interpreters: Vec<PathBuf>,
 }
 
 impl BackendOptions {
@@ -42,6 +46,13 @@ impl BackendOptions {
     #[must_use]
     pub fn cache(mut self, directory: impl Into<PathBuf>, key_file: impl Into<PathBuf>) -> Self {
         self.cache = Some(CacheOptions { directory: directory.into(), key_file: key_file.into() });
+        self
+    }
+
+    /// Lists an interpreter by its path.
+    #[must_use]
+    pub fn interpreter(mut self, path: impl Into<PathBuf>) -> Self {
+        self.interpreters.push(path.into());
         self
     }
 
