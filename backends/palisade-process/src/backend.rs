@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use palisade_core::{
@@ -22,7 +22,7 @@ use crate::memory_group::{MemoryGroups, Version};
 use crate::module::{Kind, PROGRAM_ENTRY, ProcessModule, kind_of};
 use crate::seccomp::{self, Stage};
 use crate::sys;
-use crate::sys::protocol::{FRAME_HEADER, OUTPUT, PARKED, Plan, Program};
+use crate::sys::protocol::{FRAME_HEADER, Mount, OUTPUT, PARKED, Plan, Program, SELF_TEST_SCRATCH};
 use crate::zygote::Zygote;
 
 /// Name under which the backend registers.
@@ -155,6 +155,10 @@ impl Shared {
     }
 }
 
+fn missing(message: &str, help: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, "open", message.to_owned()).context("backend", NAME).help(help.to_owned())
+}
+
 impl ProcessSandbox {
     /// Opens the backend: finds out what the machine can do, and attacks a live jail.
     ///
@@ -163,11 +167,6 @@ impl ProcessSandbox {
     /// [`ErrorKind::Unsupported`] when the machine lacks a mechanism the backend cannot do without, or when an attack of
     /// the self-test worked.
     pub fn open(options: &BackendOptions) -> Result<ProcessSandbox> {
-        let missing = |message: &str, help: &str| {
-            Error::new(ErrorKind::Unsupported, "open", message.to_owned())
-                .context("backend", NAME)
-                .help(help.to_owned())
-        };
         if !seccomp::ARCH_SUPPORTED {
             return Err(missing("there is no system call table for this processor", "use x86-64, or a Wasm backend"));
         }
@@ -177,6 +176,11 @@ impl ProcessSandbox {
                 "boot with `lsm=landlock,...` (Linux 5.13 or later), or use a Wasm backend",
             )
         })?;
+        Self::open_with(options, landlock_abi)
+    }
+
+    /// As [`ProcessSandbox::open`], on a kernel whose Landlock has this interface; the kernel's own may be newer.
+    pub(crate) fn open_with(options: &BackendOptions, landlock_abi: u32) -> Result<ProcessSandbox> {
         let is_root = rustix::process::geteuid().is_root();
         let memory_groups = if ablated() & LIMITS == 0 { MemoryGroups::find() } else { None };
         let shared = Shared {
@@ -287,7 +291,7 @@ fn read(shared: Arc<Shared>, artifact: Artifact) -> Result<ProcessModule> {
     let entries = if is_library { found.functions } else { vec![PROGRAM_ENTRY.to_owned()] };
     info.entries = entries.into_iter().map(|name| Entry { name, returns_code: true }).collect();
     info.needs = found.needed.iter().map(|name| format!("library {name}")).collect();
-    Ok(ProcessModule { shared, artifact, info, kind })
+    Ok(ProcessModule { shared, artifact, info, kind, program: OnceLock::new() })
 }
 
 fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
@@ -349,10 +353,13 @@ fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
 fn self_test(shared: &Shared) -> Result<Vec<String>> {
     let mut policy = Policy::default();
     policy.grants.clocks = Clocks::Fine;
+    let scratch = SELF_TEST_SCRATCH.to_owned();
     let plan = Plan {
         become_id: shared.is_root.then_some(64_999),
         inner_id: 1000,
         root_bytes: 1 << 20,
+        mounts: vec![Mount::Scratch { target: scratch.clone(), bytes: 64 << 10 }],
+        landlock_rules: vec![(scratch, landlock::directory(true, false, shared.landlock_abi))],
         limits: vec![(libc::RLIMIT_CPU, 2), (libc::RLIMIT_NOFILE, 16), (libc::RLIMIT_FSIZE, 0)],
         landlock: landlock::handled(shared.landlock_abi),
         filter: seccomp::filter(Stage::SelfTest, &policy),
@@ -467,4 +474,49 @@ fn probe(options: &BackendOptions) -> Vec<Finding> {
         ),
     });
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_core::{Access, Call, DirectoryGrant, HostFunctions, Outcome, PreparedExt, block_on};
+
+    /// A kernel whose Landlock is older holds its guests by the other layers, in all that matters.
+    #[test]
+    fn whatever_the_interface_of_landlock_the_jail_holds() {
+        let newest = sys::landlock_abi().unwrap();
+        let kill = r#"kill -0 -- 0 2>/dev/null && echo group
+            kill -0 -- -1 2>/dev/null && echo all
+            kill -0 2 2>/dev/null && echo other
+            [ -w /data ] && : > /data/new
+            read line < /etc/passwd && echo passwd
+            echo end"#;
+        for abi in 1..=newest.max(7) {
+            let sandbox = ProcessSandbox::open_with(&BackendOptions::new(), abi).unwrap_or_else(|error| {
+                panic!("interface {abi}: {error}");
+            });
+            let data = tempfile::tempdir().unwrap();
+            if sandbox.0.is_root {
+                std::os::unix::fs::chown(data.path(), Some(4321), Some(4321)).unwrap();
+            }
+            let mut policy = Policy::default();
+            policy.grants.clocks = Clocks::Fine;
+            policy.grants.interpreter = Some("sh".into());
+            policy.quota.disk_bytes = None;
+            policy.grants.directories.push(DirectoryGrant::read_write(data.path(), "/data"));
+            let module = block_on(sandbox.load(Artifact::new(ArtifactKind::Script, kill))).unwrap();
+            let prepared = match module.prepare(policy.clone(), HostFunctions::new()) {
+                Err(error) if abi < landlock::ABI_WRITABLE => {
+                    assert_eq!(error.kind(), ErrorKind::Unsupported, "interface {abi}: {error}");
+                    policy.grants.directories[0].access = Access::ReadOnly;
+                    module.prepare(policy, HostFunctions::new()).unwrap()
+                }
+                prepared => prepared.unwrap(),
+            };
+            let execution = block_on(prepared.run(Call::new())).unwrap();
+            let said = String::from_utf8_lossy(&execution.output).into_owned();
+            assert_eq!((&execution.outcome, said.as_str()), (&Outcome::Completed, "end\n"), "interface {abi}");
+            assert_eq!(data.path().join("new").exists(), abi >= landlock::ABI_WRITABLE, "interface {abi}");
+        }
+    }
 }

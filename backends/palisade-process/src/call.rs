@@ -39,6 +39,8 @@ const NAME_BYTES_MAX: usize = 4096;
 const CHUNK: usize = 64 << 10;
 /// Input that is sent together with its call: copying it costs less than another system call.
 const AT_ONCE_BYTES: usize = 2048;
+/// Bytes held for a host call for which nobody asks how much memory the guest has left: asking costs a system call or two.
+const HELD_FREE_BYTES: usize = 64 << 10;
 /// How long a call may block its thread before it leaves waiting to others.
 const HURRY: Duration = Duration::from_micros(100);
 /// Shortest time between two looks at a guest's CPU clock.
@@ -413,11 +415,28 @@ impl<'a> Running<'a> {
             return Err(Stop::Forged("a message of the plugin is too long"));
         }
         if rest.len() < len {
-            return Ok(None);
+            // What it announces is held for it until it has come, and while the host function runs.
+            return if kind == wire::HOST_CALL { self.charge(len).map(|()| None) } else { Ok(None) };
         }
         let message = rest[..len].to_vec();
+        if kind == wire::HOST_CALL {
+            self.charge(len)?;
+        }
         self.from_worker.drain(..wire::FRAME_HEADER + len);
+        if self.from_worker.capacity() > PIECE_BYTES_MAX {
+            self.from_worker.shrink_to(CHUNK);
+        }
         Ok(Some((kind, message)))
+    }
+
+    /// Counts `held` bytes, which this process holds for a host call of the guest, into the guest's memory.
+    fn charge(&self, held: usize) -> Result<(), Stop> {
+        let Some(limit) = self.quota.memory_bytes.filter(|_| held > HELD_FREE_BYTES) else { return Ok(()) };
+        let used = self.process.memory_now_bytes().saturating_add(held as u64);
+        match used > limit {
+            true => Err(Stop::Exceeded(Exceeded { resource: Resource::Memory, limit, used })),
+            false => Ok(()),
+        }
     }
 
     fn on_frame(&mut self, kind: u8, message: Vec<u8>) -> Result<(), Stop> {
@@ -434,7 +453,7 @@ impl<'a> Running<'a> {
         }
         if !self.is_library() {
             return match kind {
-                wire::HOST_CALL if self.process.speaks => self.host_call(&message),
+                wire::HOST_CALL if self.process.speaks => self.host_call(message),
                 wire::SETUP_FAILED if !self.process.speaks => Err(Stop::Refused(setup_failed(&message))),
                 _ => Err(Stop::Forged("the program does not keep to the form of host calls")),
             };
@@ -454,7 +473,7 @@ impl<'a> Running<'a> {
                 let level = LogLevel::from_guest(u32::from_le_bytes(*level));
                 self.streams.write(OutputStream::Log(level), text).map_err(Stop::Exceeded)
             }
-            wire::HOST_CALL if self.call_sent => self.host_call(&message),
+            wire::HOST_CALL if self.call_sent => self.host_call(message),
             wire::SIGNAL => {
                 let [signal, overran] = message[..] else { return Err(forged) };
                 self.reported_signal = Some((signal.into(), overran != 0));
@@ -471,18 +490,21 @@ impl<'a> Running<'a> {
         }
     }
 
-    fn host_call(&mut self, message: &[u8]) -> Result<(), Stop> {
-        let mut reader = wire::Reader(message);
+    fn host_call(&mut self, message: Vec<u8>) -> Result<(), Stop> {
+        let mut reader = wire::Reader(&message);
         let (Some(name), Some(input)) = (reader.bytes(), reader.bytes()) else {
             return Err(Stop::Forged("a host call is malformed"));
         };
+        let input_at = message.len() - reader.0.len() - input.len();
+        let input_end = input_at + input.len();
         let name = String::from_utf8_lossy(&name[..name.len().min(NAME_BYTES_MAX)]).into_owned();
         let limit = self.quota.host_calls.unwrap_or(u64::MAX);
         if self.host_calls >= limit {
             let used = self.host_calls.saturating_add(1);
             return Err(Stop::Exceeded(Exceeded { resource: Resource::HostCalls, limit, used }));
         }
-        let invocation = self.prepared.functions.invoke(&name, Bytes::copy_from_slice(input), self.trace.as_ref());
+        let input = Bytes::from(message).slice(input_at..input_end);
+        let invocation = self.prepared.functions.invoke(&name, input, self.trace.as_ref());
         let invocation = invocation.ok_or_else(|| Stop::Denied(format!("host_functions: {name}")))?;
         self.host_calls += 1;
         self.invocation = Some(invocation);
@@ -501,6 +523,7 @@ impl<'a> Running<'a> {
             Ok(Err(HostFunctionError(message))) => (1, Bytes::from(message)),
             Err(panic) => return Err(Stop::Crashed(format!("a host function panicked: {panic}"))),
         };
+        self.charge(result.len())?;
         let len = u32::try_from(result.len() + 1)
             .map_err(|_| Stop::Crashed("a host function gave back more than 4 GiB".to_owned()))?;
         let mut frame = wire::frame_header(wire::HOST_RESULT, len).to_vec();

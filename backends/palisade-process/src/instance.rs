@@ -16,9 +16,10 @@ use crate::call;
 use crate::cpu_group::{CpuGroup, CpuGroups};
 use crate::memory_group::MemoryGroup;
 use crate::module::{Kind, ProcessPrepared};
+use crate::reaper::{Later, reap_later};
+use crate::rest::Rest;
 use crate::sys;
 use crate::watched::Watched;
-use crate::zygote::{Later, reap_later};
 
 /// Size asked of data pipes: what an ordinary user may have. Fewer wake-ups for large inputs and outputs.
 const PIPE_BYTES: usize = 1 << 20;
@@ -55,6 +56,8 @@ pub(crate) struct Process {
     pub(crate) parked: bool,
     /// It is a program that runs, and makes host calls.
     pub(crate) speaks: bool,
+    /// A library that returned from a call and computes nothing until the next.
+    rest: Option<Arc<Rest>>,
 }
 
 impl fmt::Debug for Process {
@@ -127,6 +130,7 @@ impl Process {
             loaded: false,
             parked: false,
             speaks: false,
+            rest: None,
         };
         if let (Some(groups), Some(bytes)) = (&prepared.shared.memory_groups, prepared.policy.quota.memory_bytes) {
             // It is parked and uses nothing yet. Without the group it must not go on.
@@ -164,6 +168,40 @@ impl Process {
 }
 
 impl Process {
+    /// Its call has ended and it lives on: it is kept from computing.
+    ///
+    /// # Errors
+    ///
+    /// The system's, when it has no descriptor left; then it must not live on.
+    pub(crate) fn begin_rest(&mut self) -> io::Result<()> {
+        let rest = match (&self.rest, &self.pidfd) {
+            (Some(rest), _) => rest,
+            (None, Some(pidfd)) => self.rest.insert(Rest::new(pidfd.as_fd().try_clone_to_owned()?)),
+            (None, None) => return Ok(()),
+        };
+        rest.begin();
+        Ok(())
+    }
+
+    /// A call begins.
+    pub(crate) fn end_rest(&self) {
+        if let Some(rest) = &self.rest {
+            rest.end();
+        }
+    }
+
+    /// Memory it holds now: its group, or what of it is resident. Zero when the kernel does not say.
+    pub(crate) fn memory_now_bytes(&self) -> u64 {
+        match &self.group {
+            Some(group) => group.now_bytes(),
+            None => {
+                let text = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).unwrap_or_default();
+                let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+                pages.saturating_mul(rustix::param::page_size() as u64)
+            }
+        }
+    }
+
     /// Most memory its group held at once, or that it had resident at once; for the latter it must be alive.
     pub(crate) fn memory_peak_bytes(&mut self) -> u64 {
         let file = match (&mut self.memory, &self.group) {
@@ -248,10 +286,13 @@ impl Instance for ProcessInstance {
                 // A program ends with its call; the next call starts it anew.
                 None => self.prepared.process()?,
             };
+            process.end_rest();
             let execution = call::run(&self.prepared, &mut process, call).await?;
             self.usable = execution.outcome.leaves_instance_usable();
             if self.usable && matches!(self.prepared.kind, Kind::Library) {
-                self.process = Some(process);
+                // One that cannot be kept from computing is not kept.
+                self.usable = process.begin_rest().is_ok();
+                self.process = self.usable.then_some(process);
             }
             Ok(execution)
         })

@@ -39,6 +39,8 @@ mod memory_group;
 mod module;
 mod outcome;
 mod pool;
+mod reaper;
+mod rest;
 mod seccomp;
 mod special;
 mod streams;

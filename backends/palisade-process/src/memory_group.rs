@@ -60,37 +60,37 @@ impl MemoryGroups {
     ///
     /// The system's.
     pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> io::Result<MemoryGroup> {
-        let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let path = match kept {
-            Some(path) => path,
-            None => {
-                let number = self.made.fetch_add(1, Ordering::Relaxed);
-                let path = self.parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
-                fs::create_dir(&path)?;
-                path
-            }
-        };
-        let mut group = MemoryGroup { groups: Arc::clone(self), kills_before: 0, path };
-        match self.version {
-            Version::One => {
-                // With a limit on memory and swap together in place, the one on memory cannot rise above it.
-                let _ = group.write("memory.memsw.limit_in_bytes", "-1");
-                group.write("memory.limit_in_bytes", &bytes.to_string())?;
-                let _ = group.write("memory.memsw.limit_in_bytes", &bytes.to_string());
-                let _ = group.write("memory.force_empty", "0");
-                group.write("memory.max_usage_in_bytes", "0")?;
-            }
-            Version::Two => {
-                group.write("memory.max", &bytes.to_string())?;
-                let _ = group.write("memory.swap.max", "0");
-                let _ = group.write("memory.oom.group", "1");
-                // Where the kernel cannot reset the peak, a group serves once.
-                let _ = group.write("memory.peak", "0");
+        loop {
+            let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let is_new = kept.is_none();
+            let path = match kept {
+                Some(path) => path,
+                None => {
+                    let number = self.made.fetch_add(1, Ordering::Relaxed);
+                    let path = self.parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
+                    fs::create_dir(&path)?;
+                    path
+                }
+            };
+            let mut group = MemoryGroup { groups: Arc::clone(self), kills_before: 0, is_good: false, path };
+            match group.bound(bytes) {
+                Ok(()) => {
+                    group.is_good = true;
+                    group.kills_before = group.kills();
+                    return Ok(group);
+                }
+                // One that was kept may have been removed by somebody else since: it is forgotten, and another made.
+                Err(_) if !is_new => {}
+                Err(error) => return Err(error),
             }
         }
-        group.kills_before = group.kills();
-        Ok(group)
     }
+}
+
+/// Whether this machine swaps.
+fn swaps() -> bool {
+    // A line of headings, then one for each place.
+    fs::read_to_string("/proc/swaps").is_ok_and(|places| places.lines().count() > 1)
 }
 
 impl Drop for MemoryGroups {
@@ -176,9 +176,44 @@ pub(crate) struct MemoryGroup {
     groups: Arc<MemoryGroups>,
     path: PathBuf,
     kills_before: u64,
+    /// It bounds what it should, and can be used again.
+    is_good: bool,
 }
 
 impl MemoryGroup {
+    /// Bounds memory and swap together to `bytes`.
+    fn bound(&self, bytes: u64) -> io::Result<()> {
+        let limit = bytes.to_string();
+        // A bound on memory alone is none where the rest goes to swap. Without the file the kernel does not count swap.
+        let without_swap = |file: &str, limit: &str| match self.write(file, limit) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match self.path.is_dir() && !swaps() {
+                true => Ok(()),
+                false => Err(error),
+            },
+            written => written,
+        };
+        match self.groups.version {
+            Version::One => {
+                // With a limit on memory and swap together in place, the one on memory cannot rise above it.
+                let _ = self.write("memory.memsw.limit_in_bytes", "-1");
+                self.write("memory.limit_in_bytes", &limit)?;
+                without_swap("memory.memsw.limit_in_bytes", &limit)?;
+                // What an earlier guest left in the page cache is nobody's any more; what stays is counted again.
+                let _ = self.write("memory.force_empty", "0");
+                self.write("memory.max_usage_in_bytes", "0")
+            }
+            Version::Two => {
+                self.write("memory.max", &limit)?;
+                without_swap("memory.swap.max", "0")?;
+                // Where the kernel does not end a group as a whole, the end of its first process does.
+                let _ = self.write("memory.oom.group", "1");
+                // Where the kernel cannot reset the peak, a group serves once.
+                let _ = self.write("memory.peak", "0");
+                Ok(())
+            }
+        }
+    }
+
     fn write(&self, file: &str, text: &str) -> io::Result<()> {
         fs::write(self.path.join(file), text)
     }
@@ -215,6 +250,15 @@ impl MemoryGroup {
         self.kills() > self.kills_before
     }
 
+    /// Memory the group holds now, in bytes.
+    pub(crate) fn now_bytes(&self) -> u64 {
+        let file = match self.groups.version {
+            Version::One => "memory.usage_in_bytes",
+            Version::Two => "memory.current",
+        };
+        fs::read_to_string(self.path.join(file)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
     /// The file with the most memory the group held at once, in bytes.
     pub(crate) fn peak_file(&self) -> PathBuf {
         self.path.join(match self.groups.version {
@@ -228,7 +272,7 @@ impl Drop for MemoryGroup {
     fn drop(&mut self) {
         let path = std::mem::take(&mut self.path);
         let mut free = self.groups.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < KEPT_MAX && self.groups.version == Version::One {
+        if self.is_good && free.len() < KEPT_MAX && self.groups.version == Version::One {
             free.push(path);
         } else {
             let _ = fs::remove_dir(path);
@@ -271,7 +315,13 @@ mod tests {
         drop(first);
         let second = groups.take(1 << 21).unwrap();
         assert_eq!(second.path == path, groups.version() == Version::One);
+        let second_path = second.path.clone();
         drop(second);
+        // One that somebody else removed meanwhile is made anew, and not offered for ever.
+        let _ = fs::remove_dir(&second_path);
+        for _ in 0..3 {
+            assert!(groups.take(1 << 20).unwrap().path.is_dir());
+        }
         drop(groups);
         assert!(!path.exists());
     }

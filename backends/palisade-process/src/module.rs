@@ -6,12 +6,12 @@ use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use palisade_core::{
     Abi, Access, Artifact, ArtifactKind, BoxFuture, Call, Clocks, DirectoryGrant, Entry, Error, ErrorKind,
-    HostFunctions, Instance, Layer, Module, ModuleInfo, Policy, Prepared, Quota, Result,
+    HostFunctions, Instance, Layer, Module, ModuleInfo, Policy, Prepared, Result,
 };
 
 use crate::backend::Shared;
@@ -61,6 +61,8 @@ pub(crate) struct ProcessModule {
     pub(crate) artifact: Artifact,
     pub(crate) info: ModuleInfo,
     pub(crate) kind: Kind,
+    /// The artifact as a file, made when it is first needed and shared by all jails.
+    pub(crate) program: OnceLock<Arc<OwnedFd>>,
 }
 
 impl Module for ProcessModule {
@@ -85,7 +87,7 @@ impl ProcessModule {
     pub(crate) fn script(shared: &Arc<Shared>, artifact: Artifact) -> ProcessModule {
         let mut info = ModuleInfo::new(&artifact, Abi::Command);
         info.entries = vec![Entry { name: PROGRAM_ENTRY.to_owned(), returns_code: true }];
-        ProcessModule { shared: Arc::clone(shared), artifact, info, kind: Kind::Script }
+        ProcessModule { shared: Arc::clone(shared), artifact, info, kind: Kind::Script, program: OnceLock::new() }
     }
 
     /// Prepares what was admitted, with the interpreter that was found.
@@ -98,7 +100,13 @@ impl ProcessModule {
         let functions = host.granted(&policy.grants)?;
         let io =
             |error: std::io::Error| Error::new(ErrorKind::Io, "prepare", "no memory for the program").source(error);
-        let program = sealed("palisade-program", self.artifact.bytes()).map_err(io)?;
+        let program = match self.program.get() {
+            Some(program) => Arc::clone(program),
+            None => {
+                let made = Arc::new(sealed("palisade-program", self.artifact.bytes()).map_err(io)?);
+                Arc::clone(self.program.get_or_init(|| made))
+            }
+        };
         let null = File::options().read(true).write(true).open("/dev/null").map_err(io)?;
         let plan = self.plan(&policy, interpreter)?;
         let zygote = Arc::new(Zygote::start(&plan, Some(&program))?);
@@ -239,10 +247,13 @@ impl ProcessModule {
         let mut directories: Vec<(PathBuf, PathBuf)> = Vec::new();
         let name = program_name(self.artifact.name());
         let path = format!("{PROGRAM_DIRECTORY}/{name}");
+        // A program that can start others may start itself; else nobody needs it as a file of its own in the jail.
+        let placed = !matches!(self.kind, Kind::Executable(_)) || policy.grants.child_processes;
         let program = match &self.kind {
             Kind::Executable(elf) => {
                 libraries::add(&mut files, elf, Path::new(&path), Trust::Guest)?;
-                Program::Execute { path: path.clone(), before: vec![self.artifact.name().to_owned()] }
+                let before = vec![self.artifact.name().to_owned()];
+                Program::Execute { path: if placed { path.clone() } else { String::new() }, before }
             }
             Kind::Script => {
                 let Some(Interpreter { path: interpreter, files: needed, directories: library }) = interpreter else {
@@ -265,8 +276,12 @@ impl ProcessModule {
                 rules.push((device.into(), landlock::DEVICE));
             }
         }
-        mounts.push(Mount::Program { target: path.clone() });
-        rules.push((path, landlock::FILE));
+        let mut root_bytes = 1 << 20;
+        if placed {
+            root_bytes += (self.artifact.bytes().len() as u64).next_multiple_of(4096);
+            mounts.push(Mount::Program { target: path.clone() });
+            rules.push((path, landlock::FILE));
+        }
         for (host, guest) in &directories {
             mounts.push(directory(host, text(guest)?, false, true, |_| Ok(None))?);
             rules.push((text(guest)?, landlock::directory(false, true, shared.landlock_abi)));
@@ -288,12 +303,12 @@ impl ProcessModule {
         Ok(Plan {
             become_id: shared.is_root.then_some(OUTER_ID),
             inner_id: INNER_ID,
-            root_bytes: (self.artifact.bytes().len() as u64).next_multiple_of(4096) + (1 << 20),
+            root_bytes,
             mounts,
             preload: if is_library { PRELOADED.map(str::to_owned).to_vec() } else { Vec::new() },
             program,
             environment: policy.grants.environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-            limits: limits(&policy.quota, policy, shared.memory_groups.is_some(), host_calls),
+            limits: limits(policy, is_library, shared.memory_groups.is_some(), host_calls),
             landlock: landlock::handled(shared.landlock_abi),
             landlock_rules: rules,
             filter: seccomp::filter(if is_library { Stage::LibraryLoading } else { Stage::Executable }, policy),
@@ -334,6 +349,9 @@ fn guest_path(guest: &str) -> Result<String> {
     let path: PathBuf = path.components().collect();
     if path == Path::new("/") {
         return invalid("is the root, which holds the program itself");
+    }
+    if path.starts_with(PROGRAM_DIRECTORY) {
+        return invalid("is where a program lies");
     }
     text(&path)
 }
@@ -404,10 +422,13 @@ fn tasks(policy: &Policy) -> Option<u64> {
 }
 
 /// Resource limits of an instance.
-fn limits(quota: &Quota, policy: &Policy, memory_groups: bool, host_calls: bool) -> Vec<(u32, u64)> {
+fn limits(policy: &Policy, is_library: bool, memory_groups: bool, host_calls: bool) -> Vec<(u32, u64)> {
+    let quota = &policy.quota;
     let seconds = |time: Duration| time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
-    // A backstop for when the host cannot look: the host is stopped or dead.
+    // A backstop for when the host cannot look: the host is stopped or dead. Not for a library: the kernel counts over the
+    // life of a process, and a quota of time is for one call of an instance that may be kept.
     let cpu = match (quota.cpu_time, quota.wall_time) {
+        _ if is_library => u64::MAX,
         (Some(cpu), _) => seconds(cpu).saturating_add(1),
         (None, Some(wall)) if quota.threads == Some(0) => seconds(wall).saturating_add(2),
         _ => u64::MAX,
@@ -453,7 +474,7 @@ pub(crate) struct ProcessPrepared {
     pub(crate) null: OwnedFd,
     entries: BTreeSet<String>,
     plan: Plan,
-    program: OwnedFd,
+    program: Arc<OwnedFd>,
     /// Before the zygote, so that its processes end first.
     pub(crate) pool: Pool,
     zygote: Mutex<Arc<Zygote>>,
@@ -590,6 +611,7 @@ mod tests {
     use super::*;
     use crate::ProcessSandbox;
     use palisade_core::{BackendOptions, ErrorKind, Outcome, PreparedExt, Sandbox, block_on};
+    use std::os::fd::AsFd;
 
     fn prepared(policy: Policy) -> Result<Arc<dyn Prepared>> {
         let sandbox = ProcessSandbox::open(&BackendOptions::new())?;
@@ -610,9 +632,10 @@ mod tests {
         let elf = crate::elf::parse(own.bytes()).unwrap();
         let info = ModuleInfo::new(&own, palisade_core::Abi::Command);
         let shared = Arc::clone(sandbox.shared());
-        let module = ProcessModule { shared, artifact: own, info, kind: Kind::Executable(elf) };
+        let module =
+            ProcessModule { shared, artifact: own, info, kind: Kind::Executable(elf), program: OnceLock::new() };
         let plan = module.plan(&fine(), None).unwrap();
-        let program = sealed("test", module.artifact.bytes()).unwrap();
+        let program = Arc::new(sealed("test", module.artifact.bytes()).unwrap());
         let zygote = Zygote::start(&plan, Some(&program)).unwrap();
         Arc::new_cyclic(|this| ProcessPrepared {
             this: this.clone(),
@@ -661,6 +684,25 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_comes_late_is_nobodys() {
+        use rustix::process::{Pid, Signal, kill_process};
+        let prepared = prepared_program();
+        let zygote = Arc::clone(&prepared.zygote.lock().unwrap());
+        let pid = Pid::from_raw(zygote.pid().cast_signed()).unwrap();
+        zygote.answer_within(Duration::from_millis(20));
+        kill_process(pid, Signal::STOP).unwrap();
+        let null = prepared.null.as_fd();
+        let create = || zygote.create([null; INSTANCE_FDS]).map(|created| created.pid);
+        assert_eq!(create().unwrap_err().kind(), ErrorKind::Io);
+        // Going on it would answer the question nobody waits for any more, and the next one's asker would take that.
+        let _ = kill_process(pid, Signal::CONT);
+        for _ in 0..10 {
+            assert_eq!(create().unwrap_err().kind(), ErrorKind::Io);
+        }
+        assert_eq!(block_on(prepared.run(Call::new())).unwrap().outcome, Outcome::Completed);
+    }
+
+    #[test]
     fn guest_paths_stay_inside_and_hide_nothing() {
         for (guest, shown) in [("/data", "/data"), ("data", "/data"), ("/a/b/", "/a/b"), ("./x", "/x")] {
             assert_eq!(guest_path(guest).unwrap(), shown);
@@ -689,6 +731,16 @@ mod tests {
         let error = prepared(policy).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert!(error.to_string().contains("/no/such/directory"), "{error}");
+    }
+
+    #[test]
+    fn the_kernels_own_clock_bounds_what_has_one_call_only() {
+        let mut policy = fine();
+        policy.quota.cpu_time = Some(Duration::from_millis(1500));
+        let cpu =
+            |is_library| limits(&policy, is_library, true, false).into_iter().find(|limit| limit.0 == libc::RLIMIT_CPU);
+        assert_eq!(cpu(false), Some((libc::RLIMIT_CPU, 3)));
+        assert_eq!(cpu(true), Some((libc::RLIMIT_CPU, u64::MAX)));
     }
 
     #[test]

@@ -16,8 +16,7 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
 
-use crate::cpu_group::CpuGroup;
-use crate::memory_group::MemoryGroup;
+use crate::reaper::{Later, reap_later};
 use crate::sys::WORKER;
 use crate::sys::protocol::{CREATE, INSTANCE_FDS, Plan};
 
@@ -30,9 +29,13 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// A jail, ready to make instances.
 #[derive(Debug)]
-pub(crate) struct Zygote {
-    socket: Mutex<OwnedFd>,
-    child: Option<Child>,
+pub(crate) struct Zygote(Mutex<Option<Running>>);
+
+/// A zygote's process, and the socket to it.
+#[derive(Debug)]
+struct Running {
+    socket: OwnedFd,
+    child: Child,
 }
 
 /// A new instance, before anything ran in it.
@@ -62,7 +65,7 @@ impl Zygote {
             .and_then(|()| sockopt::set_socket_send_buffer_size(&ours, 2 * PLAN_BYTES_MAX))
             .map_err(|error| failed(error.into()))?;
         let child = spawn(theirs, plan.ablated & KEEP_DESCRIPTORS != 0).map_err(failed)?;
-        let zygote = Zygote { socket: Mutex::new(ours), child: Some(child) };
+        let zygote = Zygote(Mutex::new(Some(Running { socket: ours, child })));
         let program = program.map(AsFd::as_fd);
         let (number, text, _) = zygote.ask(&message, program.as_slice()).map_err(failed)?;
         match number {
@@ -86,7 +89,11 @@ impl Zygote {
         };
         match self.ask(&[CREATE], &fds).map_err(failed)? {
             (pid, _, Some(pidfd)) if pid > 0 => Ok(Created { pid, pidfd }),
-            (number, text, _) => {
+            (number, text, useless) => {
+                if let Some(pidfd) = useless {
+                    crate::sys::kill(&pidfd);
+                    reap_later(Later::Instance(pidfd, None, None));
+                }
                 let error = io::Error::from_raw_os_error(number.saturating_neg());
                 let kind = match error.raw_os_error() {
                     Some(libc::EAGAIN | libc::ENOMEM | libc::ENOSPC) => ErrorKind::Exhausted,
@@ -100,30 +107,64 @@ impl Zygote {
     /// Process id of the zygote.
     #[cfg(test)]
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(0, Child::id)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |running| running.child.id())
+    }
+
+    /// Sets how long it may take to answer.
+    #[cfg(test)]
+    pub(crate) fn answer_within(&self, time: Duration) {
+        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = &running.as_ref().unwrap().socket;
+        sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, Some(time)).unwrap();
     }
 
     /// One question, one answer: its number, its text, its descriptor.
+    ///
+    /// Answers have no numbers: after a question that was not answered in time, the next would get its answer. So a zygote
+    /// that failed once is asked nothing any more.
     fn ask(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<(i32, String, Option<OwnedFd>)> {
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(INSTANCE_FDS))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() {
-            control.push(SendAncillaryMessage::ScmRights(fds));
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Running { socket, .. }) = &*running else {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "it failed before"));
+        };
+        let answer = exchange(socket, message, fds);
+        if answer.is_err() {
+            running.take().into_iter().for_each(Running::end);
         }
-        retry(|| sendmsg(&*socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL))?;
-        let mut answer = [0; 1024];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received =
-            retry(|| recvmsg(&*socket, &mut [IoSliceMut::new(&mut answer)], &mut control, RecvFlags::CMSG_CLOEXEC))?;
-        let descriptor = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        let (number, text) = answer[..received.bytes].split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
-        Ok((i32::from_le_bytes(*number), String::from_utf8_lossy(text).into_owned(), descriptor))
+        answer
     }
+}
+
+impl Running {
+    /// Ends it, without waiting for its end.
+    fn end(mut self) {
+        let _ = self.child.kill();
+        reap_later(Later::Zygote(self.child, self.socket));
+    }
+}
+
+/// Sends `message` and receives an answer.
+fn exchange(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<(i32, String, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(INSTANCE_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    retry(|| sendmsg(socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL))?;
+    receive(socket, RecvFlags::CMSG_CLOEXEC)
+}
+
+fn receive(socket: &OwnedFd, flags: RecvFlags) -> io::Result<(i32, String, Option<OwnedFd>)> {
+    let mut answer = [0; 1024];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = retry(|| recvmsg(socket, &mut [IoSliceMut::new(&mut answer)], &mut control, flags))?;
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    let (number, text) = answer[..received.bytes].split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok((i32::from_le_bytes(*number), String::from_utf8_lossy(text).into_owned(), descriptor))
 }
 
 fn retry<T>(mut operation: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
@@ -137,11 +178,8 @@ fn retry<T>(mut operation: impl FnMut() -> rustix::io::Result<T>) -> io::Result<
 
 impl Drop for Zygote {
     fn drop(&mut self) {
-        // It ends when the socket closes, which is now but for this: do not wait for it here.
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            reap_later(Later::Zygote(child));
-        }
+        // Closing the socket would end it too; it is ended and waited for elsewhere, so that this does not block.
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take().into_iter().for_each(Running::end);
     }
 }
 
@@ -198,32 +236,12 @@ pub(crate) fn sealed(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Something that was killed and must be waited for, but not by the thread that killed it.
-pub(crate) enum Later {
-    Zygote(Child),
-    /// With the groups it is in, which are free only when they are empty.
-    Instance(OwnedFd, Option<MemoryGroup>, Option<CpuGroup>),
-}
-
-/// Waits for what was killed, on a thread made for it.
-pub(crate) fn reap_later(later: Later) {
-    static REAPER: OnceLock<Mutex<Sender<Later>>> = OnceLock::new();
-    let reap = |later: Later| match later {
-        Later::Zygote(mut child) => drop(child.wait()),
-        Later::Instance(pidfd, memory, cpu) => {
-            let _ = crate::sys::reap(pidfd.as_fd(), true);
-            drop((memory, cpu));
+/// Ends an instance whose making was answered too late for anybody to receive it. The zygote has ended.
+pub(crate) fn end_unclaimed(socket: &OwnedFd) {
+    while let Ok((.., pidfd)) = receive(socket, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT) {
+        if let Some(pidfd) = pidfd {
+            crate::sys::kill(&pidfd);
+            reap_later(Later::Instance(pidfd, None, None));
         }
-    };
-    let reaper = REAPER.get_or_init(|| {
-        let (sender, all) = channel::<Later>();
-        let _ = std::thread::Builder::new()
-            .name("palisade-reaper".to_owned())
-            .spawn(move || all.into_iter().for_each(reap));
-        Mutex::new(sender)
-    });
-    let sent = reaper.lock().unwrap_or_else(PoisonError::into_inner).send(later);
-    if let Err(unsent) = sent {
-        reap(unsent.0);
     }
 }

@@ -390,6 +390,35 @@ fn a_program_calls_host_functions_within_its_grant_and_quota() {
 }
 
 #[test]
+fn what_is_held_for_a_host_call_counts_as_memory() {
+    const MIB: u64 = 1 << 20;
+    let functions = || {
+        let answer = |call: HostCall| async move {
+            let len: usize = String::from_utf8_lossy(&call.input).trim_matches('x').parse().unwrap_or(0);
+            Ok(vec![b'y'; len].into())
+        };
+        HostFunctions::new().add("take", |_| async { Ok("".into()) }).add("give", answer)
+    };
+    let mut policy = fine();
+    policy.quota.memory_bytes = Some(96 * MIB);
+    policy.grants.host_functions = ["take", "give"].map(str::to_owned).into();
+    let module = block_on(sandbox().load(guest())).unwrap();
+    let run = |arguments: &[String]| {
+        let prepared = module.prepare(policy.clone(), functions()).unwrap();
+        block_on(prepared.run(Call::new().arguments(arguments.iter().cloned()))).unwrap()
+    };
+    let take = |held: u64, passed: u64| {
+        run(&["host-call-long".to_owned(), "take".to_owned(), (held * MIB).to_string(), (passed * MIB).to_string()])
+    };
+    assert_eq!(output(&take(30, 20)), "6 0");
+    // What the guest holds fits, and would fit whatever its host holds.
+    assert_exceeded(&take(30, 40), Resource::Memory);
+    let give = |len: u64| run(&["host-call".to_owned(), "give".to_owned(), (len * MIB).to_string()]);
+    assert_eq!(output(&give(8)).len() as u64, 2 + 8 * MIB);
+    assert_exceeded(&give(200), Resource::Memory);
+}
+
+#[test]
 fn a_scratch_directory_is_the_instances_own_and_has_its_size() {
     let mut policy = fine();
     policy.grants.scratch = Some("/tmp/own".to_owned());

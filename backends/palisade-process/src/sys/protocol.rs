@@ -76,6 +76,9 @@ pub(crate) enum Program {
     SelfTest,
 }
 
+/// Where the self-test has a directory it may write to.
+pub(crate) const SELF_TEST_SCRATCH: &str = "/scratch";
+
 /// Requests to the zygote.
 pub(crate) const CREATE: u8 = b'C';
 

@@ -47,6 +47,28 @@ fn main() {
             Some((status, result)) => print!("{status} {}", String::from_utf8_lossy(&result)),
             None => print!("nobody answers"),
         },
+        // Holds so many bytes itself while it passes so many.
+        "host-call-long" => {
+            let held = std::hint::black_box(vec![1u8; number(3) as usize]);
+            // Without a copy, so that what the guest holds is what it passes.
+            let (name, len) = (text(2).as_bytes(), number(4) as usize);
+            let mut frame = Vec::with_capacity(21 + name.len() + len);
+            frame.push(b'H');
+            frame.extend((16 + name.len() as u32 + len as u32).to_le_bytes());
+            frame.extend((name.len() as u64).to_le_bytes());
+            frame.extend(name);
+            frame.extend((len as u64).to_le_bytes());
+            frame.resize(frame.len() + len, b'x');
+            let mut sent = 0;
+            while sent < frame.len() {
+                // SAFETY: so many bytes are left.
+                sent += unsafe { write(8, frame[sent..].as_ptr(), frame.len() - sent) } as usize;
+            }
+            let mut answer = [0u8; 6];
+            // SAFETY: there is so much room.
+            print!("{} {}", unsafe { read(7, answer.as_mut_ptr(), 6) }, answer[5]);
+            std::hint::black_box(&held);
+        }
         "host-call-forged" => {
             let frames: &[&[u8]] = match text(2) {
                 "kind" => &[b"R\x0c\0\0\0", &[0; 12]],

@@ -1,7 +1,7 @@
 //! The self-test: attacks the jail from inside, the way a guest would, and names what worked.
 
 use super::ffi;
-use super::protocol::{FD_REPLY, OUTPUT, frame_header};
+use super::protocol::{FD_REPLY, OUTPUT, SELF_TEST_SCRATCH, frame_header};
 
 /// Numbers of the calls that are tried.
 #[cfg(target_arch = "x86_64")]
@@ -20,6 +20,9 @@ mod number {
     pub(super) const PRLIMIT: i64 = 302;
     pub(super) const EXECVE: i64 = 59;
     pub(super) const FCNTL: i64 = 72;
+    pub(super) const FCHMODAT: i64 = 268;
+    pub(super) const MKNODAT: i64 = 259;
+    pub(super) const SETXATTR: i64 = 188;
 }
 #[cfg(not(target_arch = "x86_64"))]
 mod number {
@@ -37,7 +40,13 @@ mod number {
     pub(super) const PRLIMIT: i64 = 261;
     pub(super) const EXECVE: i64 = 221;
     pub(super) const FCNTL: i64 = 25;
+    pub(super) const FCHMODAT: i64 = 53;
+    pub(super) const MKNODAT: i64 = 33;
+    pub(super) const SETXATTR: i64 = 5;
 }
+/// The same everywhere.
+const OPENAT2: i64 = 437;
+const FCHMODAT2: i64 = 452;
 
 const EBADF: i32 = 9;
 const AT_FDCWD: u64 = -100i64 as u64;
@@ -48,6 +57,12 @@ const AT_FDCWD: u64 = -100i64 as u64;
 /// them can be tried.
 pub(crate) fn run() -> ! {
     let mut worked: Vec<String> = Vec::new();
+    // What may be left behind where a guest can write. Making a plain file there works, or the rest would show nothing.
+    let scratch = |name: &str| ffi::c_string(&format!("{SELF_TEST_SCRATCH}/{name}")).unwrap_or_default();
+    let (plain, program, device) = (scratch("plain"), scratch("program"), scratch("device"));
+    if ffi::raw(number::OPEN, [AT_FDCWD, plain.as_ptr() as u64, 0o102, 0o600, 0, 0]).is_err() {
+        worked.push("(no file can be made in a writable directory)".to_owned());
+    }
     let mut attempt = |name: &str, number: i64, arguments: [u64; 6]| {
         if ffi::raw(number, arguments).is_ok() {
             worked.push(name.to_owned());
@@ -63,6 +78,18 @@ pub(crate) fn run() -> ! {
     }
     let created = c"/palisade-self-test".as_ptr() as u64;
     attempt("create a file in the root", number::OPEN, [AT_FDCWD, created, 0o102, 0o600, 0, 0]);
+    let (plain, program, device) = (plain.as_ptr() as u64, program.as_ptr() as u64, device.as_ptr() as u64);
+    let how = [0o102u64, 0o4755, 0];
+    attempt("make a set-id file", number::OPEN, [AT_FDCWD, program, 0o102, 0o4755, 0, 0]);
+    attempt("make a set-id file by openat2", OPENAT2, [AT_FDCWD, program, how.as_ptr() as u64, 24, 0, 0]);
+    attempt("set a set-id bit", number::FCHMODAT, [AT_FDCWD, plain, 0o2755, 0, 0, 0]);
+    attempt("set a set-id bit by fchmodat2", FCHMODAT2, [AT_FDCWD, plain, 0o4755, 0, 0, 0]);
+    attempt("make a device", number::MKNODAT, [AT_FDCWD, device, 0o020600, 0x103, 0, 0]);
+    let capability = [1u32 | 2 << 24, u32::MAX, 0, 0, 0];
+    let name = c"security.capability".as_ptr() as u64;
+    attempt("give a file capabilities", number::SETXATTR, [plain, name, capability.as_ptr() as u64, 20, 0, 0]);
+    attempt("signal its process group", number::KILL, [0, 0, 0, 0, 0, 0]);
+    attempt("signal all processes", number::KILL, [u64::MAX, 0, 0, 0, 0, 0]);
     for (name, family) in [("unix", 1), ("inet", 2), ("inet6", 10), ("netlink", 16), ("packet", 17), ("vsock", 40)] {
         attempt(&format!("{name} socket"), number::SOCKET, [family, 1, 0, 0, 0, 0]);
     }

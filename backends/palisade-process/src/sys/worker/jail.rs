@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::FromRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -286,10 +285,8 @@ fn place(
         Mount::Program { target } => {
             let path = at(target);
             parents(&path)?;
-            let fd = from.step("program")?;
-            // SAFETY: the descriptor came with the plan and is used here only.
-            let mut from = unsafe { fs::File::from_raw_fd(fd) };
-            io::Seek::rewind(&mut from).step("program")?;
+            // Opened anew: others that copy the same file have a position of their own.
+            let mut from = fs::File::open(opened(from.step("program")?)).step("program")?;
             let mut to = fs::File::create(&path).step(format!("make {target}"))?;
             io::copy(&mut from, &mut to).step(format!("write {target}"))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).step(format!("write {target}"))

@@ -104,6 +104,11 @@ fn start(host: i32, keep_descriptors: bool) -> Result<Ready, Failed> {
     let _ = ffi::set_process_attribute(PR_SET_SPECULATION_CTRL, 0, 8);
 
     let program = match &plan.program {
+        // Not placed anywhere: executed from the file that came with the plan, which all zygotes of a module share.
+        Program::Execute { path, .. } if path.is_empty() => {
+            let program = fds.first().copied();
+            Some(program.ok_or_else(|| std::io::Error::other("the plan came without its program")).step("program")?)
+        }
         Program::Execute { path, .. } => Some(ffi::open_path(path, 0, 0).step(format!("open {path}"))?),
         Program::Library { .. } | Program::SelfTest => None,
     };
@@ -131,28 +136,35 @@ pub(crate) fn rules(plan: &Plan) -> Result<i32, Failed> {
 }
 
 /// Clones an instance. In the clone it does not return.
-fn create(ready: &Ready, flags: u64, fds: &[i32; INSTANCE_FDS]) -> Result<(i32, i32), Failed> {
+///
+/// One that was cloned and is of no use comes with the error: it is the host's child, and the host's to end.
+fn create(ready: &Ready, flags: u64, fds: &[i32; INSTANCE_FDS]) -> Result<(i32, i32), (Failed, Option<i32>)> {
+    let nothing = |failed: Failed| (failed, None);
     if !ready.plan.own_user_namespace {
-        return match ffi::clone_for_host(flags).step("clone")? {
+        return match ffi::clone_for_host(flags).step("clone").map_err(nothing)? {
             None => instance::run(ready, fds),
             Some(created) => Ok(created),
         };
     }
     // The clone goes on when its users are mapped, which only a process outside may do.
-    let (wait, go) = ffi::pipe().step("clone")?;
-    let created = match ffi::clone_for_host(flags).step("clone")? {
-        None => {
+    let (wait, go) = ffi::pipe().step("clone").map_err(nothing)?;
+    let created = match ffi::clone_for_host(flags).step("clone") {
+        Ok(None) => {
             ffi::close_fd(go);
             let _ = ffi::read_exact(wait, &mut [0]);
             ffi::close_fd(wait);
             instance::run(ready, fds)
         }
-        Some(created) => created,
+        Ok(Some(created)) => Ok(created),
+        Err(failed) => Err(nothing(failed)),
     };
-    let mapped = jail::map_child(created.0, ready.plan.inner_id);
+    let created = created.and_then(|created| match jail::map_child(created.0, ready.plan.inner_id) {
+        Ok(()) => Ok(created),
+        Err(failed) => Err((failed, Some(created.1))),
+    });
     ffi::close_fd(wait);
     ffi::close_fd(go);
-    mapped.map(|()| created)
+    created
 }
 
 /// Clones an instance for every request.
@@ -183,8 +195,10 @@ fn serve(ready: &Ready) -> i32 {
                     ffi::close_fd(pidfd);
                     answer
                 }
-                Err(Failed { step, error }) => {
-                    reply(-error.raw_os_error().unwrap_or(1), &format!("{step}: {error}"), None)
+                Err((Failed { step, error }, useless)) => {
+                    let answer = reply(-error.raw_os_error().unwrap_or(1), &format!("{step}: {error}"), useless);
+                    useless.into_iter().for_each(ffi::close_fd);
+                    answer
                 }
             },
             _ => reply(-ffi::EINVAL, "malformed request", None),
