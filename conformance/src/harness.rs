@@ -1,5 +1,6 @@
 //! The program that the author of a backend, scheduler or sink makes of the suite: a test without libtest.
 
+use palisade_core::text::printable;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -240,11 +241,6 @@ fn profile_line(profile: &str, status: &ProfileStatus) -> String {
             format!("profile {profile}: not certified: {}{more}", printable(first))
         }
     }
-}
-
-/// `text` as it may be shown on a terminal: guests choose what is quoted, and control characters move cursors.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

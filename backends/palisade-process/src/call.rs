@@ -769,7 +769,7 @@ fn setup_failed(message: &[u8]) -> Error {
 /// A guest's text as it may be shown: no control characters, not too long.
 fn printable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(&text[..text.len().min(2000)]);
-    text.chars().take(500).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    palisade_core::text::printable(&text).chars().take(500).collect()
 }
 
 fn nanos(duration: Duration) -> u64 {

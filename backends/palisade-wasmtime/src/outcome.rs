@@ -64,7 +64,7 @@ pub(crate) fn from_stop(stop: Stop, phase: Phase) -> Outcome {
 
 /// A guest's text as it may be shown: no control characters, not too long.
 fn printable(name: &str) -> String {
-    name.chars().take(NAME_CHARS_MAX).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    palisade_core::text::printable(&name.chars().take(NAME_CHARS_MAX).collect::<String>())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use clap::Args;
+use palisade::text::escaped;
 use palisade::{Error, ErrorKind, Result, TaskId};
 use palisade_rpc::{Event, EventQuery};
 use serde_json::{Value, json};
@@ -44,7 +45,7 @@ pub(crate) async fn run(options: Events) -> Result<Exit> {
             return Err(Error::new(ErrorKind::Io, "hear events", "the daemon ended")
                 .help("subscribe again when it is back, and look at what happened meanwhile with `palisade ls`"));
         };
-        let line = if json { json!(event).to_string() } else { line(&event) };
+        let line = if json { escaped(&json!(event).to_string()) } else { line(&event) };
         let mut stdout = io::stdout().lock();
         if writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_err() {
             // Nobody reads any more.

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
+use palisade::text::escaped;
 use palisade::{CancelToken, Error, OutputSink, OutputStream};
 use tokio::sync::oneshot;
 
@@ -40,7 +41,7 @@ pub(crate) fn line(head: &str, message: &str) {
 
 /// Prints a JSON object on a line of its own. A closed pipe is not our concern.
 pub(crate) fn print_json(value: &serde_json::Value) {
-    let _ = writeln!(io::stdout(), "{value}");
+    let _ = writeln!(io::stdout(), "{}", escaped(&value.to_string()));
 }
 
 /// Prints text. A closed pipe is not our concern.

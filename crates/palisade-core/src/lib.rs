@@ -31,6 +31,7 @@
 
 mod artifact;
 mod block_on;
+pub mod bounded;
 mod cancel;
 mod capabilities;
 mod error;
@@ -45,6 +46,7 @@ mod scheduler;
 #[cfg(feature = "schema")]
 mod schema;
 mod task;
+pub mod text;
 mod trace;
 pub mod units;
 mod usage;

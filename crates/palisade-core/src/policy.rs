@@ -298,18 +298,21 @@ pub enum Unit {
 #[serde(default, deny_unknown_fields)]
 pub struct Grants {
     /// Directories of the host, each shown to the guest under a name of its own.
+    #[serde(deserialize_with = "crate::bounded::vec::<GRANTS_MAX, _, _>")]
     pub directories: Vec<DirectoryGrant>,
     /// Where the guest sees a directory of its own, for example `/tmp`: empty at first, writable, and gone with the instance.
     /// How much fits into it is bounded by [`Quota::disk_bytes`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scratch: Option<String>,
     /// Environment variables. Nothing of the host's own environment is ever passed on.
+    #[serde(deserialize_with = "crate::bounded::map::<GRANTS_MAX, _, _, _>")]
     pub environment: BTreeMap<String, String>,
     /// What clocks show.
     pub clocks: Clocks,
     /// Where random bytes come from.
     pub randomness: Randomness,
     /// Names of host functions the guest may call.
+    #[serde(deserialize_with = "crate::bounded::set::<GRANTS_MAX, _, _>")]
     pub host_functions: BTreeSet<String>,
     /// Use of the network.
     pub network: bool,

@@ -15,7 +15,8 @@ use serde_json::value::RawValue;
 pub struct Limits {
     /// Bytes of a request's body. Default 64 MiB: a plugin of 47 MiB.
     pub body_bytes_max: usize,
-    /// Bytes of all bodies that are being read or answered. Default 256 MiB.
+    /// Bytes of all bodies that are being read or answered, as they come and beyond what is small. One for which there is no
+    /// room is refused, to be sent again. Default 256 MiB.
     pub bodies_bytes_max: usize,
     /// Bytes of the results in one answer. Default 192 MiB: the largest completion that is kept, in base64.
     pub answer_bytes_max: usize,
@@ -26,8 +27,15 @@ pub struct Limits {
     pub depth_max: usize,
     /// Calls in a batch. Default 100.
     pub batch_max: usize,
+    /// Bytes of a body that need no room among all bodies. Default 64 KiB.
+    pub small_body_bytes: usize,
     /// Connections at once; more wait to be accepted. Default 256.
     pub connections_max: usize,
+    /// Of a listener that asks for a token: connections at once that have not shown it. One more closes the oldest of them.
+    /// Default 64.
+    pub strangers_max: usize,
+    /// Time in which a connection shows the token. Default 2 s.
+    pub stranger_time: Duration,
     /// Time for a request's head and, again, for its body; an idle connection is closed after it. Default 15 s.
     pub read_time: Duration,
     /// Time without any progress after which an answer that nobody reads is given up. Default 15 s.
@@ -45,7 +53,10 @@ impl Default for Limits {
             answers_bytes_max: 512 << 20,
             depth_max: 32,
             batch_max: 100,
+            small_body_bytes: 64 << 10,
             connections_max: 256,
+            strangers_max: 64,
+            stranger_time: Duration::from_secs(2),
             read_time: Duration::from_secs(15),
             write_time: Duration::from_secs(15),
             call_time: Duration::from_secs(90),

@@ -1,20 +1,21 @@
 //! HTTP in front of a service: connections, limits, the token.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
 use std::fs;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use hyper::server::conn::http1;
@@ -24,7 +25,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use palisade_core::{Error, ErrorKind, Result, TraceContext};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::events::{EventBody, EventQuery};
@@ -52,8 +53,32 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct Listener(Kind);
 
 enum Kind {
-    Unix { listener: UnixListener, path: PathBuf },
+    Unix { listener: UnixListener, place: Place },
     Tcp { listener: TcpListener, token: Token },
+}
+
+/// A socket of ours at a path, and the lock that keeps other daemons from replacing it. Both are gone with it.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    /// Device and inode of the socket.
+    id: Option<(u64, u64)>,
+    _lock: fs::File,
+}
+
+impl Place {
+    fn id(path: &Path) -> Option<(u64, u64)> {
+        fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Gone already when somebody tidied up; another's when somebody replaced it all the same.
+        if self.id.is_some() && Place::id(&self.path) == self.id {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl fmt::Debug for Listener {
@@ -74,20 +99,32 @@ impl Listener {
         let failed = |error: io::Error| {
             Error::new(ErrorKind::Io, "listen", format!("cannot listen on {}", path.display())).source(error)
         };
+        let in_use = || {
+            let message = format!("another daemon listens on {}", path.display());
+            Error::new(ErrorKind::Exhausted, "listen", message).help("stop it, or choose another path")
+        };
+        // Between looking and taking the place another daemon could do the same: one at a time.
+        let mut name = path.clone().into_os_string();
+        name.push(".lock");
+        let lock =
+            fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(&name).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(in_use()),
+            Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
+        }
         match fs::symlink_metadata(&path) {
             Ok(there) if !there.file_type().is_socket() => {
                 let message = format!("{} exists and is no socket", path.display());
                 return Err(Error::new(ErrorKind::InvalidInput, "listen", message).help("choose another path"));
             }
-            Ok(_) if UnixStream::connect(&path).await.is_ok() => {
-                let message = format!("another daemon listens on {}", path.display());
-                return Err(Error::new(ErrorKind::Exhausted, "listen", message).help("stop it, or choose another path"));
-            }
+            Ok(_) if UnixStream::connect(&path).await.is_ok() => return Err(in_use()),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
         let listener = bind_private(&path).map_err(failed)?;
-        Ok(Listener(Kind::Unix { listener, path }))
+        let place = Place { id: Place::id(&path), path, _lock: lock };
+        Ok(Listener(Kind::Unix { listener, place }))
     }
 
     /// Listens on TCP, for clients that show `token`. Nothing is encrypted: beyond this machine that is for a trusted
@@ -105,7 +142,7 @@ impl Listener {
     /// Where it listens, for people: a path, or an address with the port that was given.
     pub fn name(&self) -> String {
         match &self.0 {
-            Kind::Unix { path, .. } => path.display().to_string(),
+            Kind::Unix { place, .. } => place.path.display().to_string(),
             Kind::Tcp { listener, .. } => {
                 listener.local_addr().map_or_else(|_| "a TCP port".to_owned(), |address| format!("http://{address}"))
             }
@@ -147,12 +184,12 @@ struct Shared {
 pub struct Server {
     shared: Arc<Shared>,
     listeners: Vec<(tokio::task::JoinHandle<()>, Arc<Semaphore>)>,
-    paths: Vec<PathBuf>,
+    places: Vec<Place>,
 }
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("paths", &self.paths).finish_non_exhaustive()
+        f.debug_struct("Server").field("places", &self.places).finish_non_exhaustive()
     }
 }
 
@@ -163,13 +200,13 @@ impl Server {
         let answers = Semaphore::new(limits.answers_bytes_max.max(limits.answer_bytes_max) / BODY_UNIT + 1);
         let (answers, stop) = (Arc::new(answers), watch::Sender::new(None));
         let shared = Arc::new(Shared { service, limits, bodies, answers, stop });
-        let mut paths = Vec::new();
+        let mut places_taken = Vec::new();
         let start = |Listener(kind): Listener| {
             let connections = Arc::new(Semaphore::new(limits.connections_max));
             let (shared, places) = (Arc::clone(&shared), Arc::clone(&connections));
             let task = match kind {
-                Kind::Unix { listener, path } => {
-                    paths.push(path);
+                Kind::Unix { listener, place } => {
+                    places_taken.push(place);
                     tokio::spawn(async move {
                         accept(&shared, &places, None, |context| {
                             listener.poll_accept(context).map_ok(|(stream, _)| stream)
@@ -187,16 +224,13 @@ impl Server {
             (task, connections)
         };
         let listeners = listeners.into_iter().map(start).collect();
-        Server { shared, listeners, paths }
+        Server { shared, listeners, places: places_taken }
     }
 
     /// Takes no more requests, lets those under way be answered within `grace`, then closes all connections.
     pub async fn stop(self, grace: Duration) {
         self.shared.stop.send_replace(Some(grace));
-        for path in &self.paths {
-            // Gone already when somebody tidied up.
-            let _ = fs::remove_file(path);
-        }
+        drop(self.places);
         let all = u32::try_from(self.shared.limits.connections_max).unwrap_or(u32::MAX);
         for (task, connections) in self.listeners {
             let _ = task.await;
@@ -213,23 +247,26 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     next: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>> + Send + Sync,
 ) {
     let mut stop = shared.stop.subscribe();
+    let strangers = Strangers::default();
     loop {
         let accepted = tokio::select! {
             biased;
             _ = stop.wait_for(Option::is_some) => return,
             accepted = async {
-                // Never closed.
-                let place = Arc::clone(connections).acquire_owned().await.ok();
+                // Whoever has shown no token has no place yet. Never closed.
+                let place = if token.is_none() { Arc::clone(connections).acquire_owned().await.ok() } else { None };
                 (poll_fn(&next).await, place)
             } => accepted,
         };
         match accepted {
             (Ok(stream), place) => {
-                let (shared, token) = (Arc::clone(shared), token.clone());
-                tokio::spawn(async move {
-                    connection(&shared, stream, token).await;
-                    drop(place);
+                let shared = Arc::clone(shared);
+                let stranger = token.clone().map(|token| Stranger {
+                    token,
+                    places: Arc::clone(connections),
+                    closed: strangers.let_in(shared.limits.strangers_max),
                 });
+                tokio::spawn(async move { connection(&shared, stream, place, stranger).await });
             }
             // Too many open files, or a client that was gone at once.
             (Err(_), _) => tokio::time::sleep(ACCEPT_PAUSE).await,
@@ -237,15 +274,64 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
+/// Connections that have not shown the token, the oldest first, each with what closes it.
+#[derive(Default)]
+struct Strangers(Mutex<VecDeque<oneshot::Sender<()>>>);
+
+impl Strangers {
+    /// Lets one more in, and closes the oldest when there are more than `max`.
+    fn let_in(&self, max: usize) -> oneshot::Receiver<()> {
+        let (close, closed) = oneshot::channel();
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that are gone, or known by now, do not listen any more.
+        all.retain(|stranger| !stranger.is_closed());
+        all.push_back(close);
+        while all.len() > max.max(1) {
+            // Dropping it is what the connection hears.
+            all.pop_front();
+        }
+        closed
+    }
+}
+
+/// What a connection needs that has to show a token.
+struct Stranger {
+    token: Arc<Token>,
+    /// Where it gets a place once it has.
+    places: Arc<Semaphore>,
+    /// Hears that it is closed for a newer one.
+    closed: oneshot::Receiver<()>,
+}
+
+/// Serves a connection that has a `place`, or gets one when it shows the token.
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     shared: &Arc<Shared>,
     stream: S,
-    token: Option<Arc<Token>>,
+    place: Option<OwnedSemaphorePermit>,
+    stranger: Option<Stranger>,
 ) {
     let mut stop = shared.stop.subscribe();
     let stream = TokioIo::new(Patient::new(stream, shared.limits.write_time));
-    let service = service_fn(|request| {
+    let (token, places, closed) = match stranger {
+        Some(Stranger { token, places, closed }) => (Some(token), Some(places), Some(closed)),
+        None => (None, None, None),
+    };
+    // Held as long as the connection lives.
+    let place = Arc::new(Mutex::new(place));
+    let (known, is_known) = watch::channel(token.is_none());
+    let service = service_fn(|request: Request<Incoming>| {
         let (shared, token) = (Arc::clone(shared), token.clone());
+        // By value: what is borrowed from the channel would keep it from being changed below.
+        let known_before = *is_known.borrow();
+        if let (Some(token), Some(places), false) = (&token, &places, known_before)
+            && token.admits(request.headers().get(AUTHORIZATION).map(|value| value.as_bytes()))
+        {
+            // With all places taken it stays a stranger, and is closed as one.
+            if let Ok(permit) = Arc::clone(places).try_acquire_owned() {
+                *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(permit);
+                known.send_replace(true);
+            }
+        }
         async move { Ok::<_, Infallible>(respond(&shared, token.as_deref(), request).await) }
     });
     let serving = http1::Builder::new()
@@ -254,9 +340,22 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(stream, service);
     let mut serving = pin!(serving);
+    let mut hears = is_known.clone();
+    // Ends when a stranger has had its time, or a newer one needs its place; never for who is known.
+    let shown_out = async {
+        let Some(closed) = closed else { return std::future::pending().await };
+        tokio::select! {
+            biased;
+            () = async { drop(hears.wait_for(|known| *known).await) } => std::future::pending().await,
+            _ = closed => {}
+            () = tokio::time::sleep(shared.limits.stranger_time) => {}
+        }
+    };
     // An error means that the client is gone, or speaks no HTTP: nobody is left to hear of it.
     let grace = tokio::select! {
+        biased;
         _ = &mut serving => return,
+        () = shown_out => return,
         grace = async { stop.wait_for(Option::is_some).await.ok().and_then(|grace| *grace) } => grace,
     };
     serving.as_mut().graceful_shutdown();
@@ -355,22 +454,21 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming, trace: Option<TraceContext>) 
         let data = serde_json::json!({ "limit": limits.body_bytes_max });
         refuse(StatusCode::PAYLOAD_TOO_LARGE, RpcError::new(codes::TOO_LARGE, message).data(data))
     };
-    let hint = body.size_hint();
-    if hint.lower() > limits.body_bytes_max as u64 {
+    if body.size_hint().lower() > limits.body_bytes_max as u64 {
         return too_large();
     }
-    let most = hint.upper().map_or(limits.body_bytes_max, |upper| usize::try_from(upper).unwrap_or(usize::MAX));
-    let units = most.min(limits.body_bytes_max) / BODY_UNIT + 1;
-    let read = async {
-        // Kept until the answer is made. Never closed.
-        let room = shared.bodies.acquire_many(u32::try_from(units).unwrap_or(u32::MAX)).await.ok();
-        (Limited::new(body, limits.body_bytes_max).collect().await, room)
-    };
-    let (body, _room) = match timeout(limits.read_time, read).await {
-        Ok((Ok(body), room)) => (body.to_bytes(), room),
-        Ok((Err(error), _)) if error.is::<LengthLimitError>() => return too_large(),
-        Ok((Err(_), _)) => {
+    let (body, _room) = match timeout(limits.read_time, read_body(shared, body)).await {
+        Ok(Ok(read)) => read,
+        Ok(Err(Unread::TooLarge)) => return too_large(),
+        Ok(Err(Unread::BreaksOff)) => {
             return refuse(StatusCode::BAD_REQUEST, RpcError::new(codes::PARSE, "the body breaks off"));
+        }
+        Ok(Err(Unread::NoRoom)) => {
+            let error = Error::new(ErrorKind::Exhausted, "read", "too many large requests are being read and answered")
+                .context("limit", limits.bodies_bytes_max)
+                .help("send it again")
+                .retry_in(ANSWER_PAUSE);
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, error.into());
         }
         Err(_) => {
             let message = format!("the body did not come within {:?}", limits.read_time);
@@ -399,6 +497,43 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming, trace: Option<TraceContext>) 
     }
     let out = Bytes::from_owner(Written { out, _rooms: rooms });
     reply(StatusCode::OK, JSON, if parsed.is_batch { out } else { out.slice(1..) })
+}
+
+/// Why a body was not read.
+enum Unread {
+    TooLarge,
+    BreaksOff,
+    NoRoom,
+}
+
+/// A body, and its room among all of them until it is answered. Room is taken as bytes come, whatever was announced, and
+/// nobody waits for it: whoever waited with a part of a body would keep that from those who wait for the rest of theirs.
+async fn read_body(
+    shared: &Shared,
+    body: Incoming,
+) -> std::result::Result<(Vec<u8>, Option<SemaphorePermit<'_>>), Unread> {
+    let limits = &shared.limits;
+    let mut body = pin!(body);
+    let (mut bytes, mut room) = (Vec::new(), None::<SemaphorePermit<'_>>);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Unread::BreaksOff)?.into_data() else { continue };
+        let len = bytes.len() + data.len();
+        if len > limits.body_bytes_max {
+            return Err(Unread::TooLarge);
+        }
+        let wanted = len.saturating_sub(limits.small_body_bytes).div_ceil(BODY_UNIT);
+        let more = wanted.saturating_sub(room.as_ref().map_or(0, SemaphorePermit::num_permits));
+        if more > 0 {
+            let more = u32::try_from(more).unwrap_or(u32::MAX);
+            let more = shared.bodies.try_acquire_many(more).map_err(|_| Unread::NoRoom)?;
+            match &mut room {
+                Some(room) => room.merge(more),
+                none => *none = Some(more),
+            }
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok((bytes, room))
 }
 
 /// An answer that is being written, and its room among all of them.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 pub use palisade_core::Submission;
+use palisade_core::bounded;
 use palisade_core::{
     ArtifactHash, ArtifactKind, Bytes, Completion, Execution, Layer, LogRecord, Outcome, Policy, Priority, RetryPolicy,
     SchedulerStats, TaskId, TaskRecord, TaskState, TraceContext, Usage,
@@ -17,6 +18,9 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::AgentSettings;
+
+/// Most elements of a list in a request.
+const LIST_MAX: usize = 1024;
 
 /// Bytes, in JSON as base64 with padding.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -127,8 +131,8 @@ pub struct SubmitTask {
     /// Entry point. Default `_start`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry: Option<String>,
-    /// Arguments after the program's own name.
-    #[serde(default)]
+    /// Arguments after the program's own name, at most 1024.
+    #[serde(default, deserialize_with = "bounded::vec::<LIST_MAX, _, _>")]
     pub arguments: Vec<String>,
     /// Input.
     #[serde(default)]
@@ -160,8 +164,8 @@ pub struct SubmitTask {
     /// Where it came from, for traces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceContext>,
-    /// Free labels.
-    #[serde(default)]
+    /// Free labels, at most 1024.
+    #[serde(default, deserialize_with = "bounded::map::<LIST_MAX, _, _, _>")]
     pub labels: BTreeMap<String, String>,
 }
 
@@ -223,7 +227,7 @@ impl WaitTask {
 #[serde(deny_unknown_fields)]
 pub struct ListTasks {
     /// Only those in one of these states. Empty: in any.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "bounded::vec::<LIST_MAX, _, _>")]
     pub states: Vec<TaskState>,
     /// Only those of this tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
