@@ -306,6 +306,7 @@ async fn lease_all(shared: Arc<Shared>) {
             permits.merge(more);
         }
         let mut request = LeaseRequest::new(worker, permits.num_permits(), shared.options.lease_time);
+        request.places = shared.options.tasks_max;
         let tasks_max = request.tasks_max;
         let mut wish = shared.busy.wish(tasks_max);
         request.plugin_limits = Arc::clone(&wish.limits);

@@ -25,12 +25,15 @@ mod machine;
 mod mark;
 mod memory;
 mod modules;
+mod outcomes;
+mod places;
 mod private;
 mod prometheus;
 mod retry;
 mod scheduler;
 mod sinks;
 mod sqlite;
+mod suspects;
 mod trace;
 mod wheel;
 

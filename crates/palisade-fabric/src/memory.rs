@@ -166,8 +166,7 @@ impl AgentMemory {
         self.lock().bytes
     }
 
-    /// Writes everything to `path`, in place of what was there: as a whole or not at all. The file is its owner's only (0600),
-    /// and so is its folder where there was none (0700).
+    /// Writes everything to `path`, in place of what was there: as a whole or not at all. The file is its owner's only (0600).
     ///
     /// # Errors
     ///
@@ -189,7 +188,6 @@ impl AgentMemory {
         next.push(".new");
         let next = Path::new(&next);
         let write = || {
-            private::make_folder(path)?;
             let mut file = private::open(next)?;
             file.set_len(0)?;
             file.write_all(&crc32fast::hash(&body).to_le_bytes())?;
@@ -375,11 +373,11 @@ mod tests {
     fn saved_memory_is_its_owners_only() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("agents/memory");
+        let path = folder.path().join("memory");
         let memory = AgentMemory::new(MemoryLimits::default());
         memory.save(&path).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        assert_eq!(mode(&path), 0o600);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let error = AgentMemory::load(MemoryLimits::default(), &path).unwrap_err();
         assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("chmod 600"), "{error}");

@@ -1,14 +1,13 @@
 //! Files that only their owner may read, whatever the umask.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use palisade_core::{Error, ErrorKind, Result};
 
 const FILE_MODE: u32 = 0o600;
-const FOLDER_MODE: u32 = 0o700;
 /// What nobody but the owner may have on a file.
 const OTHERS: u32 = 0o077;
 
@@ -27,16 +26,6 @@ pub(crate) fn create_new(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
     file.set_permissions(fs::Permissions::from_mode(FILE_MODE))?;
     Ok(file)
-}
-
-/// Makes the folder a file lies in, and those above it, where they are not there.
-pub(crate) fn make_folder(file: &Path) -> io::Result<()> {
-    let folder = folder_of(file);
-    if folder.is_dir() {
-        return Ok(());
-    }
-    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(FOLDER_MODE))
 }
 
 /// Flushes the name of a file, which is in its folder.
@@ -90,9 +79,7 @@ mod tests {
     #[test]
     fn what_is_made_is_its_owners_and_what_is_wider_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a/b/file");
-        make_folder(&path).unwrap();
-        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        let path = folder.path().join("file");
         drop(create_new(&path).unwrap());
         assert_eq!(mode(&path), 0o600);
         assert!(check(&path, "open").is_ok());

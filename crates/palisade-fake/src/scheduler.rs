@@ -307,7 +307,13 @@ impl Shared {
                 task.input = task.input.slice(..task.input.len().saturating_sub(1));
             }
             let attempt = kept.record.failures + kept.record.lost + 1;
-            leases.push(Lease { task, fence, attempt, expires_at: kept.lease_end });
+            leases.push(Lease {
+                task,
+                fence,
+                attempt,
+                submitted_at: kept.record.submitted_at,
+                expires_at: kept.lease_end,
+            });
         }
         leases
     }
