@@ -21,6 +21,7 @@ mod journal;
 mod kpi;
 mod latency;
 mod limits;
+mod lines;
 mod machine;
 mod mark;
 mod memory;
