@@ -22,7 +22,7 @@ use crate::aside::Wanted;
 use crate::clock::{from_millis, span, to_millis};
 use crate::fair::FairQueue;
 use crate::limits::Bucket;
-use crate::outcomes::{KeptAt, Outcomes};
+use crate::outcomes::{Hint, KeptAt, Outcomes};
 use crate::places::{Held, Places, is_long};
 use crate::retry::{self, Verdict};
 use crate::suspects::{Suspects, Turn};
@@ -1031,7 +1031,8 @@ impl Machine {
         let live = entry.bytes;
         let bytes = live + completion_bytes(&completion);
         let outcomes = if dead { &mut self.dead_letters } else { &mut self.results };
-        let kept = outcomes.insert(&entry.task.tenant, slot, bytes, until);
+        let hint = &mut self.tenants.all[entry.tenant as usize].hints[usize::from(dead)];
+        let kept = outcomes.insert(&entry.task.tenant, hint, slot, bytes, until);
         entry.place = Place::Done { state, at, kept };
         entry.completion = Some(completion);
         let (tenant, id) = (entry.tenant, entry.id);
@@ -1241,6 +1242,8 @@ struct TenantState {
     bytes: usize,
     /// It is among the idle.
     in_idle: bool,
+    /// Where its results and dead letters are.
+    hints: [Hint; 2],
     /// Those of them that wait for their time.
     delayed: usize,
     running: u32,
@@ -1258,6 +1261,7 @@ impl TenantState {
             tasks: 0,
             bytes: 0,
             in_idle: false,
+            hints: [Hint::default(); 2],
             delayed: 0,
             running: 0,
             submitted: None,

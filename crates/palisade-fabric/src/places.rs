@@ -67,6 +67,9 @@ impl Places {
     /// Whether a tenant may start a task there that takes long.
     pub(crate) fn has_room(&self, worker: u32, tenant: u32) -> bool {
         let worker = &self.workers[worker as usize];
+        if worker.long == 0 {
+            return true;
+        }
         let held = worker.by_tenant.get(&tenant).copied().unwrap_or_default();
         held < worker.places.saturating_sub(worker.long)
     }
