@@ -62,6 +62,11 @@ const REQUIREMENTS: &[Requirement] = &[
          after a bounded number of losses the task MUST go to the dead-letter queue.",
         "tasks stuck with dead workers, or killing workers for ever",
     ),
+    must(
+        "scheduler.lease.since",
+        "A lease MUST say when its task was submitted, as the task's record does.",
+        "workers and schedulers that measure one deadline from two places",
+    ),
     must("scheduler.lease.renewal", "A renewed lease MUST last.", "long tasks run twice"),
     must(
         "scheduler.lease.release",
@@ -119,12 +124,14 @@ const REQUIREMENTS: &[Requirement] = &[
     ),
     must(
         "scheduler.dead.requeue",
-        "The dead-letter queue MUST list its tasks in pages; one that is requeued starts from the beginning.",
+        "The dead-letter queue MUST list its tasks in pages; one that is requeued starts from the beginning, and one that is \
+         past its deadline is refused with `InvalidInput`.",
         "failed work that nobody can look at or repair",
     ),
     must(
         "scheduler.mode.obeyed",
-        "A paused scheduler MUST NOT lease; a draining one MUST NOT take tasks, and lease those it has.",
+        "A paused scheduler MUST NOT lease; a draining one MUST NOT take tasks, also none from the dead-letter queue, and \
+         lease those it has.",
         "maintenance that loses or starts work",
     ),
 ];
@@ -153,6 +160,7 @@ const CHECKS: &[Check<Ctx>] = &[
     check("scheduler.lease.wanted-again", &["scheduler.lease.plugin-limits"], "forgets-the-unwanted", wanted_again),
     check("scheduler.lease.expires", &["scheduler.lease.ends"], "never-expires", expires),
     check("scheduler.lease.lost-bounded", &["scheduler.lease.ends"], "retries-lost-for-ever", lost_bounded),
+    check("scheduler.lease.submitted", &["scheduler.lease.since"], "alters-submission-times", submitted),
     check("scheduler.lease.renewed", &["scheduler.lease.renewal"], "ignores-renewal", renewed),
     check("scheduler.lease.released", &["scheduler.lease.release"], "counts-releases", released),
     check("scheduler.lease.released-in-order", &["scheduler.lease.release"], "reverses-releases", released_in_order),
@@ -172,10 +180,12 @@ const CHECKS: &[Check<Ctx>] = &[
     check("scheduler.time.too-late", &["scheduler.time.deadline"], "ignores-deadline", too_late),
     check("scheduler.dead.listed", &["scheduler.dead.requeue"], "hides-dead-letters", dead_listed),
     check("scheduler.dead.from-the-beginning", &["scheduler.dead.requeue"], "requeues-spent", dead_again),
+    check("scheduler.dead.hopeless", &["scheduler.dead.requeue"], "requeues-hopeless", dead_too_late),
     check("scheduler.list.pages", &["scheduler.list.complete"], "skips-listed", list_pages),
     check("scheduler.list.filters", &["scheduler.list.complete"], "ignores-filters", list_filters),
     check("scheduler.mode.paused", &["scheduler.mode.obeyed"], "ignores-pause", paused),
     check("scheduler.mode.draining", &["scheduler.mode.obeyed"], "ignores-drain", draining),
+    check("scheduler.mode.draining-dead", &["scheduler.mode.obeyed"], "requeues-while-draining", draining_dead),
 ];
 
 /// Something that must happen, must within this time.
@@ -836,6 +846,21 @@ fn dead_listed(ctx: &mut Ctx) -> Result<(), Failure> {
     ctx.expect("how many there are", counted, counted == 3)
 }
 
+fn submitted(ctx: &mut Ctx) -> Result<(), Failure> {
+    let id = ctx.submit(task("tells its time"))?;
+    let record = ctx.block_on(ctx.subject().get(id));
+    let record = ctx.good("get", record)?;
+    ctx.enforce();
+    for attempt in ["first", "second"] {
+        let lease = ctx.one(LONG)?;
+        let since = lease.submitted_at;
+        ctx.expect(attempt, (since, record.submitted_at), since == record.submitted_at)?;
+        let state = ctx.complete(&lease, again(Duration::ZERO))?;
+        ctx.expect("its state", state, !state.is_final())?;
+    }
+    Ok(())
+}
+
 fn dead_again(ctx: &mut Ctx) -> Result<(), Failure> {
     let id = dead(ctx)?;
     let state = ctx.block_on(ctx.subject().requeue(id));
@@ -848,6 +873,24 @@ fn dead_again(ctx: &mut Ctx) -> Result<(), Failure> {
     ctx.expect("its attempt", (lease.task.id, lease.attempt), (lease.task.id, lease.attempt) == (id, 1))?;
     let state = ctx.complete(&lease, success())?;
     ctx.expect("its completion", state, state == TaskState::Completed)
+}
+
+fn dead_too_late(ctx: &mut Ctx) -> Result<(), Failure> {
+    let mut once = task("fails, and then it is too late");
+    once.retry.attempts_max = 1;
+    // So that it is not too late for the failure on a machine that is busy.
+    once.deadline = Some(SystemTime::now() + Duration::from_secs(1));
+    let left = || once.deadline.unwrap_or(SystemTime::UNIX_EPOCH).duration_since(SystemTime::now());
+    let id = ctx.submit(once.clone())?;
+    let lease = ctx.one(LONG)?;
+    let state = ctx.complete(&lease, again(Duration::ZERO))?;
+    ctx.expect("its state", state, state == TaskState::DeadLettered)?;
+    while let Ok(left) = left() {
+        ctx.within(left + Duration::from_millis(10), std::future::pending::<()>());
+    }
+    ctx.enforce();
+    let hopeless = ctx.block_on(ctx.subject().requeue(id));
+    ctx.refused("requeueing what is past its deadline", hopeless, ErrorKind::InvalidInput)
 }
 
 /// All that `query` asks for, page after page; more pages than there are tasks are a failure.
@@ -915,6 +958,15 @@ fn paused(ctx: &mut Ctx) -> Result<(), Failure> {
     set(ctx, SchedulerMode::Running)?;
     let leases = ctx.lease(10, LONG)?;
     ctx.expect("what is leased afterwards", leases.len(), leases.len() == 1)
+}
+
+fn draining_dead(ctx: &mut Ctx) -> Result<(), Failure> {
+    let id = dead(ctx)?;
+    let answer = ctx.block_on(ctx.subject().set_mode(SchedulerMode::Draining));
+    ctx.good("set_mode", answer)?;
+    ctx.enforce();
+    let refused = ctx.block_on(ctx.subject().requeue(id));
+    ctx.refused("requeueing in a scheduler that drains", refused, ErrorKind::Exhausted)
 }
 
 fn draining(ctx: &mut Ctx) -> Result<(), Failure> {

@@ -44,6 +44,7 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     /// * A task is never leased to two workers at once; after the lease ends it is given out again with a greater fence.
     /// * Dropping the future leases nothing.
     /// * While the scheduler is [paused](SchedulerMode::Paused), gives nothing.
+    /// * May give less for a time than there is, so that a task is alone which may have ended its last worker.
     fn lease(&self, request: LeaseRequest) -> BoxFuture<'_, Result<Vec<Lease>>>;
 
     /// Prolongs a lease and returns its new end.
@@ -128,7 +129,7 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// As [`Scheduler::submit`] and [`Scheduler::get`];
+    /// As [`Scheduler::submit`], also while it drains, and [`Scheduler::get`];
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the task is not in the dead-letter queue.
     fn requeue(&self, task: TaskId) -> BoxFuture<'_, Result<TaskState>>;
 
@@ -201,6 +202,10 @@ pub struct LeaseRequest {
     pub tasks_max: usize,
     /// Time until the lease ends unless it is renewed.
     pub lease_time: Duration,
+    /// Tasks the worker runs at once in all, those included that it has. A scheduler may leave some of these places to other
+    /// tenants than the one that wants them all. 0: it does not say.
+    #[serde(default)]
+    pub places: usize,
     /// Plugins of which the worker has room for fewer tasks than that. If one is named twice, the smaller limit holds.
     #[serde(default)]
     pub plugin_limits: Arc<[PluginLimit]>,
@@ -209,7 +214,7 @@ pub struct LeaseRequest {
 impl LeaseRequest {
     /// A request for tasks of any plugins.
     pub fn new(worker: WorkerId, tasks_max: usize, lease_time: Duration) -> LeaseRequest {
-        LeaseRequest { worker, tasks_max, lease_time, plugin_limits: Arc::default() }
+        LeaseRequest { worker, tasks_max, lease_time, places: 0, plugin_limits: Arc::default() }
     }
 }
 
@@ -231,6 +236,8 @@ pub struct Lease {
     pub fence: Fence,
     /// Which attempt this is, from 1; lost ones count.
     pub attempt: u32,
+    /// When the task was submitted, as in [`TaskRecord::submitted_at`].
+    pub submitted_at: SystemTime,
     /// When the right ends.
     pub expires_at: SystemTime,
 }

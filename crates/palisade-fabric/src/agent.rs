@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
-    Artifact, ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Instance, Module, Outcome, Policy, Prepared,
-    Resource, Result,
+    Artifact, ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Module, Outcome, Policy, Resource, Result,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::clock::to_millis;
 use crate::latency::Latencies;
+use crate::lines::{Line, Lines};
 use crate::trace::Traced;
 use crate::{AgentMemory, Events, MemoryLimits};
 
@@ -67,8 +67,8 @@ pub enum InstanceMode {
     /// Each task has an instance of its own: nothing of one task is left for the next.
     #[default]
     Fresh,
-    /// An instance serves task after task until it ends abnormally. Tasks of one policy share it, whoever submitted
-    /// them.
+    /// An instance serves task after task until it ends abnormally, or makes room for those of others. Tasks of one policy
+    /// share it, whoever submitted them.
     Kept,
 }
 
@@ -192,6 +192,8 @@ pub(crate) struct Agent {
     /// Told when there is room again, while somebody wants to hear of it.
     changed: Arc<Notify>,
     tells_of_room: AtomicBool,
+    /// Told when its last task ended.
+    pub(crate) ended: Notify,
     events: Events,
     state: Mutex<State>,
 }
@@ -208,19 +210,7 @@ struct State {
     latencies: Latencies,
     cpu_time: Duration,
     memory_peak_bytes: u64,
-    /// By the task's policy, the latest last.
-    prepared: Vec<(Policy, Arc<Line>)>,
-}
-
-/// Policies of tasks that are kept prepared.
-const PREPARED_MAX: usize = 16;
-/// Kept instances that wait for a task, of one policy.
-const IDLE_MAX: usize = 64;
-
-/// A module prepared for one policy, and the kept instances of it that wait.
-pub(crate) struct Line {
-    pub(crate) prepared: Arc<dyn Prepared>,
-    idle: Mutex<Vec<Box<dyn Instance>>>,
+    lines: Lines,
 }
 
 /// What an agent says to a task.
@@ -262,38 +252,8 @@ impl fmt::Debug for Agent {
     }
 }
 
-impl fmt::Debug for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line").field("prepared", &self.prepared).finish_non_exhaustive()
-    }
-}
-
-impl State {
-    /// What is prepared already for tasks with `policy`.
-    fn line(&mut self, policy: &Policy) -> Option<Arc<Line>> {
-        let at = self.prepared.iter().rposition(|(known, _)| known == policy)?;
-        let last = self.prepared.len() - 1;
-        if at != last {
-            self.prepared.swap(at, last);
-        }
-        Some(Arc::clone(&self.prepared[last].1))
-    }
-}
-
-impl Line {
-    pub(crate) fn take(&self) -> Option<Box<dyn Instance>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
-
-    pub(crate) fn give_back(&self, instance: Box<dyn Instance>) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_MAX {
-            idle.push(instance);
-        }
-    }
-}
-
 impl Agent {
+    /// Reads its memory from where it is kept, so this may take its time.
     pub(crate) fn new(
         template: AgentTemplate,
         host: &HostFunctions,
@@ -310,6 +270,7 @@ impl Agent {
             room: AtomicUsize::new(template.tasks_max.max(1)),
             changed,
             tells_of_room: AtomicBool::new(false),
+            ended: Notify::new(),
             state: Mutex::new(State {
                 state: AgentState::Spawned,
                 running: 0,
@@ -320,7 +281,7 @@ impl Agent {
                 latencies: Latencies::default(),
                 cpu_time: Duration::ZERO,
                 memory_peak_bytes: 0,
-                prepared: Vec::new(),
+                lines: Lines::default(),
             }),
             events,
             template,
@@ -368,14 +329,19 @@ impl Agent {
         state.rests_until = None;
         state.running += 1;
         self.enter(&mut state, next);
-        Ok(Beginning::Begun(state.line(policy)))
+        Ok(Beginning::Begun(state.lines.find(policy, now)))
     }
 
     /// Ends a task that [`Agent::begin`] began. Gives the pause before a restart when the agent failed.
     pub(crate) fn end(&self, completion: &Completion, latency: Duration, failed: bool, now: Instant) {
+        // Dropped outside of the lock.
+        let mut dropped = Lines::default();
         let mut state = self.lock();
         state.running -= 1;
         let left = state.running;
+        if left == 0 && matches!(state.state, AgentState::Draining | AgentState::Terminated) {
+            self.ended.notify_one();
+        }
         self.move_on(&mut state, Event::End { left });
         *state.outcomes.entry(name(completion)).or_default() += 1;
         state.latencies.add(latency);
@@ -393,31 +359,65 @@ impl Agent {
             if counted > budget.failures_max {
                 tracing::warn!(agent = &*self.template.name, "the agent failed too often and is terminated");
                 self.move_on(&mut state, Event::GiveUp);
-                state.prepared.clear();
+                dropped = std::mem::take(&mut state.lines);
             } else {
                 state.restarts += 1;
                 let pause = budget.backoff_initial.saturating_mul(1 << (counted - 1).min(31)).min(budget.backoff_max);
                 state.rests_until = now.checked_add(pause);
             }
         }
+        drop(state);
+        drop(dropped);
     }
 
-    pub(crate) fn drain(&self) {
+    /// Takes no more tasks. Gives where it was.
+    pub(crate) fn drain(&self) -> AgentState {
         let mut state = self.lock();
-        let running = state.running;
+        let (before, running) = (state.state, state.running);
         self.move_on(&mut state, Event::Drain { running });
+        before
+    }
+
+    /// Takes tasks again, when it cannot end yet.
+    pub(crate) fn resume(&self, before: AgentState) {
+        let mut state = self.lock();
+        self.enter(&mut state, before);
+    }
+
+    /// Tasks it runs.
+    pub(crate) fn running(&self) -> usize {
+        self.lock().running
     }
 
     /// Prepares the module for tasks with `policy`.
-    pub(crate) fn prepare(&self, module: &Arc<dyn Module>, policy: &Policy) -> Result<Arc<Line>> {
+    pub(crate) fn prepare(
+        &self,
+        module: &Arc<dyn Module>,
+        policy: &Policy,
+        weights: &Arc<AtomicUsize>,
+    ) -> Result<Arc<Line>> {
         let prepared = module.prepare(within(policy, &self.template.policy)?, self.host.clone())?;
-        let line = Arc::new(Line { prepared, idle: Mutex::default() });
-        let mut state = self.lock();
-        if state.prepared.len() >= PREPARED_MAX {
-            state.prepared.remove(0);
-        }
-        state.prepared.push((policy.clone(), Arc::clone(&line)));
+        let line = Line::new(prepared, self.template.artifact.bytes().len(), weights);
+        // What goes is dropped outside of the lock.
+        let (line, _gone) = self.lock().lines.insert(policy, line, Instant::now());
         Ok(line)
+    }
+
+    /// Drops what was prepared and is not used.
+    pub(crate) fn drop_idle_lines(&self, now: Instant) {
+        let gone = self.lock().lines.take_idle(now);
+        drop(gone);
+    }
+
+    /// When each of the lines that nobody uses now was used last.
+    pub(crate) fn unused_lines(&self) -> Vec<(Instant, usize)> {
+        self.lock().lines.unused()
+    }
+
+    /// Drops lines that nobody uses and that were not used after `until`.
+    pub(crate) fn drop_lines_until(&self, until: Instant) {
+        let gone = self.lock().lines.take_until(until);
+        drop(gone);
     }
 
     pub(crate) fn report(&self) -> AgentReport {

@@ -1,10 +1,10 @@
 //! Runs the tasks of a scheduler in a sandbox.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,14 +14,16 @@ use palisade_core::{
     LeaseRequest, MetricsSink, Outcome, Phase, Report, Resource, Result, Sandbox, Scheduler, TraceContext, Usage,
     WorkerId,
 };
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::agent::{Agent, Beginning, Line, Turn, name as outcome_name};
+use crate::agent::{Agent, Beginning, Turn, name as outcome_name};
 use crate::busy::BusyAgents;
 use crate::figures::{Figures, Notes, Told, quota_used};
+use crate::lines::{self, Line, WEIGHTS_BYTES_MAX};
 use crate::modules::Modules;
 use crate::trace::AttemptTrace;
 use crate::{AgentMemory, AgentReport, AgentTemplate, Events, InstanceMode, NullSink};
@@ -83,6 +85,9 @@ pub struct Executor {
     shared: Arc<Shared>,
     leasing: Option<JoinHandle<()>>,
     telling: JoinHandle<()>,
+    runtime: Handle,
+    /// Agents that are removed and still run tasks, and how saving their memory after that goes.
+    leaving: Mutex<Vec<(String, JoinHandle<Result<()>>)>>,
 }
 
 /// What became of the tasks that ran when an executor was drained.
@@ -102,6 +107,12 @@ struct Shared {
     options: Bounds,
     slots: Arc<Semaphore>,
     agents: Mutex<HashMap<ArtifactHash, Arc<Agent>>>,
+    /// Names and artifacts of agents that are being made, or were removed and are being saved. Locked after the agents.
+    taken: Mutex<HashSet<(String, ArtifactHash)>>,
+    /// What the lines of all agents weigh.
+    weights: Arc<AtomicUsize>,
+    /// Why no tasks are leased, while that is so.
+    trouble: Mutex<Option<Error>>,
     busy: BusyAgents,
     /// What tasks that run are to do.
     order: watch::Sender<Order>,
@@ -164,57 +175,117 @@ impl Executor {
             slots: Arc::new(Semaphore::new(bounds.tasks_max)),
             options: bounds,
             agents: Mutex::default(),
+            taken: Mutex::default(),
+            weights: Arc::default(),
+            trouble: Mutex::default(),
             busy: BusyAgents::default(),
             order: watch::Sender::new(Order::Work),
             metrics: Figures::new(options.metrics)?,
             events: options.events,
         });
-        let leasing = tokio::spawn(lease_all(Arc::clone(&shared)));
+        let leasing = tokio::spawn(keep_leasing(Arc::clone(&shared)));
         let telling = tokio::spawn(tell_agents(Arc::clone(&shared)));
-        Ok(Executor { shared, leasing: Some(leasing), telling })
+        let (runtime, leaving) = (Handle::current(), Mutex::default());
+        Ok(Executor { shared, leasing: Some(leasing), telling, runtime, leaving })
     }
 
-    /// Makes an agent, which runs the tasks of its template's artifact from now on.
+    /// Whether it gets tasks.
+    ///
+    /// # Errors
+    ///
+    /// The scheduler's, when it gave an error the last time it was asked; it is asked again from time to time.
+    pub fn check(&self) -> Result<()> {
+        let trouble = lock(&self.shared.trouble);
+        let Some(error) = &*trouble else { return Ok(()) };
+        Err(Error::new(error.kind(), "lease", format!("no tasks are leased: {error}")))
+    }
+
+    /// Makes an agent, which runs the tasks of its template's artifact from now on. Reads its memory from a file when there is
+    /// one, so call it where that may take its time.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] when there is an agent of that name or for that artifact,
-    /// [`ErrorKind::InvalidPolicy`], [`ErrorKind::Exhausted`] when there are too many agents; those of
-    /// [`AgentMemory::load`].
+    /// [`ErrorKind::InvalidPolicy`], [`ErrorKind::Exhausted`] when there are too many agents, and when one of that name or
+    /// artifact was removed and still runs tasks whose memory is to be saved; those of [`AgentMemory::load`].
     pub fn spawn(&self, template: AgentTemplate) -> Result<AgentMemory> {
         template.policy.validate()?;
         let plugin = template.artifact.hash();
-        let mut agents = self.shared.agents();
-        if agents.len() >= self.shared.options.agents_max {
-            return Err(Error::new(ErrorKind::Exhausted, "spawn", "there are too many agents")
-                .context("limit", self.shared.options.agents_max)
-                .help("remove one that is not needed"));
-        }
-        if agents.contains_key(&plugin) || agents.values().any(|agent| agent.template.name == template.name) {
-            let message = format!("there is an agent `{}` or another for this artifact already", template.name);
-            return Err(Error::new(ErrorKind::InvalidInput, "spawn", message));
-        }
+        let place = {
+            let agents = self.shared.agents();
+            let mut taken = lock(&self.shared.taken);
+            if agents.len() + taken.len() >= self.shared.options.agents_max {
+                return Err(Error::new(ErrorKind::Exhausted, "spawn", "there are too many agents")
+                    .context("limit", self.shared.options.agents_max)
+                    .help("remove one that is not needed"));
+            }
+            let named = |agent: &Arc<Agent>| agent.template.name == template.name;
+            if agents.contains_key(&plugin) || agents.values().any(named) {
+                let message = format!("there is an agent `{}` or another for this artifact already", template.name);
+                return Err(Error::new(ErrorKind::InvalidInput, "spawn", message));
+            }
+            if taken.iter().any(|(name, artifact)| *name == template.name || *artifact == plugin) {
+                let message = format!("an agent `{}` or another for this artifact still begins or ends", template.name);
+                return Err(Error::new(ErrorKind::Exhausted, "spawn", message)
+                    .help("wait until the tasks of the earlier one have ended")
+                    .retry_in(Duration::from_secs(1)));
+            }
+            Taken::take(&self.shared, &mut taken, (template.name.clone(), plugin))
+        };
         let agent = Agent::new(template, &self.shared.host, self.shared.events.clone(), self.shared.busy.changed())?;
         let memory = agent.memory.clone();
+        let mut agents = self.shared.agents();
         agents.insert(plugin, Arc::new(agent));
+        drop(place);
         Ok(memory)
     }
 
-    /// Removes an agent: it takes no more tasks, and ends when those it runs have ended. Gives its last report.
+    /// Removes an agent: it takes no more tasks, and ends when those it runs have ended. Gives its report. Its memory is
+    /// saved once nobody can change it any more: before this returns, or when the last of its tasks has ended.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`]; those of [`AgentMemory::save`], and then it is not removed.
+    /// [`ErrorKind::NotFound`]; those of [`AgentMemory::save`] when it runs no task, and then it is not removed. What fails
+    /// later is told by [`Executor::drain`] and in the log.
     pub fn remove(&self, name: &str) -> Result<AgentReport> {
-        let mut agents = self.shared.agents();
-        let found = agents.iter().find(|(_, agent)| agent.template.name == name);
-        let (plugin, agent) = found
-            .map(|(plugin, agent)| (*plugin, Arc::clone(agent)))
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, "remove", format!("there is no agent `{name}`")))?;
-        agent.save()?;
-        agents.remove(&plugin);
+        let (plugin, agent, before, place) = {
+            let mut agents = self.shared.agents();
+            let found = agents.iter().find(|(_, agent)| agent.template.name == name);
+            let (plugin, agent) = found
+                .map(|(plugin, agent)| (*plugin, Arc::clone(agent)))
+                .ok_or_else(|| Error::new(ErrorKind::NotFound, "remove", format!("there is no agent `{name}`")))?;
+            agents.remove(&plugin);
+            let place = Taken::take(&self.shared, &mut lock(&self.shared.taken), (name.to_owned(), plugin));
+            let before = agent.drain();
+            (plugin, agent, before, place)
+        };
+        if agent.running() == 0 {
+            if let Err(error) = agent.save() {
+                let mut agents = self.shared.agents();
+                agent.resume(before);
+                agents.insert(plugin, agent);
+                drop(place);
+                return Err(error);
+            }
+        } else if agent.template.memory_file.is_some() {
+            let leaver = Arc::clone(&agent);
+            let saving = self.runtime.spawn(async move {
+                while leaver.running() > 0 {
+                    leaver.ended.notified().await;
+                }
+                let saved = tokio::task::spawn_blocking(move || leaver.save()).await;
+                let saved = saved.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "save", "saving panicked")));
+                if let Err(error) = &saved {
+                    tracing::error!(agent = place.0.0, "the memory of a removed agent is not saved: {error}");
+                }
+                drop(place);
+                saved
+            });
+            let mut leaving = lock(&self.leaving);
+            leaving.retain(|(_, saving)| !saving.is_finished());
+            leaving.push((name.to_owned(), saving));
+        }
         self.shared.busy.remove(plugin);
-        agent.drain();
         Ok(agent.report())
     }
 
@@ -237,7 +308,9 @@ impl Executor {
         if let Some(leasing) = self.leasing.take() {
             let _ = leasing.await;
         }
-        self.shared.agents().values().for_each(|agent| agent.drain());
+        self.shared.agents().values().for_each(|agent| {
+            agent.drain();
+        });
         let all = u32::try_from(self.shared.options.tasks_max).unwrap_or(u32::MAX);
         let in_time = tokio::time::timeout(grace, self.shared.slots.acquire_many(all)).await.is_ok();
         if !in_time {
@@ -245,9 +318,29 @@ impl Executor {
             // Bounded: each task ends within the grace for stopping, or is dropped.
             let _ = self.shared.slots.acquire_many(all).await;
         }
-        let agents = self.shared.agents();
-        let unsaved = agents.values().filter_map(|agent| Some((agent.template.name.clone(), agent.save().err()?)));
-        Drained { in_time, unsaved: unsaved.collect() }
+        let agents: Vec<_> = self.shared.agents().values().cloned().collect();
+        let mut saving: Vec<_> = agents
+            .chunks(agents.len().div_ceil(SAVES_MAX).max(1))
+            .map(|part| {
+                let part = part.to_vec();
+                tokio::task::spawn_blocking(move || {
+                    let unsaved =
+                        part.iter().filter_map(|agent| Some((agent.template.name.clone(), agent.save().err()?)));
+                    unsaved.collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let mut unsaved = Vec::new();
+        for part in saving.drain(..) {
+            unsaved.extend(part.await.unwrap_or_default());
+        }
+        let leaving = std::mem::take(&mut *lock(&self.leaving));
+        for (name, saving) in leaving {
+            if let Ok(Err(error)) = saving.await {
+                unsaved.push((name, error));
+            }
+        }
+        Drained { in_time, unsaved }
     }
 }
 
@@ -261,16 +354,64 @@ impl Drop for Executor {
     }
 }
 
+/// Most memories saved at once: enough that a disk is busy.
+const SAVES_MAX: usize = 8;
+
+// What is locked is whole after each statement.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A name and an artifact that no other agent may have meanwhile.
+struct Taken((String, ArtifactHash), Arc<Shared>);
+
+impl Taken {
+    fn take(shared: &Arc<Shared>, taken: &mut HashSet<(String, ArtifactHash)>, what: (String, ArtifactHash)) -> Taken {
+        taken.insert(what.clone());
+        Taken(what, Arc::clone(shared))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        lock(&self.1.taken).remove(&self.0);
+    }
+}
+
 impl Shared {
-    // Whole after each statement.
     fn agents(&self) -> MutexGuard<'_, HashMap<ArtifactHash, Arc<Agent>>> {
-        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.agents)
     }
 
     fn tell_agents(&self) {
         // Looked at one by one later, so that nobody waits meanwhile.
         let agents: Vec<_> = self.agents().values().cloned().collect();
         self.metrics.agents(agents.iter().map(|agent| agent.state()));
+        let now = Instant::now();
+        agents.iter().for_each(|agent| agent.drop_idle_lines(now));
+    }
+
+    /// Makes room when what all agents have prepared is too much.
+    fn bound_lines(&self) {
+        let weights = self.weights.load(Ordering::Relaxed);
+        if weights <= WEIGHTS_BYTES_MAX {
+            return;
+        }
+        let agents: Vec<_> = self.agents().values().cloned().collect();
+        if let Some(until) = lines::cut(agents.iter().flat_map(|agent| agent.unused_lines()).collect(), weights) {
+            agents.iter().for_each(|agent| agent.drop_lines_until(until));
+        }
+    }
+
+    /// Notes whether tasks are leased, and says so in the log when that changes.
+    fn note_trouble(&self, trouble: Option<Error>) {
+        let mut noted = lock(&self.trouble);
+        match (&*noted, &trouble) {
+            (None, Some(error)) => tracing::error!("no tasks are leased: {error}"),
+            (Some(_), None) => tracing::info!("tasks are leased again"),
+            _ => {}
+        }
+        *noted = trouble;
     }
 }
 
@@ -286,10 +427,24 @@ async fn tell_agents(shared: Arc<Shared>) {
     }
 }
 
+/// Leases until it is told to end, also when a scheduler panics.
+async fn keep_leasing(shared: Arc<Shared>) {
+    let mut order = shared.order.subscribe();
+    while tokio::spawn(lease_all(Arc::clone(&shared))).await.is_err() {
+        shared.note_trouble(Some(Error::new(ErrorKind::Internal, "lease", "the scheduler panicked")));
+        tokio::select! {
+            () = ordered(&mut order, Order::Drain) => return,
+            () = tokio::time::sleep(PATIENCE.1) => {}
+        }
+    }
+}
+
 async fn lease_all(shared: Arc<Shared>) {
     let worker = WorkerId(Uuid::now_v7());
     let mut order = shared.order.subscribe();
     let mut patience = PATIENCE.0;
+    // Perhaps the last one panicked.
+    let mut troubled = true;
     let mut cut_short = 0;
     loop {
         let mut permits = tokio::select! {
@@ -306,6 +461,7 @@ async fn lease_all(shared: Arc<Shared>) {
             permits.merge(more);
         }
         let mut request = LeaseRequest::new(worker, permits.num_permits(), shared.options.lease_time);
+        request.places = shared.options.tasks_max;
         let tasks_max = request.tasks_max;
         let mut wish = shared.busy.wish(tasks_max);
         request.plugin_limits = Arc::clone(&wish.limits);
@@ -323,6 +479,9 @@ async fn lease_all(shared: Arc<Shared>) {
         match leases {
             Ok(leases) => {
                 patience = PATIENCE.0;
+                if std::mem::take(&mut troubled) {
+                    shared.note_trouble(None);
+                }
                 let has_more = leases.len() >= tasks_max;
                 // As many as were asked for at most.
                 let leased = leases.into_iter().map(|lease| {
@@ -334,8 +493,10 @@ async fn lease_all(shared: Arc<Shared>) {
                     shared.busy.had_enough(wish);
                 }
             }
-            Err(_) => {
+            Err(error) => {
                 drop(permits);
+                troubled = true;
+                shared.note_trouble(Some(error));
                 tokio::select! {
                     () = ordered(&mut order, Order::Drain) => return,
                     () = tokio::time::sleep(patience) => patience = (patience * 2).min(PATIENCE.1),
@@ -430,10 +591,14 @@ async fn report(shared: &Shared, ended: Vec<Completed>) {
         // It cannot be kept as it is, and would not be by another worker either. Any other error means that the scheduler
         // gave the task to somebody else or recorded its end already, or that it failed; then the lease ends by itself,
         // and the task is tried again.
-        if let Err(error) = answer
-            && error.kind() == ErrorKind::InvalidInput
-        {
-            let _ = shared.scheduler.complete(task, fence, host_error(&error)).await;
+        match answer {
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                let _ = shared.scheduler.complete(task, fence, host_error(&error)).await;
+            }
+            Err(error) if error.kind() != ErrorKind::Stale => {
+                tracing::warn!(%task, "the end of a task was not recorded: {error}");
+            }
+            _ => {}
         }
     }
     drop(permit);
@@ -529,9 +694,8 @@ async fn supervise(
     let deadline = lease.task.deadline;
     let left = deadline.map(|deadline| deadline.duration_since(SystemTime::now()).unwrap_or_default());
     let mut until_deadline = pin!(tokio::time::sleep(left.unwrap_or(Duration::MAX)));
-    let mut renewal = tokio::time::interval(shared.options.lease_time / 3);
-    renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    renewal.reset();
+    let lease_time = shared.options.lease_time;
+    let mut renewal = pin!(tokio::time::sleep(until_renewal(lease.expires_at, lease_time)));
     let stop = loop {
         tokio::select! {
             biased;
@@ -544,11 +708,14 @@ async fn supervise(
             },
             () = &mut until_deadline, if deadline.is_some() => break Stop::Deadline,
             () = ordered(&mut order, Order::Stop) => break Stop::Shutdown,
-            _ = renewal.tick() => {
-                let renewed = shared.scheduler.renew(task, fence, shared.options.lease_time).await;
-                if renewed.is_err_and(|error| error.kind() == ErrorKind::Stale) {
-                    break Stop::Unwanted;
-                }
+            () = &mut renewal => {
+                // Another way round while the scheduler fails, as long as the lease may last.
+                let next = match shared.scheduler.renew(task, fence, lease_time).await {
+                    Ok(expires_at) => until_renewal(expires_at, lease_time),
+                    Err(error) if error.kind() == ErrorKind::Stale => break Stop::Unwanted,
+                    Err(_) => (lease_time / 3).clamp(RENEWAL_MIN, PATIENCE.1),
+                };
+                renewal.as_mut().reset(tokio::time::Instant::now() + next);
                 if !watched {
                     (ended, watched) = (shared.scheduler.wait(task), true);
                 }
@@ -582,15 +749,21 @@ async fn supervise(
     Ok(Completion::Executed(Box::new(Execution::new(past_deadline(lease, phase), usage))))
 }
 
-/// The outcome of a task whose deadline passed. Counted from its creation, which its id tells.
+/// Soonest that a lease is renewed again.
+const RENEWAL_MIN: Duration = Duration::from_millis(1);
+
+/// How long to wait before a lease is renewed: a third of what the scheduler granted, which may be less than was asked for.
+fn until_renewal(expires_at: SystemTime, lease_time: Duration) -> Duration {
+    // Where the clocks disagree, what was asked for, but no long time.
+    let granted = expires_at.duration_since(SystemTime::now()).unwrap_or(Duration::from_secs(1));
+    (granted.min(lease_time) / 3).max(RENEWAL_MIN)
+}
+
+/// The outcome of a task whose deadline passed, counted from its submission, as the scheduler does.
 fn past_deadline(lease: &Lease, phase: Phase) -> Outcome {
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let created = lease.task.id.0.get_timestamp().map_or(SystemTime::UNIX_EPOCH, |stamp| {
-        let (seconds, nanos) = stamp.to_unix();
-        SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos)).unwrap_or(SystemTime::UNIX_EPOCH)
-    });
-    let since = |time: SystemTime| nanos(time.duration_since(created).unwrap_or_default());
-    let limit = since(lease.task.deadline.unwrap_or(created));
+    let since = |time: SystemTime| nanos(time.duration_since(lease.submitted_at).unwrap_or_default());
+    let limit = since(lease.task.deadline.unwrap_or(lease.submitted_at));
     Outcome::QuotaExceeded { resource: Resource::WallTime, limit, used: since(SystemTime::now()).max(limit + 1), phase }
 }
 
@@ -647,9 +820,9 @@ async fn attempt(
         Err(completion) => return completion,
     };
     let line = begun.line.take();
-    let completion = call(shared, &begun.turn.agent, line, lease, token, progress, trace).await;
+    let (completion, failed) = call(shared, &begun.turn.agent, line, lease, token, progress, trace).await;
     progress.enter(Phase::Teardown);
-    begun.end(&completion);
+    begun.end(&completion, failed);
     completion
 }
 
@@ -663,10 +836,9 @@ struct Begun {
 }
 
 impl Begun {
-    fn end(mut self, completion: &Completion) {
+    fn end(mut self, completion: &Completion, failed: bool) {
         self.ended = true;
         let agent = &self.turn.agent;
-        let failed = is_failure(completion, agent.template.instances);
         let now = Instant::now();
         agent.end(completion, now.duration_since(self.at), failed, now);
     }
@@ -683,18 +855,16 @@ impl Drop for Begun {
     }
 }
 
-/// Whether the agent, not only its task, failed: what made its instances is broken, or a kept instance is gone.
-fn is_failure(completion: &Completion, instances: InstanceMode) -> bool {
-    match completion {
-        Completion::HostError { retryable, .. } => !retryable && instances == InstanceMode::Kept,
-        Completion::Executed(execution) => match &execution.outcome {
-            Outcome::Crashed { .. } => true,
-            Outcome::Cancelled { .. } => false,
-            outcome => instances == InstanceMode::Kept && !outcome.leaves_instance_usable(),
-        },
+/// Whether the agent, not only its task, failed: its kept instance is gone.
+fn is_failure(outcome: &Outcome, instances: InstanceMode) -> bool {
+    match outcome {
+        Outcome::Crashed { .. } => true,
+        Outcome::Cancelled { .. } => false,
+        outcome => instances == InstanceMode::Kept && !outcome.leaves_instance_usable(),
     }
 }
 
+/// Calls the guest. Gives what came of it, and whether the agent failed.
 async fn call(
     shared: &Shared,
     agent: &Agent,
@@ -703,23 +873,32 @@ async fn call(
     token: &CancelToken,
     progress: &Progress,
     trace: Option<Arc<TraceContext>>,
-) -> Completion {
+) -> (Completion, bool) {
+    let kept = agent.template.instances == InstanceMode::Kept;
+    // What makes the instances of the agent is broken.
+    let broken = |error: Error| if kept && !error.kind().is_retryable() { Ended::Broken(error) } else { error.into() };
     let result = async {
         progress.enter(Phase::Loading);
         let line = match line {
             Some(line) => line,
             None => {
                 let module = unless_cancelled(token, shared.modules.get(&agent.template.artifact)).await;
-                agent.prepare(&module.ok_or(Ended::Cancelled)??, &lease.task.policy)?
+                let module = module.ok_or(Ended::Cancelled)?.map_err(broken)?;
+                // Refused where the task asks for too much, which is no fault of the agent.
+                let line = agent.prepare(&module, &lease.task.policy, &shared.weights)?;
+                shared.bound_lines();
+                line
             }
         };
         progress.enter(Phase::Starting);
-        let kept = agent.template.instances == InstanceMode::Kept;
         let idle = kept.then(|| line.take()).flatten();
         let was_kept = idle.is_some();
         let mut instance = match idle {
             Some(instance) => instance,
-            None => unless_cancelled(token, line.prepared.instantiate()).await.ok_or(Ended::Cancelled)??,
+            None => {
+                let made = unless_cancelled(token, line.prepared.instantiate()).await;
+                made.ok_or(Ended::Cancelled)?.map_err(broken)?
+            }
         };
         progress.enter(Phase::Running);
         let task = &lease.task;
@@ -731,7 +910,17 @@ async fn call(
         call.trace = trace;
         let _ = progress.notes.started.set((progress.begun.elapsed(), was_kept));
         // From here on the guest's call hears of the token itself, and says what it took.
-        let execution = instance.call(call).await?;
+        let execution = match instance.call(call).await {
+            Ok(execution) => execution,
+            // Asked for what there is not, by the task; no guest code ran, and the instance is as it was.
+            Err(error) if !matches!(error.kind(), ErrorKind::Stale | ErrorKind::Internal) => {
+                if kept {
+                    line.give_back(instance);
+                }
+                return Err(error.into());
+            }
+            Err(error) => return Err(broken(error)),
+        };
         if let Some(used) = quota_used(&line.prepared.policy().quota, &execution.usage) {
             let _ = progress.notes.quota_used.set(used);
         }
@@ -741,9 +930,13 @@ async fn call(
         Ok(execution)
     };
     match result.await {
-        Ok(execution) => Completion::Executed(Box::new(execution)),
-        Err(Ended::Cancelled) => cancelled(progress.phase()),
-        Err(Ended::Error(error)) => host_error(&error),
+        Ok(execution) => {
+            let failed = is_failure(&execution.outcome, agent.template.instances);
+            (Completion::Executed(Box::new(execution)), failed)
+        }
+        Err(Ended::Cancelled) => (cancelled(progress.phase()), false),
+        Err(Ended::Error(error)) => (host_error(&error), false),
+        Err(Ended::Broken(error)) => (host_error(&error), true),
     }
 }
 
@@ -751,6 +944,8 @@ async fn call(
 enum Ended {
     Cancelled,
     Error(Error),
+    /// The agent cannot run any task.
+    Broken(Error),
 }
 
 impl From<Error> for Ended {

@@ -26,15 +26,23 @@ pub struct SchedulerLimits {
     pub tenants_max: usize,
     /// What every tenant may do, except where it has limits of its own.
     pub tenant: TenantLimits,
+    /// Whether each tenant has a share of what all have in common, whatever its limits are, so that none can take it all.
+    /// Default: yes.
+    ///
+    /// * Of the queue's tasks and bytes, a tenant may have as much as is left: alone a half, beside others less,
+    ///   and some is always left.
+    /// * The same goes for a worker's [places](palisade_core::LeaseRequest::places), as far as tasks hold them that may run
+    ///   for more than a minute. Those that end sooner may use them all.
+    pub tenant_shares: bool,
     /// How long an outcome can be looked up. Default 1 hour.
     pub result_time: Duration,
-    /// Outcomes kept; beyond that the oldest go early. Default 100 000.
+    /// Outcomes kept; beyond that the oldest go early of the tenant that has most. Default 100 000.
     pub results_max: usize,
-    /// Bytes of outputs kept; beyond that the oldest outcomes go early. Default 256 MiB.
+    /// Bytes of outputs kept; beyond that the oldest outcomes go early of the tenant that has most. Default 256 MiB.
     pub results_bytes_max: usize,
     /// How long a task stays in the dead-letter queue. Default 7 days.
     pub dead_letter_time: Duration,
-    /// Tasks in the dead-letter queue; beyond that the oldest go early. Default 10 000.
+    /// Tasks in the dead-letter queue; beyond that the oldest go early of the tenant that has most. Default 10 000.
     pub dead_letters_max: usize,
     /// Bytes of output, error text and log one completion may carry. Default 64 MiB.
     pub completion_bytes_max: usize,
@@ -42,7 +50,9 @@ pub struct SchedulerLimits {
     pub lease_time_max: Duration,
     /// Most tasks in one answer to a lease request or a listing. Default 1024.
     pub batch_max: usize,
-    /// A task whose worker was lost this often goes to the dead-letter queue. Default 3.
+    /// A task whose worker was lost this often goes to the dead-letter queue. Default 3. When a scheduler with a journal
+    /// comes back from a crash, what ran beside others is run alone before it counts, so that a task which ends the process
+    /// takes no other along.
     pub lost_max: u32,
     /// How long after its deadline a running task's worker may still report. Default 5 s.
     pub deadline_grace: Duration,
@@ -57,6 +67,7 @@ impl Default for SchedulerLimits {
             task_bytes_max: 16 << 20,
             tenants_max: 10_000,
             tenant: TenantLimits::default(),
+            tenant_shares: true,
             result_time: Duration::from_secs(3600),
             results_max: 100_000,
             results_bytes_max: 256 << 20,
@@ -217,6 +228,19 @@ impl Bucket {
             return Ok(());
         }
         Err(Duration::from_millis(((missing / rate.per_second * 1000.0).ceil() as u64).clamp(1, 1 << 40)))
+    }
+
+    /// Whether nothing was taken from it for long enough.
+    pub(crate) fn is_full(&mut self, rate: Rate, now: Millis) -> bool {
+        // To count what came since.
+        let _ = self.ready(rate, now);
+        self.tokens >= f64::from(rate.burst) - 1e-6
+    }
+
+    /// Puts a token back that was taken for nothing.
+    pub(crate) fn put_back(&mut self, rate: Rate, now: Millis) {
+        let _ = self.ready(rate, now);
+        self.tokens = (self.tokens + 1.0).min(f64::from(rate.burst));
     }
 
     /// Takes the token that [`Bucket::ready`] saw.

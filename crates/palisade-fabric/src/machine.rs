@@ -6,7 +6,7 @@
 //!              +- retry -+- lost --+
 //! ```
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque, btree_map, hash_map};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,13 +22,19 @@ use crate::aside::Wanted;
 use crate::clock::{from_millis, span, to_millis};
 use crate::fair::FairQueue;
 use crate::limits::Bucket;
+use crate::outcomes::{Hint, KeptAt, Outcomes};
+use crate::places::{Held, Places, is_long};
 use crate::retry::{self, Verdict};
+use crate::suspects::{Suspects, Turn};
 use crate::wheel::{Millis, TimerId, Wheel};
 use crate::{Rate, SchedulerLimits, TenantLimits, TenantReport};
 
 /// Bits of a fence that count leases; the bits above are the epoch, which grows each time a journal is opened. So
 /// fences need not be on disk: those of an earlier epoch are smaller than all of a later one.
 const FENCE_BITS: u32 = 40;
+
+/// How often more a task may be lost beside others than alone: it may be healthy, but it is not tried for ever.
+const BESIDE_OTHERS: u32 = 8;
 
 /// Tasks looked at for one page of a list: some tens of microseconds.
 const LOOKED_AT_MAX: usize = 1024;
@@ -52,13 +58,20 @@ pub(crate) struct Machine {
     live: Total,
     delayed: usize,
     running: usize,
-    /// Outcomes but for the dead letters, in the order in which they are forgotten: the place, and when.
-    results: VecDeque<(u32, Millis)>,
+    places: Places,
+    /// Tenants that wait because they hold their share of some worker's places.
+    held_back: Vec<u32>,
+    /// The worker that asked last.
+    asked_last: Option<u32>,
+    suspects: Suspects,
+    suspects_timer: Option<TimerId>,
+    /// Outcomes but for the dead letters.
+    results: Outcomes,
     /// One timer for all of them, never later than the first.
-    results_timer: Option<TimerId>,
-    results_total: Total,
+    results_timer: Option<(Millis, TimerId)>,
+    dead_letters: Outcomes,
+    dead_timer: Option<(Millis, TimerId)>,
     dead: BTreeMap<TaskId, u32>,
-    dead_total: Total,
     pace: Pace,
     changes: Vec<Change>,
     forgotten: Vec<Entry>,
@@ -111,6 +124,8 @@ pub(crate) struct Entry {
     submitted_at: Millis,
     failures: u32,
     lost: u32,
+    /// It ran when the process ended before, and is run alone.
+    is_suspect: bool,
     /// The first fence since it lined up last; given back, it stands before those whose first came later.
     first_fence: u64,
     place: Place,
@@ -120,24 +135,10 @@ pub(crate) struct Entry {
 
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    Delayed {
-        until: Millis,
-        timer: TimerId,
-    },
-    Queued {
-        since: Millis,
-    },
-    Running {
-        fence: Fence,
-        timer: TimerId,
-    },
-    /// Dead letters have a timer of their own.
-    Done {
-        state: TaskState,
-        at: Millis,
-        timer: Option<TimerId>,
-        bytes: usize,
-    },
+    Delayed { until: Millis, timer: TimerId },
+    Queued { since: Millis },
+    Running { fence: Fence, timer: TimerId, held: Option<Held> },
+    Done { state: TaskState, at: Millis, kept: KeptAt },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -145,10 +146,12 @@ enum Timer {
     Ready(u32),
     Deadline(u32),
     LeaseEnd(u32),
-    /// A dead letter was kept for long enough.
-    Forget(u32),
-    /// A result was, if it is still there.
+    /// A dead letter was kept for long enough, if it is still there.
+    ForgetDead,
+    /// A result was.
     ForgetResults,
+    /// It may be another's turn.
+    Suspects,
     /// A tenant may start tasks again.
     Start(u32),
 }
@@ -212,6 +215,8 @@ impl Entry {
 impl Machine {
     pub(crate) fn new(limits: SchedulerLimits, epoch: u64, seed: u64, now: Millis) -> Machine {
         Machine {
+            results: Outcomes::new(limits.results_max, limits.results_bytes_max),
+            dead_letters: Outcomes::new(limits.dead_letters_max, limits.results_bytes_max),
             queue: FairQueue::new(limits.order),
             tenants: Tenants::new(limits.tenants_max),
             limits,
@@ -228,11 +233,14 @@ impl Machine {
             live: Total::default(),
             delayed: 0,
             running: 0,
-            results: VecDeque::new(),
+            places: Places::default(),
+            held_back: Vec::new(),
+            asked_last: None,
+            suspects: Suspects::default(),
+            suspects_timer: None,
             results_timer: None,
-            results_total: Total::default(),
+            dead_timer: None,
             dead: BTreeMap::new(),
-            dead_total: Total::default(),
             pace: Pace { last: now, interval: 0.0 },
             changes: Vec::new(),
             forgotten: Vec::new(),
@@ -259,14 +267,9 @@ impl Machine {
                     self.expire(slot, Phase::Queued);
                 }
                 Timer::LeaseEnd(slot) => self.lose(slot),
-                Timer::Forget(slot) => self.forget(slot),
-                Timer::ForgetResults => {
-                    self.results_timer = None;
-                    while self.results.front().is_some_and(|(_, until)| *until <= self.now) {
-                        self.forget_result();
-                    }
-                    self.watch_results();
-                }
+                Timer::ForgetDead => self.forget_overdue(true),
+                Timer::ForgetResults => self.forget_overdue(false),
+                Timer::Suspects => self.suspects_timer = None,
                 Timer::Start(tenant) => {
                     self.tenants.at(tenant).start_timer = None;
                     self.queue.unblock(tenant);
@@ -313,7 +316,7 @@ impl Machine {
 
     /// Whether a worker that asks now may get a task.
     pub(crate) fn has_work(&self) -> bool {
-        self.mode != SchedulerMode::Paused && !self.queue.is_empty()
+        self.mode != SchedulerMode::Paused && !(self.queue.is_empty() && self.suspects.is_empty())
     }
 
     pub(crate) fn submit(&mut self, now: Millis, task: Arc<Task>, bytes: usize) -> Result<Submission> {
@@ -321,26 +324,13 @@ impl Machine {
         if let Some(earlier) = self.earlier(&task) {
             return self.duplicate(earlier, &task);
         }
-        if self.mode == SchedulerMode::Draining {
-            return Err(refused("the scheduler drains and takes no more tasks").help("submit to another one"));
-        }
+        self.check_mode("submit")?;
         let deadline = task.deadline.map(to_millis);
         if deadline.is_some_and(|deadline| deadline <= self.now) {
             return Err(Error::new(ErrorKind::InvalidInput, "submit", "the task's deadline has passed")
                 .context("task", task.id));
         }
-        let tenant = self.admit(&task, bytes)?;
-        if let Some(rate) = self.tenants.at(tenant).limits.submit_rate {
-            let bucket = &mut self.tenants.at(tenant).submitted;
-            let bucket = bucket.get_or_insert_with(|| Bucket::full(rate, now));
-            if let Err(wait) = bucket.ready(rate, now) {
-                return Err(refused("the tenant submits more often than it may")
-                    .context("tenant", &task.tenant.0)
-                    .context("rate_per_second", rate.per_second)
-                    .retry_in(wait));
-            }
-            bucket.take();
-        }
+        let tenant = self.admit(&task, bytes, "submit")?;
         let id = task.id;
         let not_before = task.not_before.map(to_millis);
         let slot = self.insert(task, bytes, tenant, self.next_seq, self.now);
@@ -364,42 +354,101 @@ impl Machine {
         let now = self.now;
         let tasks_max = request.tasks_max.min(self.limits.batch_max);
         let mut wanted = (!request.plugin_limits.is_empty()).then(|| Wanted::new(&request.plugin_limits));
+        let worker = self.places.worker(request.worker, request.places).filter(|_| self.limits.tenant_shares);
+        if self.asked_last != worker {
+            // Who holds its share of one worker's places may have less of another's.
+            self.unblock_held_back();
+            self.asked_last = worker;
+        }
+        match self.suspects.turn(now, self.running, !self.queue.is_empty()) {
+            Turn::Others(another) => another.into_iter().for_each(|at| self.watch_suspects(at)),
+            Turn::Nobody(until) => {
+                self.watch_suspects(until);
+                return position;
+            }
+            Turn::Suspect => {
+                if let Some(slot) = self.next_suspect(worker, wanted.as_ref()) {
+                    let Entry { class, .. } = *self.entry(slot);
+                    self.suspects.start(slot, class, now, self.running == 0);
+                    return self.start(slot, request, worker, leases);
+                }
+            }
+        }
         self.queue.recall(wanted.as_ref(), tasks_max);
         while leases.len() < tasks_max {
             let (tenants, timers, slots) = (&mut self.tenants, &mut self.timers, &self.slots);
-            let may_start = |tenant| tenants.at(tenant).may_start(now, |at| timers.set(at, Timer::Start(tenant)));
+            let (places, held_back) = (&self.places, &mut self.held_back);
+            let may_start = |tenant| {
+                let has_room = worker.is_none_or(|worker| places.has_room(worker, tenant));
+                if !has_room {
+                    held_back.push(tenant);
+                }
+                has_room && tenants.at(tenant).may_start(now, |at| timers.set(at, Timer::Start(tenant)))
+            };
             let plugin_of =
                 |slot: u32| slots[slot as usize].as_ref().expect("what is queued has its entry").task.plugin;
             let Some(slot) = self.queue.pop(may_start, wanted.as_mut(), plugin_of) else { break };
-            let fence = Fence(self.next_fence);
-            self.next_fence += 1;
-            let expires_at = self.lease_end(slot, request.lease_time);
-            let timer = self.timers.set(expires_at, Timer::LeaseEnd(slot));
-            self.unwatch_deadline(slot);
-            let entry = self.entry_mut(slot);
-            let Place::Queued { since } = entry.place else { unreachable!("only queued tasks are in the queue") };
-            entry.place = Place::Running { fence, timer };
-            if entry.first_fence == 0 {
-                entry.first_fence = fence.0;
-            }
-            let (tenant, task) = (entry.tenant, Arc::clone(&entry.task));
-            position = position.max(entry.position);
-            let attempt = entry.failures + entry.lost + 1;
-            self.running += 1;
-            let waited = Duration::from_millis(now.saturating_sub(since));
-            self.changed(slot, What::Leased { waited, attempt });
-            leases.push(Lease { task, fence, attempt, expires_at: from_millis(expires_at) });
-            let tenant = self.tenants.at(tenant);
-            tenant.running += 1;
-            if let Some(started) = &mut tenant.started {
-                started.take();
-            }
+            position = position.max(self.start(slot, request, worker, leases));
             if let (Some(wanted), Some(lease)) = (&mut wanted, leases.last()) {
                 wanted.took(&lease.task.plugin);
             }
         }
         self.has_more = wanted.is_some_and(|wanted| wanted.is_tired());
         position
+    }
+
+    /// Leases a task that was taken out of its line. Gives its journal position.
+    fn start(&mut self, slot: u32, request: &LeaseRequest, worker: Option<u32>, leases: &mut Vec<Lease>) -> u64 {
+        let now = self.now;
+        let fence = Fence(self.next_fence);
+        self.next_fence += 1;
+        let expires_at = self.lease_end(slot, request.lease_time);
+        let timer = self.timers.set(expires_at, Timer::LeaseEnd(slot));
+        self.unwatch_deadline(slot);
+        let entry = self.slots[slot as usize].as_mut().expect("a slot in use has its entry");
+        let Place::Queued { since } = entry.place else { unreachable!("only queued tasks are in the queue") };
+        let tenant = entry.tenant;
+        let held = worker.filter(|_| is_long(&entry.task)).map(|worker| self.places.hold(worker, tenant));
+        entry.place = Place::Running { fence, timer, held };
+        if entry.first_fence == 0 {
+            entry.first_fence = fence.0;
+        }
+        let (task, position) = (Arc::clone(&entry.task), entry.position);
+        let (attempt, submitted_at) = (entry.failures + entry.lost + 1, from_millis(entry.submitted_at));
+        self.running += 1;
+        let waited = Duration::from_millis(now.saturating_sub(since));
+        self.changed(slot, What::Leased { waited, attempt });
+        leases.push(Lease { task, fence, attempt, submitted_at, expires_at: from_millis(expires_at) });
+        let tenant = self.tenants.at(tenant);
+        tenant.running += 1;
+        if let Some(started) = &mut tenant.started {
+            started.take();
+        }
+        position
+    }
+
+    /// The first that is to run alone and may start.
+    fn next_suspect(&mut self, worker: Option<u32>, wanted: Option<&Wanted>) -> Option<u32> {
+        let (slots, tenants, timers, now) = (&self.slots, &mut self.tenants, &mut self.timers, self.now);
+        let places = &self.places;
+        self.suspects.waiting().find(|slot| {
+            let entry = slots[*slot as usize].as_ref().expect("what waits has its entry");
+            let tenant = entry.tenant;
+            wanted.is_none_or(|wanted| wanted.wants(&entry.task.plugin))
+                && worker.is_none_or(|worker| places.has_room(worker, tenant))
+                && tenants.at(tenant).may_start(now, |at| timers.set(at, Timer::Start(tenant)))
+        })
+    }
+
+    fn watch_suspects(&mut self, at: Millis) {
+        if self.suspects_timer.is_none() {
+            self.suspects_timer = Some(self.timers.set(at, Timer::Suspects));
+        }
+    }
+
+    fn unblock_held_back(&mut self) {
+        let queue = &mut self.queue;
+        self.held_back.drain(..).for_each(|tenant| queue.unblock(tenant));
     }
 
     /// Whether the latest lease ended early, because it went past many tasks: there may be more for the same request.
@@ -431,6 +480,8 @@ impl Machine {
         let verdict = retry::judge(&completion);
         let completion = Arc::new(completion);
         self.stop(slot);
+        // It ended, and the process did not.
+        self.entry_mut(slot).is_suspect = false;
         Ok(match verdict {
             Verdict::Success => self.finish(slot, TaskState::Completed, completion),
             Verdict::Cancelled => self.finish(slot, TaskState::Cancelled, completion),
@@ -471,6 +522,12 @@ impl Machine {
         self.advance(now);
         let slot = self.held(task, fence, "release")?;
         self.stop(slot);
+        let (now, tenant) = (self.now, self.entry(slot).tenant);
+        let tenant = self.tenants.at(tenant);
+        if let (Some(started), Some(rate)) = (&mut tenant.started, tenant.limits.start_rate) {
+            // Nothing was started after all.
+            started.put_back(rate, now);
+        }
         self.enqueue(slot, true);
         self.watch_deadline(slot);
         self.changed(slot, What::Released);
@@ -494,25 +551,23 @@ impl Machine {
         self.advance(now);
         let slot = self.find(task, "requeue")?;
         let entry = self.entry(slot);
-        let Place::Done { state: TaskState::DeadLettered, timer, bytes: kept, .. } = entry.place else {
+        let Place::Done { state: TaskState::DeadLettered, kept, .. } = entry.place else {
             return Err(Error::new(ErrorKind::InvalidInput, "requeue", "the task is not in the dead-letter queue")
                 .context("task", task)
                 .context("state", format!("{:?}", self.state(slot))));
         };
+        self.check_mode("requeue")?;
         if entry.deadline.is_some_and(|(deadline, _)| deadline <= self.now) {
             return Err(Error::new(ErrorKind::InvalidInput, "requeue", "the task's deadline has passed")
                 .context("task", task)
                 .help("submit it anew with a later deadline"));
         }
         let (record, bytes) = (Arc::clone(&entry.task), entry.bytes);
-        let tenant = self.admit(&record, bytes)?;
-        if let Some(timer) = timer {
-            self.timers.cancel(timer);
-        }
+        let tenant = self.admit(&record, bytes, "requeue")?;
         self.dead.remove(&task);
-        self.dead_total.subtract(kept);
+        self.dead_letters.remove(slot, kept);
         self.live.add(bytes);
-        self.tenants.enter(tenant);
+        self.tenants.enter(tenant, bytes);
         let entry = self.entry_mut(slot);
         (entry.tenant, entry.failures, entry.lost, entry.completion) = (tenant, 0, 0, None);
         self.enqueue(slot, false);
@@ -625,7 +680,7 @@ impl Machine {
 
     pub(crate) fn stats(&self) -> SchedulerStats {
         SchedulerStats {
-            queued: Priority::ALL.iter().map(|class| self.queue.len(*class) as u64).sum(),
+            queued: Priority::ALL.iter().map(|class| self.queued(*class) as u64).sum(),
             delayed: self.delayed as u64,
             running: self.running as u64,
             dead_lettered: self.dead.len() as u64,
@@ -634,12 +689,24 @@ impl Machine {
 
     /// Tasks that wait for a worker, by class from the most urgent; that are delayed; that run; dead letters.
     pub(crate) fn gauges(&self) -> [usize; 7] {
-        let [critical, high, normal, low] = Priority::ALL.map(|class| self.queue.len(class));
+        let [critical, high, normal, low] = Priority::ALL.map(|class| self.queued(class));
         [critical, high, normal, low, self.delayed, self.running, self.dead.len()]
     }
 
-    /// Takes back what a journal kept. In the order of `seq`, before anything else happens.
-    pub(crate) fn restore(&mut self, seq: u64, task: Arc<Task>, bytes: usize, status: Status) -> Result<()> {
+    fn queued(&self, class: Priority) -> usize {
+        self.queue.len(class) + self.suspects.len(class)
+    }
+
+    /// Takes back what a journal kept. In the order of `seq`, before anything else happens. `was_alone`: one task at most
+    /// was running.
+    pub(crate) fn restore(
+        &mut self,
+        seq: u64,
+        task: Arc<Task>,
+        bytes: usize,
+        status: Status,
+        was_alone: bool,
+    ) -> Result<()> {
         let tenant = self.tenant(&task.tenant, "restore")?;
         let slot = self.insert(task, bytes, tenant, seq, status.submitted_at);
         let entry = self.entry_mut(slot);
@@ -648,11 +715,15 @@ impl Machine {
             TaskState::Delayed => self.delay(slot, status.ready_at),
             TaskState::Queued => {
                 self.lined_up.push(tenant);
+                self.entry_mut(slot).is_suspect = status.lost > 0;
                 self.enqueue(slot, false);
             }
-            // Its worker lived in the process that ended, or cannot know that its lease did.
+            // Its worker lived in the process that ended, or cannot know that its lease did. With others beside it, it
+            // need not be the one that ended it.
             TaskState::Running => {
-                self.count_lost(slot, false);
+                self.entry_mut(slot).is_suspect = true;
+                let lost_max = self.limits.lost_max;
+                self.count_lost(slot, false, if was_alone { lost_max } else { lost_max.saturating_mul(BESIDE_OTHERS) });
                 return Ok(());
             }
             state => {
@@ -723,7 +794,8 @@ impl Machine {
     }
 
     /// Checks the bounds a new task would break, and gives its tenant.
-    fn admit(&mut self, task: &Task, bytes: usize) -> Result<u32> {
+    fn admit(&mut self, task: &Task, bytes: usize, operation: &'static str) -> Result<u32> {
+        let refused = |message| refused(operation, message);
         let full = |what: &'static str, limit: usize| {
             Err(refused("the queue is full").context("bound", what).context("limit", limit).retry_in(self.advice()))
         };
@@ -733,7 +805,10 @@ impl Machine {
         if self.live.bytes + bytes > self.limits.bytes_max {
             return full("bytes", self.limits.bytes_max);
         }
-        let tenant = self.tenant(&task.tenant, "submit")?;
+        let tenant = self.tenant(&task.tenant, operation)?;
+        let advice = self.advice();
+        let (free, free_bytes) = (self.limits.tasks_max - self.live.tasks, self.limits.bytes_max - self.live.bytes);
+        let shares = self.limits.tenant_shares;
         let state = self.tenants.at(tenant);
         if let Some(limit) = state.limits.tasks_max
             && state.tasks >= limit
@@ -741,9 +816,37 @@ impl Machine {
             return Err(refused("the tenant has as many tasks as it may")
                 .context("tenant", &task.tenant.0)
                 .context("limit", limit)
-                .retry_in(self.advice()));
+                .retry_in(advice));
+        }
+        // As much as is left, so that some is left whoever comes (dynamic thresholds: Choudhury and Hahne 1998).
+        if shares && (state.tasks >= free || state.bytes + bytes > free_bytes) {
+            return Err(refused("the tenant has its share of the queue, which is as much as is left for others")
+                .context("tenant", &task.tenant.0)
+                .context("tasks", state.tasks)
+                .context("bytes", state.bytes)
+                .retry_in(advice));
+        }
+        if let Some(rate) = state.limits.submit_rate {
+            let now = self.now;
+            let bucket = state.submitted.get_or_insert_with(|| Bucket::full(rate, now));
+            if let Err(wait) = bucket.ready(rate, now) {
+                return Err(refused("the tenant submits more often than it may")
+                    .context("tenant", &task.tenant.0)
+                    .context("rate_per_second", rate.per_second)
+                    .retry_in(wait));
+            }
+            bucket.take();
         }
         Ok(tenant)
+    }
+
+    fn check_mode(&self, operation: &'static str) -> Result<()> {
+        if self.mode == SchedulerMode::Draining {
+            return Err(
+                refused(operation, "the scheduler drains and takes no more tasks").help("submit to another one")
+            );
+        }
+        Ok(())
     }
 
     /// How long until a hundredth of a full queue is done, at the present pace.
@@ -760,10 +863,10 @@ impl Machine {
         let queue = &mut self.queue;
         let timers = &mut self.timers;
         self.tenants
-            .make(name, self.limits.tenant, queue, timers)
+            .make(name, self.limits.tenant, self.now, queue, timers)
             .inspect(|tenant| queue.set_weight(*tenant, weight(self.limits.tenant)))
             .ok_or_else(|| {
-                Error::new(ErrorKind::Exhausted, operation, "as many tenants have tasks as there may be tenants")
+                Error::new(ErrorKind::Exhausted, operation, "as many tenants are known as there may be tenants")
                     .context("limit", self.limits.tenants_max)
                     .retry_in(Duration::from_secs(1))
             })
@@ -792,12 +895,13 @@ impl Machine {
             submitted_at,
             failures: 0,
             lost: 0,
+            is_suspect: false,
             first_fence: 0,
             place: Place::Queued { since: self.now },
             completion: None,
         });
         self.live.add(bytes);
-        self.tenants.enter(tenant);
+        self.tenants.enter(tenant, bytes);
         slot
     }
 
@@ -819,7 +923,12 @@ impl Machine {
             self.delayed -= 1;
             self.tenants.at(tenant).delayed -= 1;
         }
-        if in_front {
+        if self.entry(slot).is_suspect {
+            match in_front {
+                true => self.suspects.give_back(slot, class),
+                false => self.suspects.push(slot, class),
+            }
+        } else if in_front {
             let Entry { first_fence, task, .. } = self.entry(slot);
             let (first_fence, plugin) = (*first_fence, task.plugin);
             self.queue.give_back(class, tenant, plugin, slot, first_fence);
@@ -840,12 +949,18 @@ impl Machine {
                 self.delayed -= 1;
                 self.tenants.at(tenant).delayed -= 1;
             }
+            Place::Queued { .. } if entry.is_suspect => self.suspects.remove(slot, class),
             Place::Queued { .. } => self.queue.remove(class, tenant, entry.task.plugin, slot),
-            Place::Running { timer, .. } => {
+            Place::Running { timer, held, .. } => {
                 self.timers.cancel(timer);
                 self.running -= 1;
                 self.tenants.at(tenant).running -= 1;
                 self.queue.unblock(tenant);
+                self.suspects.end(slot, self.now);
+                if let Some(held) = held {
+                    self.places.give_back(held, tenant);
+                    self.unblock_held_back();
+                }
             }
             Place::Done { .. } => {}
         }
@@ -857,11 +972,10 @@ impl Machine {
         if self.entry(slot).deadline.is_some_and(|(deadline, _)| deadline <= self.now) {
             return self.finish_expired(slot, Phase::Running);
         }
-        self.count_lost(slot, true);
+        self.count_lost(slot, true, self.limits.lost_max);
     }
 
-    fn count_lost(&mut self, slot: u32, in_front: bool) {
-        let lost_max = self.limits.lost_max;
+    fn count_lost(&mut self, slot: u32, in_front: bool, lost_max: u32) {
         let entry = self.entry_mut(slot);
         entry.lost += 1;
         if entry.lost >= lost_max {
@@ -911,86 +1025,84 @@ impl Machine {
     /// Keeps an outcome for as long as there is time and room.
     fn settle(&mut self, slot: u32, state: TaskState, at: Millis, completion: Arc<Completion>) {
         let dead = state == TaskState::DeadLettered;
-        let kept = if dead { self.limits.dead_letter_time } else { self.limits.result_time };
-        let until = at.saturating_add(span(kept));
-        let timer = dead.then(|| self.timers.set(until, Timer::Forget(slot)));
-        let entry = self.entry_mut(slot);
+        let time = if dead { self.limits.dead_letter_time } else { self.limits.result_time };
+        let until = at.saturating_add(span(time));
+        let entry = self.slots[slot as usize].as_mut().expect("a slot in use has its entry");
         let live = entry.bytes;
         let bytes = live + completion_bytes(&completion);
-        entry.place = Place::Done { state, at, timer, bytes };
+        let outcomes = if dead { &mut self.dead_letters } else { &mut self.results };
+        let hint = &mut self.tenants.all[entry.tenant as usize].hints[usize::from(dead)];
+        let kept = outcomes.insert(&entry.task.tenant, hint, slot, bytes, until);
+        entry.place = Place::Done { state, at, kept };
         entry.completion = Some(completion);
         let (tenant, id) = (entry.tenant, entry.id);
         self.live.subtract(live);
-        self.tenants.leave(tenant);
+        self.tenants.leave(tenant, live);
         if dead {
             self.dead.insert(id, slot);
-            self.dead_total.add(bytes);
-            while self.dead.len() > self.limits.dead_letters_max
-                || self.dead_total.bytes > self.limits.results_bytes_max
-            {
-                let Some(oldest) = self.dead.values().next().copied() else { break };
-                self.forget(oldest);
-            }
-        } else {
-            match self.results.back() {
-                // Those of a journal come in the order of their submission.
-                Some((_, last)) if *last > until => {
-                    let place = self.results.partition_point(|(_, other)| *other <= until);
-                    self.results.insert(place, (slot, until));
-                    if place == 0
-                        && let Some(timer) = self.results_timer.take()
-                    {
-                        self.timers.cancel(timer);
-                    }
-                }
-                _ => self.results.push_back((slot, until)),
-            }
-            self.results_total.add(bytes);
-            while self.results_total.tasks > self.limits.results_max
-                || self.results_total.bytes > self.limits.results_bytes_max
-            {
-                self.forget_result();
-            }
-            self.watch_results();
         }
+        while let Some(surplus) = self.outcomes(dead).surplus(slot) {
+            self.forget(surplus);
+        }
+        self.watch_outcomes(dead, Some(until));
     }
 
-    /// Sees to it that the first of the results is forgotten in time.
-    fn watch_results(&mut self) {
-        if self.results_timer.is_none()
-            && let Some((_, until)) = self.results.front()
+    fn outcomes(&mut self, dead: bool) -> &mut Outcomes {
+        if dead { &mut self.dead_letters } else { &mut self.results }
+    }
+
+    /// Sees to it that the first of the outcomes is forgotten in time. `until`: when one is that came just now.
+    fn watch_outcomes(&mut self, dead: bool, until: Option<Millis>) {
+        let watched = if dead { self.dead_timer } else { self.results_timer };
+        if let (Some((at, _)), Some(until)) = (watched, until)
+            && at <= until
         {
-            self.results_timer = Some(self.timers.set(*until, Timer::ForgetResults));
+            return;
         }
+        let Some(next) = self.outcomes(dead).next_due() else { return };
+        if let Some((_, timer)) = watched {
+            self.timers.cancel(timer);
+        }
+        let timer = self.timers.set(next, if dead { Timer::ForgetDead } else { Timer::ForgetResults });
+        *(if dead { &mut self.dead_timer } else { &mut self.results_timer }) = Some((next, timer));
     }
 
-    fn forget_result(&mut self) {
-        if let Some((slot, _)) = self.results.pop_front() {
+    /// Forgets outcomes whose time is over, when their timer came.
+    fn forget_overdue(&mut self, dead: bool) {
+        *(if dead { &mut self.dead_timer } else { &mut self.results_timer }) = None;
+        let now = self.now;
+        while let Some(slot) = self.outcomes(dead).overdue(now) {
             self.forget(slot);
         }
+        self.watch_outcomes(dead, None);
     }
 
-    /// Forgets a dead letter, or a result that is none of the results any more.
+    /// Forgets an outcome.
     fn forget(&mut self, slot: u32) {
         let Some(entry) = self.slots[slot as usize].take() else { return };
         self.free.push(slot);
-        self.by_id.remove(&entry.id);
+        // A journal that ended between a task and the end of an earlier one under the same id or key gives both back.
+        if let btree_map::Entry::Occupied(known) = self.by_id.entry(entry.id)
+            && *known.get() == slot
+        {
+            known.remove();
+        }
         if entry.has_key
             && let Some(key) = &entry.task.idempotency_key
+            && let hash_map::Entry::Occupied(known) =
+                self.by_key.entry((entry.task.tenant.clone(), entry.task.plugin, key.clone()))
+            && *known.get() == slot
         {
-            self.by_key.remove(&(entry.task.tenant.clone(), entry.task.plugin, key.clone()));
+            known.remove();
         }
-        match entry.place {
-            Place::Done { state: TaskState::DeadLettered, bytes, timer, .. } => {
-                if let Some(timer) = timer {
-                    self.timers.cancel(timer);
-                }
-                self.dead.remove(&entry.id);
-                self.dead_total.subtract(bytes);
-            }
-            Place::Done { bytes, .. } => self.results_total.subtract(bytes),
-            _ => unreachable!("only tasks with an outcome are forgotten"),
+        let Place::Done { state, kept, .. } = entry.place else {
+            unreachable!("only tasks with an outcome are forgotten")
+        };
+        let dead = state == TaskState::DeadLettered;
+        if dead && self.dead.get(&entry.id) == Some(&slot) {
+            self.dead.remove(&entry.id);
         }
+        self.outcomes(dead).remove(slot, kept);
         self.forgotten.push(entry);
     }
 
@@ -1080,8 +1192,8 @@ impl Machine {
     }
 }
 
-fn refused(message: &'static str) -> Error {
-    Error::new(ErrorKind::Exhausted, "submit", message)
+fn refused(operation: &'static str, message: &'static str) -> Error {
+    Error::new(ErrorKind::Exhausted, operation, message)
 }
 
 fn weight(limits: TenantLimits) -> u32 {
@@ -1111,7 +1223,12 @@ struct Tenants {
     free: Vec<u32>,
     /// Those with tasks or limits of their own, which are not forgotten.
     needed: usize,
+    /// Those that may be forgotten, and some that are needed again since.
+    idle: VecDeque<u32>,
 }
+
+/// Tenants looked at to find one that can be forgotten: a few microseconds.
+const IDLE_LOOKED_AT_MAX: usize = 64;
 
 #[derive(Debug)]
 struct TenantState {
@@ -1121,6 +1238,12 @@ struct TenantState {
     own: Option<TenantLimits>,
     /// Tasks without an outcome.
     tasks: usize,
+    /// Their bytes.
+    bytes: usize,
+    /// It is among the idle.
+    in_idle: bool,
+    /// Where its results and dead letters are.
+    hints: [Hint; 2],
     /// Those of them that wait for their time.
     delayed: usize,
     running: u32,
@@ -1136,6 +1259,9 @@ impl TenantState {
             limits,
             own: None,
             tasks: 0,
+            bytes: 0,
+            in_idle: false,
+            hints: [Hint::default(); 2],
             delayed: 0,
             running: 0,
             submitted: None,
@@ -1146,6 +1272,15 @@ impl TenantState {
 
     fn is_needed(&self) -> bool {
         self.own.is_some() || self.tasks > 0
+    }
+
+    /// Whether it may do as much as one that nobody knows.
+    fn has_its_rates(&mut self, now: Millis) -> bool {
+        let is_full = |bucket: &mut Option<Bucket>, rate: Option<Rate>| match (bucket, rate) {
+            (Some(bucket), Some(rate)) => bucket.is_full(rate, now),
+            _ => true,
+        };
+        is_full(&mut self.submitted, self.limits.submit_rate) && is_full(&mut self.started, self.limits.start_rate)
     }
 
     fn queued(&self) -> usize {
@@ -1183,7 +1318,14 @@ impl TenantState {
 
 impl Tenants {
     fn new(max: usize) -> Tenants {
-        Tenants { max: max.max(1), all: Vec::new(), by_name: HashMap::new(), free: Vec::new(), needed: 0 }
+        Tenants {
+            max: max.max(1),
+            all: Vec::new(),
+            by_name: HashMap::new(),
+            free: Vec::new(),
+            needed: 0,
+            idle: VecDeque::new(),
+        }
     }
 
     fn at(&mut self, tenant: u32) -> &mut TenantState {
@@ -1194,22 +1336,24 @@ impl Tenants {
         self.by_name.get(name).copied()
     }
 
-    /// Makes room for a tenant, forgetting those that need not be remembered; `None` when there are none.
+    /// Makes room for a tenant, forgetting one that need not be remembered; `None` when there is none.
     fn make(
         &mut self,
         name: &Tenant,
         limits: TenantLimits,
+        now: Millis,
         queue: &mut FairQueue,
         timers: &mut Wheel<Timer>,
     ) -> Option<u32> {
         if self.by_name.len() >= self.max {
-            if self.needed >= self.max {
-                return None;
+            let forgotten = self.forgettable(now, queue)?;
+            let state = &mut self.all[forgotten as usize];
+            if let Some(timer) = state.start_timer.take() {
+                timers.cancel(timer);
             }
-            // First those who had no more than their share; if all had more, all are forgiven.
-            if self.forget(timers, queue, |queue, tenant| queue.is_forgettable(tenant)) == 0 {
-                self.forget(timers, queue, |_, _| true);
-            }
+            self.by_name.remove(&state.name);
+            queue.forget(forgotten);
+            self.free.push(forgotten);
         }
         let state = TenantState::new(name.clone(), limits);
         let tenant = match self.free.pop() {
@@ -1223,45 +1367,57 @@ impl Tenants {
             }
         };
         self.by_name.insert(name.clone(), tenant);
+        self.rest(tenant);
         Some(tenant)
     }
 
-    fn forget(
-        &mut self,
-        timers: &mut Wheel<Timer>,
-        queue: &mut FairQueue,
-        which: impl Fn(&FairQueue, u32) -> bool,
-    ) -> usize {
-        let all = &mut self.all;
-        let free = &mut self.free;
-        let before = free.len();
-        self.by_name.retain(|_, tenant| {
-            let state = &mut all[*tenant as usize];
-            let keep = state.is_needed() || !which(queue, *tenant);
-            if !keep {
-                if let Some(timer) = state.start_timer.take() {
-                    timers.cancel(timer);
-                }
-                queue.forget(*tenant);
-                free.push(*tenant);
+    /// Takes an idle tenant out that can be forgotten: who used up what it may do in a time cannot, or it could have that
+    /// again by having others forgotten. Of several, one that had no more than its share; if all had more, one is forgiven.
+    fn forgettable(&mut self, now: Millis, queue: &FairQueue) -> Option<u32> {
+        let mut forgiven = None;
+        for _ in 0..self.idle.len().min(IDLE_LOOKED_AT_MAX) {
+            let tenant = self.idle.pop_front()?;
+            let state = &mut self.all[tenant as usize];
+            if state.is_needed() {
+                state.in_idle = false;
+                continue;
             }
-            keep
-        });
-        free.len() - before
+            if state.has_its_rates(now) {
+                if queue.is_forgettable(tenant) {
+                    // The one that was found before stays.
+                    return Some(tenant);
+                }
+                forgiven = forgiven.or(Some(tenant));
+            }
+            self.idle.push_back(tenant);
+        }
+        self.idle.retain(|tenant| Some(*tenant) != forgiven);
+        forgiven
+    }
+
+    /// Notes a tenant that is not needed now.
+    fn rest(&mut self, tenant: u32) {
+        let state = &mut self.all[tenant as usize];
+        if !state.is_needed() && !std::mem::replace(&mut state.in_idle, true) {
+            self.idle.push_back(tenant);
+        }
     }
 
     /// A task without an outcome more.
-    fn enter(&mut self, tenant: u32) {
+    fn enter(&mut self, tenant: u32, bytes: usize) {
         let state = &mut self.all[tenant as usize];
         self.needed += usize::from(!state.is_needed());
         state.tasks += 1;
+        state.bytes += bytes;
     }
 
     /// A task without an outcome less.
-    fn leave(&mut self, tenant: u32) {
+    fn leave(&mut self, tenant: u32, bytes: usize) {
         let state = &mut self.all[tenant as usize];
         state.tasks -= 1;
+        state.bytes -= bytes;
         self.needed -= usize::from(!state.is_needed());
+        self.rest(tenant);
     }
 
     /// Sets a tenant's own limits, and gives what it may do with `others` for the rest.
@@ -1280,6 +1436,7 @@ impl Tenants {
         }
         state.limits = limits;
         debug_assert_eq!(self.by_name.get(&state.name), Some(&tenant));
+        self.rest(tenant);
         limits
     }
 

@@ -1,13 +1,15 @@
 //! The memory of an agent: keys and values that outlive its instances, and that no other agent sees.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use palisade_core::{Bytes, Error, ErrorKind, HostFunctionError, HostFunctions, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::private;
 
 /// Bounds of an agent's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,7 +166,7 @@ impl AgentMemory {
         self.lock().bytes
     }
 
-    /// Writes everything to `path`, in place of what was there: as a whole or not at all.
+    /// Writes everything to `path`, in place of what was there: as a whole or not at all. The file is its owner's only (0600).
     ///
     /// # Errors
     ///
@@ -186,14 +188,13 @@ impl AgentMemory {
         next.push(".new");
         let next = Path::new(&next);
         let write = || {
-            let mut file = File::create(next)?;
+            let mut file = private::open(next)?;
+            file.set_len(0)?;
             file.write_all(&crc32fast::hash(&body).to_le_bytes())?;
             file.write_all(&body)?;
             file.sync_all()?;
             fs::rename(next, path)?;
-            // The name itself is in the folder.
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+            private::sync_name(path)
         };
         write().map_err(|error| failed("cannot write the agent's memory", error))
     }
@@ -203,8 +204,9 @@ impl AgentMemory {
     /// # Errors
     ///
     /// [`ErrorKind::Corrupt`] when it is something else, [`ErrorKind::Exhausted`] when it does not fit into `limits`,
-    /// [`ErrorKind::Io`].
+    /// [`ErrorKind::InvalidInput`] when others may read or change it, [`ErrorKind::Io`].
     pub fn load(limits: MemoryLimits, path: &Path) -> Result<AgentMemory> {
+        private::check(path, "load")?;
         let memory = AgentMemory::new(limits);
         let corrupt =
             || Error::new(ErrorKind::Corrupt, "load", "the agent's memory is damaged").context("file", path.display());
@@ -365,6 +367,22 @@ mod tests {
             fs::write(&path, &whole[..at]).unwrap();
             assert_eq!(AgentMemory::load(limits, &path).unwrap_err().kind(), ErrorKind::Corrupt);
         }
+    }
+
+    #[test]
+    fn saved_memory_is_its_owners_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory");
+        let memory = AgentMemory::new(MemoryLimits::default());
+        memory.save(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = AgentMemory::load(MemoryLimits::default(), &path).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("chmod 600"), "{error}");
+        memory.save(&path).unwrap();
+        assert_eq!(mode(&path), 0o600, "what is written anew is private again");
     }
 
     #[test]

@@ -165,11 +165,14 @@ impl LocalScheduler {
                 Ok(())
             })?;
             machine = Machine::new(limits.clone(), epoch, seed, clock.millis());
+            let is_running =
+                |one: &&Kept| matches!(one, Kept::Task { status, .. } if status.state == TaskState::Running);
+            let was_alone = kept.iter().filter(is_running).count() <= 1;
             for one in kept {
                 match one {
                     Kept::Task { seq, task, status } => {
                         let bytes = admission::weigh(&task);
-                        machine.restore(seq, Arc::new(*task), bytes, status)?;
+                        machine.restore(seq, Arc::new(*task), bytes, status, was_alone)?;
                     }
                     Kept::Limits { tenant, limits } => machine.restore_limits(&tenant, limits)?,
                 }

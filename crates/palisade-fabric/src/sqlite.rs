@@ -1,23 +1,25 @@
 //! The journal in an SQLite file.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, fs};
 
 use palisade_core::{Completion, Error, ErrorKind, Result, Task, TaskState, Tenant};
+use rusqlite::config::DbConfig;
 use rusqlite::ffi::ErrorCode;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Journal, JournalEntry, Kept, Status};
+use crate::mark::{self, Mark, Said};
+use crate::{Journal, JournalEntry, Kept, Status, private};
 
 /// "PLSD", so that no other program's file is taken for a journal.
 const APPLICATION_ID: i32 = 0x504c_5344;
-/// Format 1 had no limits of tenants.
-const FORMAT: i32 = 2;
+/// Format 1 had no limits of tenants, format 2 did not count its commits.
+const FORMAT: i32 = 3;
 const PAGE_BYTES: u64 = 4096;
 
 // What never changes about a task and what does lie apart, so that many changes share a page.
@@ -43,13 +45,31 @@ const TENANT_TABLE: &str = "
     CREATE TABLE tenant (name TEXT PRIMARY KEY, limits BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
+/// What format 3 added. Each commit leaves its number in a row that it writes anyway, or in the epoch's.
+const COMMITS: &str = "
+    ALTER TABLE status ADD COLUMN commits INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE epoch ADD COLUMN commits INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE epoch ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+";
+
 /// A journal in one SQLite file: write-ahead log, flushed with every commit (`synchronous = FULL`).
 ///
 /// The file is locked while it is in use. Tasks and tenants' limits are MessagePack with field names, each with a CRC-32, because SQLite
 /// itself notices damage to its structure only.
+///
+/// SQLite takes a log that is damaged, short or gone as one that ends there. So the journal counts its commits, and the number
+/// of those that were acknowledged is in a file of its own beside it (`NAME-mark`): one with fewer is refused, before anything
+/// is changed. What a loss of power may leave is no damage, and is opened.
+///
+/// The files are made for their owner only (0600); others' rights to them are refused.
 pub struct SqliteJournal {
     connection: Connection,
     path: PathBuf,
+    mark: Mark,
+    /// Commits that are safe.
+    commits: u64,
+    /// How many it must have at least, until it was opened.
+    commits_min: u64,
 }
 
 impl fmt::Debug for SqliteJournal {
@@ -65,12 +85,53 @@ impl SqliteJournal {
     /// # Errors
     ///
     /// [`ErrorKind::Corrupt`] when the file is no journal or damaged, [`ErrorKind::Unsupported`] when a newer version
-    /// wrote it, [`ErrorKind::Exhausted`] when another process uses it, else [`ErrorKind::Io`].
+    /// wrote it, [`ErrorKind::Exhausted`] when another process uses it, [`ErrorKind::InvalidInput`] when others may read
+    /// it, else [`ErrorKind::Io`].
     pub fn new(path: impl AsRef<Path>, bytes_max: u64) -> Result<SqliteJournal> {
-        let path = path.as_ref().to_owned();
+        SqliteJournal::with(path.as_ref(), bytes_max, false)
+    }
+
+    /// As [`SqliteJournal::new`], also when commits are missing or its mark is gone: takes what there is up to the damage, of
+    /// which each part is still checked. What is missing is lost, and a warning says how much that is.
+    ///
+    /// # Errors
+    ///
+    /// As [`SqliteJournal::new`]; [`ErrorKind::Corrupt`] when what is left is damaged itself.
+    pub fn recover(path: impl AsRef<Path>, bytes_max: u64) -> Result<SqliteJournal> {
+        SqliteJournal::with(path.as_ref(), bytes_max, true)
+    }
+
+    fn with(path: &Path, bytes_max: u64, recovers: bool) -> Result<SqliteJournal> {
+        let path = path.to_owned();
         let failed = |error| failure("open", &path, error);
+        let io_failed = |error| io_failure("open", &path, error);
+        let mark_path = mark::path_of(&path);
+        let log_path = beside(&path, "-wal");
+        for file in [&path, &log_path, &beside(&path, "-journal"), &mark_path] {
+            private::check(file, "open")?;
+        }
+        let said = mark::read(&mark_path).map_err(io_failed)?;
+        // Asked, not opened: closing a file lets go of all locks this process has on it. And asked before SQLite sees it,
+        // which deletes the log of an empty file. One that was being made may be cut short, with neither.
+        let is_empty = bytes_of(&path) < PAGE_BYTES;
+        if is_empty && bytes_of(&log_path) > 0 {
+            return Err(corrupt(&path, "its log is there, and the file itself is gone or cut short"));
+        }
+        if is_empty && !matches!(said, Said::Nothing | Said::Commits(0)) {
+            return Err(corrupt(&path, "its mark is there, and the file itself is gone or cut short"));
+        }
+        if is_empty {
+            Mark::open(&mark_path).map_err(io_failed)?;
+            // SQLite gives the log the rights of the file.
+            match private::create_new(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(io_failed(error)),
+                _ => {}
+            }
+        }
         let mut connection = Connection::open(&path).map_err(failed)?;
         connection.busy_timeout(Duration::ZERO).map_err(failed)?;
+        // Until it is known to be whole, closing it changes nothing.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
         let number = |connection: &Connection, pragma: &str| {
             connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0)).map_err(failed)
         };
@@ -90,27 +151,62 @@ impl SqliteJournal {
                     .help("use the version of palisade that wrote it, or a later one"));
             }
         }
-        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+        let commits_min = match said {
+            Said::Commits(commits) if !recovers => commits,
+            _ if recovers || format < FORMAT && said == Said::Nothing => 0,
+            Said::Damaged => return Err(corrupt(&path, "its mark, which says how much it has, is damaged")),
+            _ => return Err(corrupt(&path, "its mark, which says how much it has, is gone")),
+        };
+        if format < FORMAT && commits_min > 0 {
+            return Err(corrupt(&path, "it is older than its mark"));
+        }
         connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
-        // A checkpoint holds up the commit that triggers it, so they are few: every 16 MiB.
-        connection.pragma_update(None, "wal_autocheckpoint", 4096).map_err(failed)?;
         let pages = (bytes_max / PAGE_BYTES).max(16);
         connection.pragma_update(None, "max_page_count", i64::try_from(pages).unwrap_or(i64::MAX)).map_err(failed)?;
+        // Before the format that must have one.
+        let mark = Mark::open(&mark_path).map_err(io_failed)?;
         if format != FORMAT {
             let transaction = connection.transaction().map_err(failed)?;
             if is_new {
                 transaction.execute_batch(TABLES).map_err(failed)?;
                 transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
             }
-            transaction.execute_batch(TENANT_TABLE).map_err(failed)?;
+            if format < 2 {
+                transaction.execute_batch(TENANT_TABLE).map_err(failed)?;
+            }
+            transaction.execute_batch(COMMITS).map_err(failed)?;
+            let number = epoch_of(&transaction).map_err(failed)?.0;
+            keep_epoch(&transaction, number, 0).map_err(failed)?;
             transaction.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
             transaction.commit().map_err(failed)?;
         }
-        Ok(SqliteJournal { connection, path })
+        // A new one's tables are in the file itself by now, without a log; those of an earlier format are brought there. So
+        // the file always says that there must be a mark.
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+        if !is_new && format != FORMAT {
+            let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i32>(0));
+            if busy.map_err(failed)? != 0 {
+                return Err(Error::new(ErrorKind::Internal, "open", "the log cannot be written back"));
+            }
+        }
+        // A checkpoint holds up the commit that triggers it, so they are few: every 16 MiB.
+        connection.pragma_update(None, "wal_autocheckpoint", 4096).map_err(failed)?;
+        Ok(SqliteJournal { connection, path, mark, commits: commits_min, commits_min })
     }
 
-    fn read(&self, each: &mut dyn FnMut(Kept) -> Result<()>) -> Result<()> {
+    /// Gives everything back. Gives the epoch, and how many commits it has.
+    fn read(&self, each: &mut dyn FnMut(Kept) -> Result<()>) -> Result<(i64, u64)> {
         let failed = |error| failure("open", &self.path, error);
+        // What SQLite knows of its own structure; what is in the rows has checksums of ours.
+        let verdict = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+        let verdict = verdict.map_err(failed)?;
+        if verdict != "ok" {
+            return Err(corrupt(&self.path, &verdict));
+        }
+        let (epoch, mut commits, crc) = epoch_of(&self.connection).map_err(failed)?;
+        if crc != epoch_crc(epoch, commits) {
+            return Err(corrupt(&self.path, "the epoch does not match its checksum"));
+        }
         let orphans = "SELECT seq FROM status WHERE seq NOT IN (SELECT seq FROM task) LIMIT 1";
         let orphan = self.connection.query_row(orphans, [], |row| row.get::<_, i64>(0)).optional().map_err(failed)?;
         if let Some(seq) = orphan {
@@ -126,14 +222,16 @@ impl SqliteJournal {
             .connection
             .prepare(
                 "SELECT seq, body, task.crc, state, submitted_at, ready_at, finished_at, failures, lost, completion,
-                    status.crc FROM task LEFT JOIN status USING (seq) ORDER BY seq",
+                    status.crc, commits FROM task LEFT JOIN status USING (seq) ORDER BY seq",
             )
             .map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
-            each(kept_task(row).map_err(|problem| self.unreadable(problem))?)?;
+            let (one, commit) = kept_task(row).map_err(|problem| self.unreadable(problem))?;
+            commits = commits.max(commit);
+            each(one)?;
         }
-        Ok(())
+        Ok((epoch, commits))
     }
 
     fn unreadable(&self, problem: Problem) -> Error {
@@ -146,18 +244,34 @@ impl SqliteJournal {
 
 impl Journal for SqliteJournal {
     fn open(&mut self, each: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64> {
-        self.read(each)?;
-        let sql = "UPDATE epoch SET number = number + 1 RETURNING number";
-        let epoch = self.connection.query_row(sql, [], |row| row.get::<_, i64>(0));
-        epoch.map(i64::cast_unsigned).map_err(|error| failure("open", &self.path, error))
+        let (epoch, commits) = self.read(each)?;
+        if commits < self.commits_min {
+            let missing = self.commits_min - commits;
+            let what =
+                format!("the latest {missing} of {} commits are missing; its log is damaged or gone", self.commits_min);
+            return Err(corrupt(&self.path, &what));
+        }
+        let (epoch, commits) = (epoch + 1, commits + 1);
+        let failed = |error| failure("open", &self.path, error);
+        // Committed before it is told: a statement that returns rows gives them before.
+        let transaction = self.connection.transaction().map_err(failed)?;
+        keep_epoch(&transaction, epoch, commits).map_err(failed)?;
+        transaction.commit().map_err(failed)?;
+        self.mark.begin(commits).map_err(|error| io_failure("open", &self.path, error))?;
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;
+        (self.commits, self.commits_min) = (commits, 0);
+        Ok(epoch.cast_unsigned())
     }
 
     fn commit(&mut self, batch: &[JournalEntry]) -> Result<()> {
         let path = &self.path;
-        write(&mut self.connection, batch).map_err(|problem| match problem {
+        let commits = self.commits + 1;
+        write(&mut self.connection, batch, commits).map_err(|problem| match problem {
             Problem::Sqlite(error) => failure("commit", path, error),
             Problem::Damaged(what) => Error::new(ErrorKind::Internal, "commit", what),
-        })
+        })?;
+        self.commits = commits;
+        self.mark.note(commits).map_err(|error| io_failure("commit", path, error))
     }
 }
 
@@ -172,20 +286,25 @@ impl From<rusqlite::Error> for Problem {
     }
 }
 
-fn write(connection: &mut Connection, batch: &[JournalEntry]) -> Result<(), Problem> {
+fn write(connection: &mut Connection, batch: &[JournalEntry], commits: u64) -> Result<(), Problem> {
     // Of several changes to one task the last one counts; those before it need not be written.
     let mut later = HashSet::with_capacity(batch.len());
-    let mut is_needed = |entry: &&JournalEntry| seq(entry).is_none_or(|seq| later.insert(seq)) || is_body(entry);
+    let mut leaves_its_number = false;
+    let mut is_needed = |entry: &&JournalEntry| {
+        let is_last = seq(entry).is_none_or(|seq| later.insert(seq));
+        leaves_its_number |= is_last && matches!(entry, JournalEntry::Submit { .. } | JournalEntry::Update { .. });
+        is_last || is_body(entry)
+    };
     let mut needed: Vec<_> = batch.iter().rev().filter(&mut is_needed).collect();
     needed.reverse();
     let transaction = connection.transaction()?;
     {
         let mut insert = transaction.prepare_cached("INSERT INTO task VALUES (?1, ?2, ?3)")?;
         let mut insert_status =
-            transaction.prepare_cached("INSERT INTO status VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
+            transaction.prepare_cached("INSERT INTO status VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?;
         let mut update_status = transaction.prepare_cached(
             "UPDATE status SET state = ?2, submitted_at = ?3, ready_at = ?4, finished_at = ?5, failures = ?6, lost = ?7,
-                completion = ?8, crc = ?9 WHERE seq = ?1",
+                completion = ?8, crc = ?9, commits = ?10 WHERE seq = ?1",
         )?;
         let mut delete_task = transaction.prepare_cached("DELETE FROM task WHERE seq = ?1")?;
         let mut delete_status = transaction.prepare_cached("DELETE FROM status WHERE seq = ?1")?;
@@ -194,9 +313,9 @@ fn write(connection: &mut Connection, batch: &[JournalEntry]) -> Result<(), Prob
                 JournalEntry::Submit { seq, task, status } => {
                     let body = encode(&**task)?;
                     insert.execute(params![seq.cast_signed(), body, body_crc(*seq, &body)])?;
-                    keep(&mut insert_status, *seq, status)?;
+                    keep(&mut insert_status, *seq, status, commits)?;
                 }
-                JournalEntry::Update { seq, status } => keep(&mut update_status, *seq, status)?,
+                JournalEntry::Update { seq, status } => keep(&mut update_status, *seq, status, commits)?,
                 JournalEntry::Forget { seq } => {
                     delete_task.execute([seq.cast_signed()])?;
                     delete_status.execute([seq.cast_signed()])?;
@@ -214,12 +333,27 @@ fn write(connection: &mut Connection, batch: &[JournalEntry]) -> Result<(), Prob
             }
         }
     }
+    if !leaves_its_number {
+        let number = epoch_of(&transaction)?.0;
+        keep_epoch(&transaction, number, commits)?;
+    }
     transaction.commit()?;
     Ok(())
 }
 
+/// The epoch's number, the number of the commit that wrote it, and its checksum.
+fn epoch_of(connection: &Connection) -> rusqlite::Result<(i64, u64, u32)> {
+    let mut statement = connection.prepare_cached("SELECT number, commits, crc FROM epoch")?;
+    statement.query_row([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned(), row.get(2)?)))
+}
+
+fn keep_epoch(connection: &Connection, number: i64, commits: u64) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached("UPDATE epoch SET number = ?1, commits = ?2, crc = ?3")?;
+    statement.execute(params![number, commits.cast_signed(), epoch_crc(number, commits)]).map(drop)
+}
+
 /// Inserts or updates a row of `status`.
-fn keep(statement: &mut rusqlite::Statement<'_>, seq: u64, status: &Status) -> Result<(), Problem> {
+fn keep(statement: &mut rusqlite::Statement<'_>, seq: u64, status: &Status, commits: u64) -> Result<(), Problem> {
     let completion = status.completion.as_deref().map(encode).transpose()?;
     let rows = statement.execute(params![
         seq.cast_signed(),
@@ -230,7 +364,8 @@ fn keep(statement: &mut rusqlite::Statement<'_>, seq: u64, status: &Status) -> R
         status.failures,
         status.lost,
         completion,
-        status_crc(seq, status, completion.as_deref()),
+        status_crc(seq, status, completion.as_deref(), commits),
+        commits.cast_signed(),
     ])?;
     if rows == 1 { Ok(()) } else { Err(Problem::Damaged("a task that changed was never submitted")) }
 }
@@ -258,7 +393,8 @@ fn kept_limits(row: &rusqlite::Row<'_>) -> Result<Kept, Problem> {
     Ok(Kept::Limits { limits: decode(limits)?, tenant: Tenant(name) })
 }
 
-fn kept_task(row: &rusqlite::Row<'_>) -> Result<Kept, Problem> {
+/// A task, and the number of the commit that wrote it last.
+fn kept_task(row: &rusqlite::Row<'_>) -> Result<(Kept, u64), Problem> {
     let seq = row.get::<_, i64>(0)?.cast_unsigned();
     let body: &[u8] = row.get_ref(1)?.as_blob().map_err(|_| Problem::Damaged("a task's body is no blob"))?;
     if row.get::<_, u32>(2)? != body_crc(seq, body) {
@@ -277,11 +413,12 @@ fn kept_task(row: &rusqlite::Row<'_>) -> Result<Kept, Problem> {
         lost: row.get(8)?,
         completion: None,
     };
-    if row.get::<_, u32>(10)? != status_crc(seq, &status, completion) {
+    let commits = row.get::<_, i64>(11)?.cast_unsigned();
+    if row.get::<_, u32>(10)? != status_crc(seq, &status, completion, commits) {
         return Err(Problem::Damaged("a task's status does not match its checksum"));
     }
     status.completion = completion.map(decode::<Completion>).transpose()?.map(Arc::new);
-    Ok(Kept::Task { seq, task: Box::new(decode::<Task>(body)?), status })
+    Ok((Kept::Task { seq, task: Box::new(decode::<Task>(body)?), status }, commits))
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Problem> {
@@ -308,7 +445,14 @@ fn limits_crc(name: &str, limits: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-fn status_crc(seq: u64, status: &Status, completion: Option<&[u8]>) -> u32 {
+fn epoch_crc(number: i64, commits: u64) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&number.to_le_bytes());
+    hasher.update(&commits.to_le_bytes());
+    hasher.finalize()
+}
+
+fn status_crc(seq: u64, status: &Status, completion: Option<&[u8]>, commits: u64) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     for number in [seq, status.submitted_at, status.ready_at, status.finished_at] {
         hasher.update(&number.to_le_bytes());
@@ -318,6 +462,10 @@ fn status_crc(seq: u64, status: &Status, completion: Option<&[u8]>) -> u32 {
     }
     hasher.update(state_name(status.state).as_bytes());
     hasher.update(completion.unwrap_or_default());
+    // Rows of earlier formats have no number.
+    if commits > 0 {
+        hasher.update(&commits.to_le_bytes());
+    }
     hasher.finalize()
 }
 
@@ -339,10 +487,31 @@ fn state_named(name: &str) -> Option<TaskState> {
     STATES.iter().find(|(_, known)| *known == name).map(|(state, _)| *state)
 }
 
+/// The file of a journal whose name ends like this.
+fn beside(journal: &Path, ending: &str) -> PathBuf {
+    let mut path = journal.as_os_str().to_owned();
+    path.push(ending);
+    path.into()
+}
+
+/// How large a file is; 0 when it is not there.
+fn bytes_of(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
 fn corrupt(path: &Path, what: &str) -> Error {
+    let name = path.display();
+    let help = format!("nothing was changed; restore {name}* together from a backup, or move them away to begin anew");
     Error::new(ErrorKind::Corrupt, "open", format!("the journal is damaged: {what}"))
+        .context("journal", name)
+        .help(help)
+}
+
+fn io_failure(operation: &'static str, path: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, operation, "the journal cannot be read or written")
         .context("journal", path.display())
-        .help("restore the file from a backup, or move it away to begin anew")
+        .help("look at the disk and the files' permissions")
+        .source(error)
 }
 
 fn failure(operation: &'static str, path: &Path, error: rusqlite::Error) -> Error {

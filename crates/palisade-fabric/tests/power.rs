@@ -11,6 +11,7 @@ mod support;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -345,6 +346,7 @@ fn write_files(folder: &Path, content: &Content) {
     fs::create_dir(folder).expect("a folder");
     for (name, bytes) in content {
         fs::write(folder.join(name), bytes).expect("a file");
+        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o600)).expect("its owner's only");
     }
 }
 

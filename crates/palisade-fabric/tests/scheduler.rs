@@ -357,7 +357,7 @@ fn figures_are_told() {
     let (scheduler, clock) = manual(|options| {
         options.metrics = Arc::clone(&sink) as _;
         options.tenant_labels_max = 1;
-        options.limits.tasks_max = 3;
+        (options.limits.tasks_max, options.limits.tenant_shares) = (3, false);
     });
     block_on(async {
         for tenant in ["a", "b", "b"] {

@@ -53,6 +53,8 @@ faults! {
     NeverExpires = "never-expires",
     /// A lost worker's task is given up on after no number of times.
     RetriesLostForEver = "retries-lost-for-ever",
+    /// A lease says another time of submission.
+    AltersSubmissionTimes = "alters-submission-times",
     /// A renewed lease ends as if it were not.
     IgnoresRenewal = "ignores-renewal",
     /// A second completion replaces the first.
@@ -87,6 +89,10 @@ faults! {
     HidesDeadLetters = "hides-dead-letters",
     /// A task that is requeued keeps its count of failures.
     RequeuesSpent = "requeues-spent",
+    /// A task past its deadline is requeued.
+    RequeuesHopeless = "requeues-hopeless",
+    /// While it drains, tasks are taken from the dead-letter queue.
+    RequeuesWhileDraining = "requeues-while-draining",
     /// Pausing does nothing.
     IgnoresPause = "ignores-pause",
     /// Draining does nothing.
@@ -307,7 +313,11 @@ impl Shared {
                 task.input = task.input.slice(..task.input.len().saturating_sub(1));
             }
             let attempt = kept.record.failures + kept.record.lost + 1;
-            leases.push(Lease { task, fence, attempt, expires_at: kept.lease_end });
+            let submitted_at = match self.has(SchedulerFault::AltersSubmissionTimes) {
+                true => SystemTime::UNIX_EPOCH,
+                false => kept.record.submitted_at,
+            };
+            leases.push(Lease { task, fence, attempt, submitted_at, expires_at: kept.lease_end });
         }
         leases
     }
@@ -574,10 +584,18 @@ impl Scheduler for FakeScheduler {
         Box::pin(async move {
             self.shared.with(|state| {
                 let order = state.next_order();
+                let drains = state.mode == SchedulerMode::Draining;
                 let kept = state.find(task, "requeue")?;
                 if kept.record.state != TaskState::DeadLettered {
                     let message = "the task is not in the dead-letter queue";
                     return Err(Error::new(ErrorKind::InvalidInput, "requeue", message));
+                }
+                if drains && !self.shared.has(SchedulerFault::RequeuesWhileDraining) {
+                    return Err(Error::new(ErrorKind::Exhausted, "requeue", "the scheduler drains"));
+                }
+                let is_late = kept.record.task.deadline.is_some_and(|deadline| deadline <= SystemTime::now());
+                if is_late && !self.shared.has(SchedulerFault::RequeuesHopeless) {
+                    return Err(Error::new(ErrorKind::InvalidInput, "requeue", "the task's deadline has passed"));
                 }
                 (kept.record.state, kept.order, kept.first_fence) = (TaskState::Queued, order, None);
                 (kept.record.completion, kept.record.finished_at) = (None, None);

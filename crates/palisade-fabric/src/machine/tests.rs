@@ -52,11 +52,19 @@ impl Bench {
 
     /// Leases for a worker with room for so many tasks of some plugins.
     fn lease_with_room(&mut self, tasks_max: usize, millis: u64, room: &[(u32, usize)]) -> Vec<Lease> {
-        let mut request = LeaseRequest::new(WorkerId(Uuid::nil()), tasks_max, Duration::from_millis(millis));
+        let mut request = self.request(tasks_max, millis);
         let limit = |(number, tasks_max): &(u32, usize)| PluginLimit { plugin: plugin(*number), tasks_max: *tasks_max };
         request.plugin_limits = room.iter().map(limit).collect();
+        self.lease_as(&request)
+    }
+
+    fn request(&self, tasks_max: usize, millis: u64) -> LeaseRequest {
+        LeaseRequest::new(WorkerId(Uuid::nil()), tasks_max, Duration::from_millis(millis))
+    }
+
+    fn lease_as(&mut self, request: &LeaseRequest) -> Vec<Lease> {
         let mut leases = Vec::new();
-        self.machine.lease(self.now, &request, &mut leases);
+        self.machine.lease(self.now, request, &mut leases);
         self.listen();
         leases
     }
@@ -285,7 +293,7 @@ fn a_retry_that_could_not_start_before_the_deadline_is_not_made() {
 #[test]
 fn a_full_queue_refuses_with_advice_and_takes_again() {
     let mut limits = limits();
-    (limits.tasks_max, limits.bytes_max) = (3, 1000);
+    (limits.tasks_max, limits.bytes_max, limits.tenant_shares) = (3, 1000, false);
     let mut bench = Bench::new(limits);
     let first = bench.quick();
     bench.quick();
@@ -435,7 +443,7 @@ fn kept_outcomes_are_bounded_in_number_and_bytes() {
     assert_eq!(kept(&mut bench, &dead), [false, true, true]);
     assert_eq!(kept(&mut bench, &[large]), [true]);
     assert_eq!(bench.machine.slots.iter().flatten().count(), 4);
-    assert_eq!(bench.machine.timers.len(), 3, "one for the results, one for each dead letter, none of what went early");
+    assert_eq!(bench.machine.timers.len(), 2, "one for the results, one for the dead letters");
 }
 
 #[test]
@@ -453,7 +461,7 @@ fn each_outcome_is_kept_for_its_time_in_whatever_order_they_come() {
             let completion = Some(Arc::new(success()));
             let (submitted_at, ready_at, failures, lost, state) = (START, 0, 0, 0, TaskState::Completed);
             let status = Status { state, submitted_at, ready_at, finished_at, failures, lost, completion };
-            bench.machine.restore(seq as u64, Arc::new(task), 100, status).unwrap();
+            bench.machine.restore(seq as u64, Arc::new(task), 100, status, true).unwrap();
             id
         })
         .collect();
@@ -495,6 +503,299 @@ fn pausing_and_draining() {
     assert_eq!((leases.len(), leases[0].task.id), (2, task));
     bench.machine.set_mode(SchedulerMode::Running);
     bench.quick();
+}
+
+#[test]
+fn draining_takes_no_dead_letter_back_and_a_tenants_rate_holds_for_them_too() {
+    let mut bench = Bench::new(limits());
+    let mut dead = || {
+        let mut task = bench.task(0, Priority::Normal);
+        task.retry.attempts_max = 1;
+        let task = bench.submit(task).unwrap();
+        let lease = bench.lease(1, 1000).remove(0);
+        assert_eq!(bench.complete(task, lease.fence, wants_retry(None)).unwrap(), TaskState::DeadLettered);
+        task
+    };
+    let (one, other) = (dead(), dead());
+    bench.machine.set_mode(SchedulerMode::Draining);
+    let refused = bench.machine.requeue(bench.now, one).unwrap_err();
+    assert_eq!((refused.kind(), refused.operation()), (ErrorKind::Exhausted, "requeue"), "{refused}");
+    assert_eq!(bench.state(one), TaskState::DeadLettered);
+    bench.machine.set_mode(SchedulerMode::Running);
+    let own = TenantLimits { submit_rate: Some(Rate { per_second: 1.0, burst: 1 }), ..TenantLimits::default() };
+    bench.machine.set_limits(&Tenant("tenant 0".into()), own).unwrap();
+    assert_eq!(bench.machine.requeue(bench.now, one).unwrap(), TaskState::Queued);
+    assert_eq!(bench.machine.requeue(bench.now, other).unwrap_err().kind(), ErrorKind::Exhausted);
+    bench.pass(1000);
+    assert_eq!(bench.machine.requeue(bench.now, other).unwrap(), TaskState::Queued);
+}
+
+#[test]
+fn a_lease_that_is_given_back_started_nothing() {
+    let mut bench = Bench::new(limits());
+    let own = TenantLimits { start_rate: Some(Rate { per_second: 0.001, burst: 1 }), ..TenantLimits::default() };
+    bench.machine.set_limits(&Tenant("tenant 0".into()), own).unwrap();
+    let task = bench.quick();
+    for _ in 0..3 {
+        let lease = bench.lease(1, 1000).remove(0);
+        bench.machine.release(bench.now, task, lease.fence).unwrap();
+        bench.listen();
+    }
+    let lease = bench.lease(1, 1000).remove(0);
+    bench.complete(task, lease.fence, success()).unwrap();
+    bench.quick();
+    assert_eq!(bench.lease(1, 1000), [], "what ended did start");
+}
+
+#[test]
+fn a_greedy_tenant_leaves_a_part_of_the_queue() {
+    for by_bytes in [false, true] {
+        let mut limits = limits();
+        (limits.tasks_max, limits.bytes_max) = if by_bytes { (1000, 10_000) } else { (100, 1 << 30) };
+        let mut bench = Bench::new(limits);
+        let mut flood = |tenant: u32| {
+            let mut taken = 0;
+            loop {
+                let task = bench.task(tenant, Priority::Critical);
+                match bench.submit(task) {
+                    Ok(_) => taken += 1,
+                    Err(error) => {
+                        assert!(error.kind() == ErrorKind::Exhausted && error.retry_after().is_some(), "{error:?}");
+                        break taken;
+                    }
+                }
+            }
+        };
+        let greedy: Vec<usize> = (0..4).map(&mut flood).collect();
+        assert_eq!(greedy, [50, 25, 13, 6], "each as many as are left");
+        assert!(flood(7) > 0, "and some are, for the modest one");
+        assert_eq!(flood(0), 0);
+    }
+}
+
+#[test]
+fn a_tenant_that_never_ends_leaves_places_and_short_tasks_may_have_all() {
+    let mut bench = Bench::new(limits());
+    let mut request = bench.request(64, 10_000);
+    request.places = 8;
+    let submit = |bench: &mut Bench, tenant: u32, wall_time: Option<u64>| {
+        let mut task = bench.task(tenant, Priority::Normal);
+        task.policy.quota.wall_time = wall_time.map(Duration::from_secs);
+        bench.submit(task).unwrap()
+    };
+    for _ in 0..20 {
+        submit(&mut bench, 0, None);
+    }
+    let greedy = bench.lease_as(&request);
+    assert_eq!(greedy.len(), 4, "a half of the places");
+    assert_eq!(bench.lease_as(&request), []);
+    // Another is served at once, and then there are less for each.
+    let modest = [submit(&mut bench, 1, Some(61)), submit(&mut bench, 1, Some(61))];
+    let leases = bench.lease_as(&request);
+    assert_eq!(leases.iter().map(|lease| lease.task.id).collect::<Vec<_>>(), modest);
+    bench.complete(greedy[0].task.id, greedy[0].fence, success()).unwrap();
+    assert_eq!(bench.lease_as(&request), [], "three, and three are left");
+    bench.complete(modest[0], leases[0].fence, success()).unwrap();
+    assert_eq!(bench.lease_as(&request).len(), 1, "as many again when another's ended");
+    bench.complete(modest[1], leases[1].fence, success()).unwrap();
+    // What ends soon may have what there is.
+    let short: Vec<_> = (0..8).map(|_| submit(&mut bench, 2, Some(60))).collect();
+    let leases = bench.lease_as(&request);
+    assert_eq!(leases.iter().map(|lease| lease.task.id).collect::<Vec<_>>(), short);
+    // Another worker has places of its own.
+    request.worker = WorkerId(Uuid::from_u128(1));
+    assert_eq!(bench.lease_as(&request).len(), 4);
+    assert_eq!(bench.lease_as(&request).len(), 0);
+    request.places = 0;
+    assert_eq!(bench.lease_as(&request).len(), 11, "one that does not say has no shares");
+}
+
+#[test]
+fn a_tenant_that_fills_what_is_kept_loses_its_own() {
+    let mut limits = limits();
+    (limits.results_max, limits.dead_letters_max) = (10, 10);
+    let mut bench = Bench::new(limits);
+    let mut finish = |tenant: u32, completion: Completion| {
+        let mut task = bench.task(tenant, Priority::Normal);
+        task.retry.attempts_max = 1;
+        let task = bench.submit(task).unwrap();
+        let lease = bench.lease(1, 1000).remove(0);
+        bench.complete(task, lease.fence, completion).unwrap();
+        task
+    };
+    let mut expected = Vec::new();
+    for completion in [success(), wants_retry(None)] {
+        let modest: Vec<_> = (0..3).map(|_| finish(1, completion.clone())).collect();
+        let greedy: Vec<_> = (0..50).map(|_| finish(0, completion.clone())).collect();
+        expected.extend(modest.into_iter().map(|task| (task, true)));
+        expected.extend(greedy.into_iter().enumerate().map(|(number, task)| (task, number >= 43)));
+    }
+    for (task, is_kept) in expected {
+        assert_eq!(bench.machine.get(bench.now, task).is_ok(), is_kept);
+    }
+}
+
+/// Which is the oldest, says the time of its end, not its id, which whoever submits it chooses.
+#[test]
+fn the_oldest_dead_letters_go_first_whatever_their_ids() {
+    let mut limits = limits();
+    limits.dead_letters_max = 2;
+    let mut bench = Bench::new(limits);
+    let dead: Vec<_> = [30, 20, 10]
+        .into_iter()
+        .map(|id| {
+            let mut task = bench.task(0, Priority::Normal);
+            (task.id, task.retry.attempts_max) = (TaskId(Uuid::from_u128(id)), 1);
+            let task = bench.submit(task).unwrap();
+            let lease = bench.lease(1, 1000).remove(0);
+            bench.complete(task, lease.fence, wants_retry(None)).unwrap();
+            bench.pass(1);
+            task
+        })
+        .collect();
+    let kept: Vec<_> = dead.iter().map(|task| bench.machine.get(bench.now, *task).is_ok()).collect();
+    assert_eq!(kept, [false, true, true]);
+}
+
+#[test]
+fn a_tenants_rate_is_not_forgotten_for_others() {
+    let mut limits = limits();
+    limits.tenants_max = 3;
+    limits.tenant.submit_rate = Some(Rate { per_second: 0.1, burst: 1 });
+    let mut bench = Bench::new(limits);
+    for tenant in 0..3 {
+        let task = bench.task(tenant, Priority::Normal);
+        let id = bench.submit(task).unwrap();
+        bench.machine.cancel(bench.now, id).unwrap();
+        bench.listen();
+    }
+    // Its name would be known anew, and have all its rate again.
+    for tenant in 3..20 {
+        let task = bench.task(tenant, Priority::Normal);
+        assert_eq!(bench.submit(task).unwrap_err().kind(), ErrorKind::Exhausted, "{tenant}");
+    }
+    let task = bench.task(0, Priority::Normal);
+    assert_eq!(bench.submit(task).unwrap_err().message(), "the tenant submits more often than it may");
+    bench.pass(10_000);
+    let task = bench.task(3, Priority::Normal);
+    bench.submit(task).unwrap();
+}
+
+/// A scheduler that comes back from a crash.
+fn after_crash(bench: &mut Bench, tasks: &[(TaskId, TaskState, u32)]) -> Bench {
+    let was_alone = tasks.iter().filter(|(_, state, _)| *state == TaskState::Running).count() <= 1;
+    let mut again = Bench::new(limits());
+    again.now = bench.now;
+    again.machine.advance(again.now);
+    for (seq, (id, state, lost)) in tasks.iter().enumerate() {
+        let mut task = bench.task(0, Priority::Normal);
+        task.id = *id;
+        let (state, lost) = (*state, *lost);
+        let (submitted_at, ready_at, finished_at, failures, completion) = (START, 0, 0, 0, None);
+        let status = Status { state, submitted_at, ready_at, finished_at, failures, lost, completion };
+        again.machine.restore(seq as u64, Arc::new(task), 100, status, was_alone).unwrap();
+    }
+    again.listen();
+    again
+}
+
+#[test]
+fn who_ended_the_process_is_found_and_takes_nobody_along() {
+    let mut bench = Bench::new(limits());
+    let ids: Vec<_> = (1..=10).map(|id| TaskId(Uuid::from_u128(id))).collect();
+    let killer = ids[4];
+    let mut known: Vec<_> = ids.iter().map(|id| (*id, TaskState::Queued, 0)).collect();
+    let mut crashes = 0;
+    loop {
+        let mut again = after_crash(&mut bench, &known);
+        bench.now += 1;
+        let mut running = Vec::new();
+        let mut crashed = false;
+        while !crashed {
+            let leases = again.lease(8, 60_000);
+            if leases.is_empty() {
+                break;
+            }
+            running = leases.iter().map(|lease| lease.task.id).collect();
+            crashed = running.contains(&killer);
+            if !crashed {
+                for lease in leases {
+                    again.complete(lease.task.id, lease.fence, success()).unwrap();
+                }
+            }
+        }
+        crashes += usize::from(crashed);
+        assert!(crashes <= 3, "three times, as before there was company");
+        known = known
+            .iter()
+            .map(|(id, ..)| {
+                let record = again.record(*id);
+                let state = if crashed && running.contains(id) { TaskState::Running } else { record.state };
+                (*id, state, record.lost)
+            })
+            .filter(|(_, state, _)| *state != TaskState::Completed)
+            .collect();
+        if !crashed {
+            break;
+        }
+    }
+    assert_eq!(crashes, 3);
+    assert_eq!(known, [(killer, TaskState::DeadLettered, 3)], "all others are completed");
+}
+
+#[test]
+fn only_who_was_alone_counts_as_the_one_that_ended_the_process() {
+    let mut bench = Bench::new(limits());
+    let ids: Vec<_> = (1..=3).map(|id| TaskId(Uuid::from_u128(id))).collect();
+    let beside = [(ids[0], TaskState::Running, 2), (ids[1], TaskState::Running, 22), (ids[2], TaskState::Running, 23)];
+    let mut again = after_crash(&mut bench, &beside);
+    let states: Vec<_> = ids.iter().map(|id| again.state(*id)).collect();
+    assert_eq!(states, [TaskState::Queued, TaskState::Queued, TaskState::DeadLettered], "but not for ever");
+    let alone = [(ids[0], TaskState::Running, 2), (ids[1], TaskState::Queued, 23)];
+    let mut again = after_crash(&mut bench, &alone);
+    assert_eq!([again.state(ids[0]), again.state(ids[1])], [TaskState::DeadLettered, TaskState::Queued]);
+}
+
+#[test]
+fn suspects_and_others_take_turns() {
+    let mut bench = Bench::new(limits());
+    let ids: Vec<_> = (1..=3).map(|id| TaskId(Uuid::from_u128(id))).collect();
+    let states = [(ids[0], TaskState::Running, 0), (ids[1], TaskState::Running, 0), (ids[2], TaskState::Queued, 0)];
+    let mut bench = after_crash(&mut bench, &states);
+    bench.ids = 100;
+    assert_eq!(bench.machine.stats().queued, 3);
+    let alone = bench.lease(8, 100_000);
+    assert_eq!(alone.iter().map(|lease| lease.task.id).collect::<Vec<_>>(), [ids[0]]);
+    assert_eq!(bench.lease(8, 100_000), [], "nothing is started beside it");
+    bench.pass(9_999);
+    assert_eq!(bench.lease(8, 100_000), []);
+    bench.pass(1);
+    let beside = bench.lease(8, 100_000).remove(0);
+    assert_eq!(beside.task.id, ids[2], "it is well, and has company again");
+    bench.complete(ids[0], alone[0].fence, success()).unwrap();
+    // Now it is the others' turn, as long as it was the first one's.
+    let later = bench.quick();
+    let second = bench.lease(8, 100_000).remove(0);
+    assert_eq!(second.task.id, later);
+    bench.pass(9_999);
+    bench.quick();
+    assert_eq!(bench.lease(8, 100_000).len(), 1);
+    bench.pass(1);
+    let waiting = bench.quick();
+    assert_eq!(bench.lease(8, 100_000), [], "then nothing is started until it can be alone");
+    assert_eq!(bench.state(waiting), TaskState::Queued);
+    // Who does not end has it beside it at last.
+    bench.pass(10_000);
+    let leases = bench.lease(8, 100_000);
+    assert_eq!(leases.iter().map(|lease| lease.task.id).collect::<Vec<_>>(), [ids[1]]);
+    assert_eq!(bench.lease(8, 100_000)[0].task.id, waiting);
+    // Cancelled or given back, it leaves nothing.
+    bench.machine.release(bench.now, ids[1], leases[0].fence).unwrap();
+    bench.listen();
+    bench.machine.cancel(bench.now, ids[1]).unwrap();
+    bench.listen();
+    assert!(bench.machine.suspects.is_empty());
+    assert_eq!(bench.machine.stats().queued, 0);
 }
 
 #[derive(Debug, Clone)]
@@ -835,7 +1136,7 @@ proptest! {
         bench.pass(8 * 24 * 3600 * 1000);
         prop_assert_eq!(bench.machine.slots.iter().flatten().count(), 0, "everything is forgotten in the end");
         prop_assert_eq!(bench.machine.timers.len(), 0);
-        prop_assert_eq!((bench.machine.results_total.bytes, bench.machine.dead_total.bytes), (0, 0));
-        prop_assert!(bench.machine.by_id.is_empty() && bench.machine.results.is_empty());
+        prop_assert_eq!((bench.machine.results.len(), bench.machine.dead_letters.len()), (0, 0));
+        prop_assert!(bench.machine.by_id.is_empty() && bench.machine.dead.is_empty());
     }
 }
