@@ -10,7 +10,7 @@ use palisade_core::{
     Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
     PreparedExt, Resource, Result, Sandbox, block_on, on_thread,
 };
-use palisade_wasi::reactor;
+use palisade_wasi::{Fuse, reactor};
 use wasmer::sys::{BaseTunables, NativeEngineExt};
 use wasmer_types::{CompilationProgressCallback, UserAbort};
 
@@ -50,6 +50,7 @@ pub struct Wasmer(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) capabilities: Capabilities,
     pub(crate) watchdog: Arc<Watchdog>,
+    pub(crate) fuse: Fuse,
     pub(crate) threads: Threads,
     pub(crate) pool: Arc<Pool>,
     pub(crate) base_tunables: BaseTunables,
@@ -168,6 +169,7 @@ impl Wasmer {
         Ok(Wasmer(Arc::new(Shared {
             capabilities: capabilities(instances),
             watchdog: Arc::new(watchdog),
+            fuse: Fuse::from(options.fuse),
             // A dropped call may still hold its thread for a moment when the next one begins.
             threads: Threads::new(2 * instances as usize),
             pool,

@@ -129,7 +129,7 @@ impl Module for WasmerModule {
         let functions = host.granted(&policy.grants)?;
         let functions = Arc::new(if left_out("granted-functions") { host } else { functions });
         let policy = ablation::weaken(policy);
-        let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy)?);
+        let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy, self.shared.fuse)?);
         let mut makers = Vec::new();
         for (module, name, ty) in self.code.imports() {
             let provided = IMPORTS.get(&(module.as_str(), name.as_str()));

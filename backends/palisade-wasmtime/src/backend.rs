@@ -12,7 +12,7 @@ use palisade_core::{
     Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
     PreparedExt, Resource, Result, Sandbox, block_on, on_thread,
 };
-use palisade_wasi::{WasiConfig, reactor};
+use palisade_wasi::{Fuse, WasiConfig, reactor};
 use wasmtime::{Engine, Linker, Store};
 
 use crate::cache::{Cache, Lookup};
@@ -53,6 +53,7 @@ pub struct Wasmtime(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) capabilities: Capabilities,
     pub(crate) watchdog: Arc<Watchdog>,
+    pub(crate) fuse: Fuse,
     main: Arc<Provided>,
     others: Mutex<HashMap<(Allocation, u64), Arc<Provided>>>,
     cache: Option<Cache>,
@@ -88,7 +89,7 @@ impl Provided {
         let linker = imports::linker(&engine, watchdog).map_err(failed)?;
         // The names are only listed by way of a store.
         let policy = Policy::default();
-        let wasi = Arc::new(WasiConfig::new("", &policy)?);
+        let wasi = Arc::new(WasiConfig::new("", &policy, Fuse::Refused)?);
         let guest = Guest::new(wasi, Arc::default(), &policy, Arc::new(Meter::default()));
         let names = imports::names(&linker, &mut Store::new(&engine, guest));
         Ok(Arc::new(Provided { engine, linker, allocation, names }))
@@ -285,6 +286,7 @@ impl Wasmtime {
         Ok(Wasmtime(Arc::new(Shared {
             capabilities: capabilities(instances),
             watchdog,
+            fuse: Fuse::from(options.fuse),
             main,
             others: Mutex::default(),
             cache,

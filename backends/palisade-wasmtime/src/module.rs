@@ -117,7 +117,7 @@ impl Module for WasmtimeModule {
         let functions = host.granted(&policy.grants)?;
         let functions = Arc::new(if left_out("granted-functions") { host } else { functions });
         let policy = ablation::weaken(policy);
-        let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy)?);
+        let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy, self.shared.fuse)?);
         let (provided, module) = self.for_stack(policy.quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT))?;
         let pre = provided.linker.instantiate_pre(&module).map_err(|error| {
             Error::new(ErrorKind::InvalidArtifact, "prepare", format!("an import has the wrong type: {error:#}"))

@@ -30,6 +30,10 @@ pub struct BackendOptions {
     pub cache: Option<CacheOptions>,
     /// Most instances alive at once. `None`: the backend's default.
     pub instances_max: Option<u32>,
+    /// Whether directories on FUSE may be granted. A process of some user answers for each access there and may let it
+    /// wait for ever, which no deadline interrupts; so it is `false` unless the host trusts those processes. virtiofs
+    /// counts as FUSE.
+    pub fuse: bool,
 }
 
 impl BackendOptions {
@@ -49,6 +53,13 @@ impl BackendOptions {
     #[must_use]
     pub fn instances_max(mut self, instances: u32) -> Self {
         self.instances_max = Some(instances);
+        self
+    }
+
+    /// Lets directories on FUSE be granted, or not.
+    #[must_use]
+    pub fn fuse(mut self, granted: bool) -> Self {
+        self.fuse = granted;
         self
     }
 }

@@ -36,6 +36,8 @@ mod streams;
 mod tests;
 mod times;
 
+pub use palisade_filesystems::Fuse;
+
 pub use config::WasiConfig;
 pub use context::WasiContext;
 pub use errno::Errno;
