@@ -61,7 +61,7 @@ pub fn wasi(data: &[u8]) {
         };
         let mut guest = GuestMemory::new(&mut memory);
         match call(&mut context, &mut guest, &mut streams, &mut next) {
-            Ok(_) | Err(Stop::Wait(_) | Stop::Exceeded { .. }) => {}
+            Ok(_) | Err(Stop::Wait(_) | Stop::Yield | Stop::Exceeded { .. }) => {}
             Err(Stop::Exit(_)) => break,
             Err(other) => panic!("{other:?}"),
         }

@@ -132,6 +132,11 @@ impl Guest {
 
     /// Waits for what a WASI function has to wait for.
     pub(crate) fn wait(&mut self, wait: Wait) -> Result<(), Stop> {
+        if wait.work
+            && let Some(work) = self.wasi.take_work()
+        {
+            return self.wait_for(Some(Box::pin(work)), wait.until);
+        }
         if !wait.input {
             return self.wait_for(None, wait.until);
         }

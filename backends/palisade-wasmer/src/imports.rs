@@ -90,6 +90,7 @@ macro_rules! wasi_glue {
                 match result {
                     Ok(errno) => return Ok(i32::from(errno)),
                     Err(Stop::Wait(what)) => env.data_mut().wait(what)?,
+                    Err(Stop::Yield) => env.data_mut().check()?,
                     Err(stop) => return Err(stop.into()),
                 }
             }

@@ -113,7 +113,7 @@ impl Streams {
         match &self.input {
             Input::Bytes(bytes) => Ok(bytes),
             Input::Stream(_) if !self.piece.is_empty() || self.input_ended => Ok(&self.piece),
-            Input::Stream(_) => Err(Stop::Wait(Wait { until: None, input: true })),
+            Input::Stream(_) => Err(Stop::Wait(Wait { input: true, ..Wait::default() })),
         }
     }
 
@@ -313,7 +313,7 @@ mod tests {
     fn streamed_input_is_waited_for() {
         let mut context = Context::from_waker(Waker::noop());
         let mut streams = Streams::new(pieces(), None, StreamsLimits { output_bytes: 0, log_bytes: 0 });
-        assert_eq!(streams.peek_input(), Err(Stop::Wait(Wait { until: None, input: true })));
+        assert_eq!(streams.peek_input(), Err(Stop::Wait(Wait { input: true, ..Wait::default() })));
         assert!(streams.poll_input(&mut context).is_pending());
         assert!(streams.poll_input(&mut context).is_ready());
         assert_eq!(streams.peek_input(), Ok(&b"ab"[..]));

@@ -83,7 +83,14 @@ impl Guest {
         self.run(|context, memory, streams| function(context, memory, streams, path, len)).unwrap()
     }
 
-    fn open(&mut self, dir: i32, path: &str, open_flags: u32, rights: u64, fd_flags: u32) -> Result<i32, Errno> {
+    pub(crate) fn open(
+        &mut self,
+        dir: i32,
+        path: &str,
+        open_flags: u32,
+        rights: u64,
+        fd_flags: u32,
+    ) -> Result<i32, Errno> {
         let errno = self.on_path(path, |context, memory, streams, path, len| {
             let (open_flags, rights) = (open_flags as i32, rights as i64);
             context.path_open(memory, streams, dir, 1, path, len, open_flags, rights, 0, fd_flags as i32, RESULT as i32)
@@ -888,7 +895,7 @@ mod poll {
             let mut guest = Guest::new(&Policy::default());
             let before = Instant::now();
             let wait = |guest: &mut Guest| match poll(guest, &[relative(20_000_000)], unstable) {
-                Err(Stop::Wait(Wait { until: Some(until), input: false })) => Some(until),
+                Err(Stop::Wait(Wait { until: Some(until), input: false, work: false })) => Some(until),
                 Ok(Ok(events)) => {
                     assert_eq!(events, [(100, 0, 0, 0)]);
                     None
@@ -953,12 +960,12 @@ mod poll {
             }
         }
         let mut guest = Guest::with_input(&Policy::default(), Input::Stream(Box::pin(Never)));
-        assert_eq!(poll(&mut guest, &[On::Read(0)], false), Err(Stop::Wait(Wait { until: None, input: true })));
+        assert_eq!(poll(&mut guest, &[On::Read(0)], false), Err(Stop::Wait(Wait { input: true, ..Wait::default() })));
         assert!(matches!(
             poll(&mut guest, &[On::Read(0), relative(1 << 40)], false),
-            Err(Stop::Wait(Wait { until: Some(_), input: true }))
+            Err(Stop::Wait(Wait { until: Some(_), input: true, work: false }))
         ));
-        assert_eq!(guest.try_read(0, &[1]), Err(Stop::Wait(Wait { until: None, input: true })));
+        assert_eq!(guest.try_read(0, &[1]), Err(Stop::Wait(Wait { input: true, ..Wait::default() })));
         assert_eq!(guest.try_read(0, &[0]), Ok(Ok(vec![])));
     }
 
@@ -1071,7 +1078,7 @@ mod every_function {
                 let calls = CALLS[usize::from(unstable)];
                 let (name, call) = calls[index.index(calls.len())];
                 match call(&mut guest, &mut arguments.into_iter()) {
-                    Ok(_) | Err(Stop::Wait(_) | Stop::Exit(_) | Stop::Exceeded { .. }) => {}
+                    Ok(_) | Err(Stop::Wait(_) | Stop::Yield | Stop::Exit(_) | Stop::Exceeded { .. }) => {}
                     Err(other) => prop_assert!(false, "{name}: {other:?}"),
                 }
             }
