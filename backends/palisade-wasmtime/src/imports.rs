@@ -110,8 +110,10 @@ fn add_reactor(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         "host_call",
         |mut caller: Caller<'_, Guest>, (name_ptr, name_len, ptr, len): (u32, u32, u32, u32)| {
             Box::new(async move {
-                let invocation =
-                    with_memory(&mut caller, |memory, guest| guest.host.start(memory, name_ptr, name_len, ptr, len))?;
+                let invocation = with_memory(&mut caller, |memory, guest| {
+                    let room = guest.room();
+                    guest.host.start(memory, room, name_ptr, name_len, ptr, len)
+                })?;
                 let meter = Arc::clone(&caller.data().meter);
                 let phase = meter.phase();
                 meter.set_phase(Phase::HostCall);

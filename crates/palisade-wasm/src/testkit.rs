@@ -2,6 +2,8 @@
 //! [`wasm_backend_tests!`](crate::wasm_backend_tests) makes them tests of a backend.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use palisade_core::{
@@ -18,6 +20,7 @@ macro_rules! wasm_backend_tests {
             random_bytes_are_interrupted
             files_are_brought_to_the_disk
             special_file_systems_are_refused
+            the_input_of_a_host_function_is_charged
         }
     };
     (@each $sandbox:expr, $($name:ident)*) => {
@@ -143,4 +146,36 @@ pub fn special_file_systems_are_refused(sandbox: &dyn Sandbox) {
     assert_eq!(open("proc/self/mem"), errno(63));
     assert_eq!(open("sys"), errno(63));
     assert_eq!(open("no-such-file-anywhere"), errno(44));
+}
+
+/// What a running host function holds for its guest counts against the guest's memory, to the byte, and a function whose
+/// input does not fit is not called.
+pub fn the_input_of_a_host_function_is_charged(sandbox: &dyn Sandbox) {
+    const PAGE: u64 = 1 << 16;
+    const INPUT: u64 = 40_000;
+    let wat = format!(
+        r#"(module
+          (import "palisade" "host_call" (func $call (param i32 i32 i32 i32) (result i64)))
+          (memory (export "memory") 1)
+          (data (i32.const 0) "count")
+          (func (export "_start") (drop (call $call (i32.const 0) (i32.const 5) (i32.const 0) (i32.const {INPUT})))))"#
+    );
+    let run = |memory_bytes: u64| {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let functions = HostFunctions::new().add("count", move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async { Ok(Default::default()) }
+        });
+        let mut policy = policy(Quota { memory_bytes: Some(memory_bytes), ..generous() });
+        policy.grants.host_functions.insert("count".to_owned());
+        let execution = try_run(sandbox, &wat, policy, Call::new(), functions).expect("the call is made");
+        (execution, calls.load(Ordering::SeqCst))
+    };
+    let (exact, calls) = run(PAGE + INPUT);
+    assert_completed(&exact);
+    assert_eq!((exact.usage.memory_peak_bytes, calls), (PAGE + INPUT, 1));
+    let (short, calls) = run(PAGE + INPUT - 1);
+    assert_exceeded(&short, Resource::Memory);
+    assert_eq!((short.usage.host_calls, calls), (0, 0));
 }
