@@ -11,6 +11,7 @@ use palisade_core::{
     PreparedExt, Resource, Result, Sandbox, block_on, on_thread,
 };
 use palisade_wasi::{Fuse, reactor};
+use palisade_wasm::structure;
 use wasmer::sys::{BaseTunables, NativeEngineExt};
 use wasmer_types::{CompilationProgressCallback, UserAbort};
 
@@ -132,7 +133,7 @@ impl Shared {
     fn compile(self: &Arc<Self>, artifact: &Artifact, given_up: &Arc<AtomicBool>) -> Result<WasmerModule> {
         let started = Instant::now();
         let structure = validate::scan(artifact.bytes())?;
-        validate::validate(artifact.bytes())?;
+        structure::validate(artifact.bytes())?;
         let instrumented = instrument::instrument(artifact.bytes())?;
         let engine = engine::engine(instrumented.wasm.len());
         let given_up = Arc::clone(given_up);

@@ -10,6 +10,7 @@ use palisade_core::{
 };
 use palisade_wasi::ablation::{self, left_out};
 use palisade_wasi::{WasiConfig, reactor};
+use palisade_wasm::structure::Structure;
 use wasmer::sys::BaseTunables;
 use wasmer::{Engine, ExternType, Function, FunctionEnv, Store};
 
@@ -20,7 +21,6 @@ use crate::instance::WasmerInstance;
 use crate::instrument::{self, Instrumented};
 use crate::memory::Pool;
 use crate::threads::Threads;
-use crate::validate::Structure;
 use crate::watchdog::Watchdog;
 
 /// Entries or imports listed in one message.

@@ -13,6 +13,7 @@ use palisade_core::{
     PreparedExt, Resource, Result, Sandbox, block_on, on_thread,
 };
 use palisade_wasi::{Fuse, WasiConfig, reactor};
+use palisade_wasm::structure;
 use wasmtime::{Engine, Linker, Store};
 
 use crate::cache::{Cache, Lookup};
@@ -237,7 +238,7 @@ impl Shared {
         let invalid = |error: wasmtime::Error| {
             Error::new(ErrorKind::InvalidArtifact, "load", format!("the module does not compile: {error:#}"))
         };
-        validate::validate(artifact.bytes())?;
+        structure::validate(artifact.bytes())?;
         let Some(cache) = &self.cache else {
             return wasmtime::Module::new(&provided.engine, artifact.bytes()).map_err(invalid);
         };

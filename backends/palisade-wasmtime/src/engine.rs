@@ -1,9 +1,8 @@
 //! Configuration of the engine, and the probe that decides how instances are allocated.
 
 use palisade_core::{Error, ErrorKind, Result};
+use palisade_wasm::structure::TABLES_MAX;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
-
-use crate::guest::TABLES_MAX;
 
 /// Largest linear memory, and what is reserved for each: an address is 32 bits.
 pub(crate) const MEMORY_BYTES_MAX: u64 = 1 << 32;
@@ -112,4 +111,4 @@ pub(crate) fn main_engine(instances: u32) -> Result<(Engine, Allocation)> {
     }
 }
 
-const _: () = assert!(TABLES_MAX >= POOL_TABLES_PER_MODULE as usize);
+const _: () = assert!(TABLES_MAX >= POOL_TABLES_PER_MODULE);

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 use palisade_core::{Call, CancelToken, HostFunctions, Policy, Resource};
 use palisade_wasi::reactor::HostCalls;
 use palisade_wasi::{Room, Stop, Streams, StreamsLimits, WasiConfig, WasiContext};
+use palisade_wasm::structure::TABLES_MAX;
 use wasmtime::{Memory, ResourceLimiter};
 
 use crate::meter::Meter;
 
-/// Tables one module may have.
-pub(crate) const TABLES_MAX: usize = 100;
 /// What one table entry costs the host.
 const TABLE_ENTRY_BYTES: u64 = size_of::<usize>() as u64;
 
@@ -169,7 +168,7 @@ impl ResourceLimiter for Guest {
     }
 
     fn tables(&self) -> usize {
-        TABLES_MAX
+        TABLES_MAX as usize
     }
 
     fn memories(&self) -> usize {
