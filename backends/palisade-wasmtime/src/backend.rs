@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
@@ -31,8 +31,6 @@ const INSTANCES_DEFAULT: u32 = 1000;
 const COMPILERS_MAX: usize = 8;
 /// Time to compile one artifact.
 const COMPILE_TIME_MAX: Duration = Duration::from_secs(120);
-/// Engines of stack sizes other than the default.
-const OTHER_STACKS_MAX: usize = 8;
 /// Name under which the backend registers.
 const NAME: &str = "wasmtime";
 const ENGINE: &str = concat!("wasmtime ", "48.0.8");
@@ -56,7 +54,8 @@ pub(crate) struct Shared {
     pub(crate) watchdog: Arc<Watchdog>,
     pub(crate) fuse: Fuse,
     main: Arc<Provided>,
-    others: Mutex<HashMap<(Allocation, u64), Arc<Provided>>>,
+    /// Engines of other stack sizes (`engine::stack_bytes`, so there are few) for as long as somebody uses them.
+    others: Mutex<HashMap<(Allocation, u64), Weak<Provided>>>,
     cache: Option<Cache>,
     /// Each instance writes it; what is beside it, each instance reads.
     instances: CachePadded<AtomicU64>,
@@ -159,31 +158,33 @@ impl Shared {
         self.instances.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The engine for stacks of `bytes`.
+    // Every statement leaves the map consistent.
+    fn others(&self) -> MutexGuard<'_, HashMap<(Allocation, u64), Weak<Provided>>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The engine for stacks of `bytes`, which is one of the sizes that `engine::stack_bytes` gives.
     pub(crate) fn provided_for_stack(&self, allocation: Allocation, bytes: u64) -> Result<Arc<Provided>> {
         if (allocation, bytes) == (self.main.allocation, STACK_BYTES_DEFAULT) {
             return Ok(Arc::clone(&self.main));
         }
         let key = (allocation, bytes);
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = others.get(&key) {
-            return Ok(Arc::clone(found));
+        if let Some(found) = self.others().get(&key).and_then(Weak::upgrade) {
+            return Ok(found);
         }
-        if others.len() >= OTHER_STACKS_MAX {
-            return Err(Error::new(
-                ErrorKind::Exhausted,
-                "prepare",
-                format!("{OTHER_STACKS_MAX} different stack sizes are in use already, each with an engine of its own"),
-            )
-            .help("use the same `stack_bytes` for more plugins"));
-        }
+        // Outside the lock, since it takes a while. Whoever is first wins.
         let engine = engine::engine(allocation, bytes).map_err(|error| {
             Error::new(ErrorKind::Io, "prepare", format!("no engine for a stack of {bytes} bytes"))
                 .help("use the default `stack_bytes`, or a smaller `instances_max`")
                 .source(error.to_string())
         })?;
         let provided = Provided::new(engine, allocation, &self.watchdog)?;
-        others.insert(key, Arc::clone(&provided));
+        let mut others = self.others();
+        others.retain(|_, provided| provided.strong_count() > 0);
+        if let Some(found) = others.get(&key).and_then(Weak::upgrade) {
+            return Ok(found);
+        }
+        others.insert(key, Arc::downgrade(&provided));
         Ok(provided)
     }
 
@@ -387,8 +388,11 @@ fn capabilities(instances: u32) -> Capabilities {
         fuel_deterministic: true,
         caveats: vec![
             "guests share the host's process: a defect of the engine is a defect of the wall".to_owned(),
+            "stacks are as large as the next power of two: a guest may use up to twice its quota of stack".to_owned(),
             "up to a million units of fuel are not counted when a guest is stopped or traps".to_owned(),
-            "one bulk memory operation is not interrupted; it is at most as long as the memory quota".to_owned(),
+            "one bulk memory operation, or one copy between guest and host, is not interrupted; it is at most as long as the \
+             memory quota"
+                .to_owned(),
         ],
     }
 }
@@ -510,6 +514,28 @@ mod tests {
             lock.contains(&format!("name = \"wasmtime\"\nversion = \"{version}\"\n")),
             "Cargo.lock resolves another Wasmtime"
         );
+    }
+
+    #[test]
+    fn engines_of_other_stacks_are_shared_and_go_with_their_last_user() {
+        let sandbox = Wasmtime::open(&BackendOptions::new().instances_max(2)).unwrap();
+        let module = block_on(sandbox.load(Artifact::wasm(probes::SPIN))).unwrap();
+        let prepare = |stack_bytes: u64| {
+            let mut policy = Policy::default();
+            policy.quota.stack_bytes = Some(stack_bytes);
+            module.prepare(policy, HostFunctions::new()).unwrap()
+        };
+        let alive = || sandbox.0.others().values().filter(|engine| engine.strong_count() > 0).count();
+        let kept: Vec<_> = (0..100).map(|n| prepare((64 << 10) + 1 + n)).collect();
+        assert_eq!(alive(), 1, "all of them round up to the same size");
+        let other = prepare(64 << 10);
+        assert_eq!(alive(), 2);
+        drop(kept);
+        assert_eq!(alive(), 1);
+        drop(other);
+        assert_eq!(alive(), 0);
+        let _main = prepare(512 << 10);
+        assert_eq!(alive(), 0, "the main engine has this size");
     }
 
     #[test]

@@ -21,6 +21,7 @@ macro_rules! wasm_backend_tests {
             files_are_brought_to_the_disk
             special_file_systems_are_refused
             the_input_of_a_host_function_is_charged
+            every_stack_size_can_be_used_beside_all_others
         }
     };
     (@each $sandbox:expr, $($name:ident)*) => {
@@ -178,4 +179,19 @@ pub fn the_input_of_a_host_function_is_charged(sandbox: &dyn Sandbox) {
     let (short, calls) = run(PAGE + INPUT - 1);
     assert_exceeded(&short, Resource::Memory);
     assert_eq!((short.usage.host_calls, calls), (0, 0));
+}
+
+/// However many stack sizes are in use, others still find room.
+pub fn every_stack_size_can_be_used_beside_all_others(sandbox: &dyn Sandbox) {
+    let wasm = wat::parse_str(r#"(module (func (export "_start")))"#).expect("the test's module is well-formed");
+    let module = block_on(sandbox.load(Artifact::wasm(wasm))).expect("it loads");
+    let prepared: Vec<_> = (0..24)
+        .map(|number| {
+            let quota = Quota { stack_bytes: Some((64 << 10) * (1 + 5 * number) + 8 * number), ..generous() };
+            module.prepare(policy(quota), HostFunctions::new()).expect("there is an engine for each size")
+        })
+        .collect();
+    for prepared in &prepared {
+        assert_completed(&block_on(prepared.run(Call::new())).expect("the call is made"));
+    }
 }
