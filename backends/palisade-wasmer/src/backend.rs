@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use palisade_core::{
     Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
     Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
-    PreparedExt, Resource, Result, Sandbox, block_on, on_thread,
+    PreparedExt, Resource, Result, Sandbox, block_on,
 };
 use palisade_wasi::{Fuse, reactor};
+use palisade_wasm::compilers::{Attempt, COMPILE_TIME_MAX, Compilers};
 use palisade_wasm::structure;
 use wasmer::sys::{BaseTunables, NativeEngineExt};
 use wasmer_types::{CompilationProgressCallback, UserAbort};
@@ -26,10 +27,6 @@ use crate::watchdog::Watchdog;
 
 /// Instances alive at once, unless the options say otherwise.
 const INSTANCES_DEFAULT: u32 = 1000;
-/// Artifacts being compiled at once; compiling uses all cores by itself.
-const COMPILERS_MAX: usize = 8;
-/// Time to compile one artifact.
-const COMPILE_TIME_MAX: Duration = Duration::from_secs(120);
 /// Name under which the backend registers.
 const NAME: &str = "wasmer";
 const ENGINE: &str = "wasmer 7.3.0";
@@ -56,7 +53,7 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) base_tunables: BaseTunables,
     instances: AtomicU64,
-    compilers: AtomicUsize,
+    compilers: Compilers,
 }
 
 impl fmt::Debug for Shared {
@@ -129,16 +126,16 @@ impl Shared {
         Ok(Slot(Arc::clone(self)))
     }
 
-    /// Validates and compiles, unless `given_up` comes first. Blocks.
-    fn compile(self: &Arc<Self>, artifact: &Artifact, given_up: &Arc<AtomicBool>) -> Result<WasmerModule> {
+    /// Validates and compiles, unless the attempt is given up first. Blocks.
+    fn compile(self: &Arc<Self>, artifact: &Artifact, attempt: &Attempt) -> Result<WasmerModule> {
         let started = Instant::now();
         let structure = validate::scan(artifact.bytes())?;
         structure::validate(artifact.bytes())?;
         let instrumented = instrument::instrument(artifact.bytes())?;
         let engine = engine::engine(instrumented.wasm.len());
-        let given_up = Arc::clone(given_up);
+        let attempt = attempt.clone();
         let progress = CompilationProgressCallback::new(move |_| {
-            if given_up.load(Ordering::Relaxed) { Err(UserAbort::new("nobody waits for it any more")) } else { Ok(()) }
+            if attempt.is_given_up() { Err(UserAbort::new("nobody waits for it any more")) } else { Ok(()) }
         });
         let module = engine.new_module_with_progress(&instrumented.wasm, progress).map_err(|error| {
             Error::new(ErrorKind::InvalidArtifact, "load", format!("the module does not compile: {error}"))
@@ -176,7 +173,7 @@ impl Wasmer {
             pool,
             base_tunables: engine::base_tunables(),
             instances: AtomicU64::new(0),
-            compilers: AtomicUsize::new(0),
+            compilers: Compilers::default(),
         })))
     }
 }
@@ -187,22 +184,6 @@ impl Sandbox for Wasmer {
     }
 
     fn load(&self, artifact: Artifact) -> BoxFuture<'_, Result<Arc<dyn Module>>> {
-        /// Counts a compiler for as long as it runs.
-        struct Compiling(Arc<Shared>);
-        impl Drop for Compiling {
-            fn drop(&mut self) {
-                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-
-        /// Lets the compiler end early when nobody waits for it any more.
-        struct GiveUp(Arc<AtomicBool>);
-        impl Drop for GiveUp {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-
         Box::pin(async move {
             if artifact.kind() != ArtifactKind::Wasm {
                 return Err(Error::new(
@@ -212,40 +193,10 @@ impl Sandbox for Wasmer {
                 )
                 .help("choose another backend (`palisade backends`)"));
             }
-            if self.0.compilers.fetch_add(1, Ordering::Relaxed) >= COMPILERS_MAX {
-                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
-                return Err(Error::new(
-                    ErrorKind::Exhausted,
-                    "load",
-                    format!("{COMPILERS_MAX} artifacts are being compiled already"),
-                )
-                .help("try again in a moment"));
-            }
-            let compiling = Compiling(Arc::clone(&self.0));
-            let give_up = GiveUp(Arc::new(AtomicBool::new(false)));
-            let given_up = Arc::clone(&give_up.0);
-            let compiled = on_thread("palisade-compile", move || compiling.0.compile(&artifact, &given_up))
-                .map_err(|error| Error::new(ErrorKind::Io, "load", "no thread for the compiler").source(error))?;
-            let mut compiled = std::pin::pin!(compiled);
-            let mut timeout = std::pin::pin!(self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX));
-            std::future::poll_fn(|context| {
-                if let std::task::Poll::Ready(compiled) = compiled.as_mut().poll(context) {
-                    return std::task::Poll::Ready(match compiled {
-                        Ok(module) => module.map(|module| Arc::new(module) as Arc<dyn Module>),
-                        Err(_) => {
-                            Err(Error::new(ErrorKind::Internal, "load", "the compiler panicked on this artifact"))
-                        }
-                    });
-                }
-                timeout.as_mut().poll(context).map(|()| {
-                    Err(Error::new(
-                        ErrorKind::InvalidArtifact,
-                        "load",
-                        format!("the artifact takes longer than {} s to compile", COMPILE_TIME_MAX.as_secs()),
-                    ))
-                })
-            })
-            .await
+            let timeout = self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX);
+            let shared = Arc::clone(&self.0);
+            let module = self.0.compilers.run(timeout, move |attempt| shared.compile(&artifact, attempt)).await?;
+            Ok(Arc::new(module) as Arc<dyn Module>)
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -10,13 +12,15 @@ use crossbeam_utils::CachePadded;
 use palisade_core::{
     Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
     Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
-    PreparedExt, Resource, Result, Sandbox, block_on, on_thread,
+    PreparedExt, Resource, Result, Sandbox, block_on,
 };
 use palisade_wasi::{Fuse, WasiConfig, reactor};
+use palisade_wasm::compilers::{Attempt, COMPILE_TIME_MAX, Compilers};
 use palisade_wasm::structure;
 use wasmtime::{Engine, Linker, Store};
 
 use crate::cache::{Cache, Lookup};
+use crate::compile;
 use crate::engine::{self, Allocation, MEMORY_BYTES_MAX, STACK_BYTES_DEFAULT, STACK_BYTES_MAX, STACK_BYTES_MIN};
 use crate::guest::Guest;
 use crate::imports::{self, ImportName};
@@ -27,10 +31,6 @@ use crate::watchdog::Watchdog;
 
 /// Instances alive at once, unless the options say otherwise.
 const INSTANCES_DEFAULT: u32 = 1000;
-/// Artifacts being compiled at once; compiling uses all cores by itself.
-const COMPILERS_MAX: usize = 8;
-/// Time to compile one artifact.
-const COMPILE_TIME_MAX: Duration = Duration::from_secs(120);
 /// Name under which the backend registers.
 const NAME: &str = "wasmtime";
 const ENGINE: &str = concat!("wasmtime ", "48.0.8");
@@ -59,7 +59,9 @@ pub(crate) struct Shared {
     cache: Option<Cache>,
     /// Each instance writes it; what is beside it, each instance reads.
     instances: CachePadded<AtomicU64>,
-    compilers: AtomicUsize,
+    compilers: Compilers,
+    /// The program that compiles, if it is another process.
+    compiler: Option<PathBuf>,
 }
 
 impl fmt::Debug for Shared {
@@ -189,7 +191,7 @@ impl Shared {
     }
 
     /// Validates and compiles, or takes compiled code from the cache. Blocks.
-    fn compile(self: &Arc<Self>, artifact: &Artifact) -> Result<WasmtimeModule> {
+    fn compile(self: &Arc<Self>, artifact: &Artifact, attempt: &Attempt) -> Result<WasmtimeModule> {
         let started = Instant::now();
         let mut notes = Vec::new();
         let structure = validate::scan(artifact.bytes())?;
@@ -219,7 +221,7 @@ impl Shared {
         let from_cache = cached.is_some();
         let module = match cached {
             Some(module) => module,
-            None => self.compile_anew(artifact, &provided, &name, &mut notes)?,
+            None => self.compile_anew(artifact, &provided, &name, attempt, &mut notes)?,
         };
         let mut module = WasmtimeModule::new(Arc::clone(self), provided, module, artifact, structure);
         let info = module.info_mut();
@@ -234,12 +236,31 @@ impl Shared {
         artifact: &Artifact,
         provided: &Provided,
         name: &str,
+        attempt: &Attempt,
         notes: &mut Vec<String>,
     ) -> Result<wasmtime::Module> {
         let invalid = |error: wasmtime::Error| {
             Error::new(ErrorKind::InvalidArtifact, "load", format!("the module does not compile: {error:#}"))
         };
         structure::validate(artifact.bytes())?;
+        if let Some(program) = &self.compiler {
+            let code = compile::in_process(program, provided.allocation, artifact.bytes(), attempt)?;
+            if let Some(cache) = &self.cache {
+                let mut bytes = Vec::new();
+                let kept = (&code).read_to_end(&mut bytes).and_then(|_| cache.put(name, &bytes));
+                if let Err(error) = kept {
+                    notes.push(format!("the compiled code could not be kept in the cache: {error}"));
+                }
+            }
+            // SAFETY: the file is sealed, in anonymous memory, and was written by the program that this host's options name
+            // for it, which is trusted as the engine in this process is: it writes the unmodified output of
+            // `Engine::precompile_module`.
+            return unsafe { wasmtime::Module::deserialize_open_file(&provided.engine, code) }.map_err(|error| {
+                Error::new(ErrorKind::Internal, "load", "the compiler's code does not fit this engine")
+                    .help("name a compiler of the same version, or none")
+                    .source(error.to_string())
+            });
+        }
         let Some(cache) = &self.cache else {
             return wasmtime::Module::new(&provided.engine, artifact.bytes()).map_err(invalid);
         };
@@ -293,7 +314,8 @@ impl Wasmtime {
             others: Mutex::default(),
             cache,
             instances: CachePadded::new(AtomicU64::new(0)),
-            compilers: AtomicUsize::new(0),
+            compilers: Compilers::default(),
+            compiler: options.compiler.clone(),
         })))
     }
 }
@@ -304,14 +326,6 @@ impl Sandbox for Wasmtime {
     }
 
     fn load(&self, artifact: Artifact) -> BoxFuture<'_, Result<Arc<dyn Module>>> {
-        /// Counts a compiler for as long as it runs.
-        struct Compiling(Arc<Shared>);
-        impl Drop for Compiling {
-            fn drop(&mut self) {
-                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-
         Box::pin(async move {
             if artifact.kind() != ArtifactKind::Wasm {
                 return Err(Error::new(
@@ -321,38 +335,10 @@ impl Sandbox for Wasmtime {
                 )
                 .help("choose another backend (`palisade backends`)"));
             }
-            if self.0.compilers.fetch_add(1, Ordering::Relaxed) >= COMPILERS_MAX {
-                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
-                return Err(Error::new(
-                    ErrorKind::Exhausted,
-                    "load",
-                    format!("{COMPILERS_MAX} artifacts are being compiled already"),
-                )
-                .help("try again in a moment"));
-            }
-            let compiling = Compiling(Arc::clone(&self.0));
-            let compiled = on_thread("palisade-compile", move || compiling.0.compile(&artifact))
-                .map_err(|error| Error::new(ErrorKind::Io, "load", "no thread for the compiler").source(error))?;
-            let mut compiled = std::pin::pin!(compiled);
-            let mut timeout = std::pin::pin!(self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX));
-            std::future::poll_fn(|context| {
-                if let std::task::Poll::Ready(compiled) = compiled.as_mut().poll(context) {
-                    return std::task::Poll::Ready(match compiled {
-                        Ok(module) => module.map(|module| Arc::new(module) as Arc<dyn Module>),
-                        Err(_) => {
-                            Err(Error::new(ErrorKind::Internal, "load", "the compiler panicked on this artifact"))
-                        }
-                    });
-                }
-                timeout.as_mut().poll(context).map(|()| {
-                    Err(Error::new(
-                        ErrorKind::InvalidArtifact,
-                        "load",
-                        format!("the artifact takes longer than {} s to compile", COMPILE_TIME_MAX.as_secs()),
-                    ))
-                })
-            })
-            .await
+            let timeout = self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX);
+            let shared = Arc::clone(&self.0);
+            let module = self.0.compilers.run(timeout, move |attempt| shared.compile(&artifact, attempt)).await?;
+            Ok(Arc::new(module) as Arc<dyn Module>)
         })
     }
 }
