@@ -1,6 +1,7 @@
 //! The sandbox: opens engines, compiles, and knows what it can enforce.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,9 +14,9 @@ use palisade_core::{
 use palisade_wasi::{Fuse, reactor};
 use palisade_wasm::compilers::{Attempt, COMPILE_TIME_MAX, Compilers};
 use palisade_wasm::structure;
-use wasmer::sys::{BaseTunables, NativeEngineExt};
-use wasmer_types::{CompilationProgressCallback, UserAbort};
+use wasmer::sys::BaseTunables;
 
+use crate::compile;
 use crate::engine::{self, MEMORY_BYTES_MAX, STACK_BYTES_MAX, STACK_BYTES_MIN};
 use crate::imports::IMPORTS;
 use crate::instrument;
@@ -54,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) base_tunables: BaseTunables,
     instances: AtomicU64,
     compilers: Compilers,
+    /// The program that compiles, if it is another process.
+    compiler: Option<PathBuf>,
 }
 
 impl fmt::Debug for Shared {
@@ -133,13 +136,11 @@ impl Shared {
         structure::validate(artifact.bytes())?;
         let instrumented = instrument::instrument(artifact.bytes())?;
         let engine = engine::engine(instrumented.wasm.len());
-        let attempt = attempt.clone();
-        let progress = CompilationProgressCallback::new(move |_| {
-            if attempt.is_given_up() { Err(UserAbort::new("nobody waits for it any more")) } else { Ok(()) }
-        });
-        let module = engine.new_module_with_progress(&instrumented.wasm, progress).map_err(|error| {
-            Error::new(ErrorKind::InvalidArtifact, "load", format!("the module does not compile: {error}"))
-        })?;
+        let wasm = &instrumented.wasm;
+        let module = match &self.compiler {
+            Some(program) => compile::in_process(program, &engine, wasm, attempt)?,
+            None => compile::here(&engine, wasm, attempt)?,
+        };
         let code = Code::new(module, engine, &instrumented);
         let mut module = WasmerModule::new(Arc::clone(self), code, artifact, structure);
         module.info_mut().load_time = started.elapsed();
@@ -174,6 +175,7 @@ impl Wasmer {
             base_tunables: engine::base_tunables(),
             instances: AtomicU64::new(0),
             compilers: Compilers::default(),
+            compiler: options.compiler.clone(),
         })))
     }
 }

@@ -27,7 +27,7 @@
 //!
 //! The bounds of `palisade_wasm::structure` keep what a compiler takes small, but a compiler in this process cannot be ended.
 //! A host that loads artifacts it does not trust names a program in [`BackendOptions::compiler`] whose `main` calls
-//! [`compile_if_asked`] first, such as itself (`/proc/self/exe`) or the `palisade` command.
+//! [`Wasmtime::compile_if_asked`] first, such as itself (`/proc/self/exe`) or the `palisade` command.
 //!
 //! [`BackendOptions::compiler`]: palisade_core::BackendOptions::compiler
 
@@ -45,4 +45,3 @@ mod validate;
 mod watchdog;
 
 pub use backend::Wasmtime;
-pub use compile::compile_if_asked;

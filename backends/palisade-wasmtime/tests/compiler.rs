@@ -10,10 +10,10 @@ use palisade_core::{
     Artifact, BackendOptions, Call, ErrorKind, Execution, HostFunctions, Module, Outcome, Policy, PreparedExt, Result,
     Sandbox, block_on,
 };
-use palisade_wasmtime::{Wasmtime, compile_if_asked};
+use palisade_wasmtime::Wasmtime;
 
 fn main() -> ExitCode {
-    if let Some(compiled) = compile_if_asked() {
+    if let Some(compiled) = Wasmtime::compile_if_asked() {
         return compiled;
     }
     let tests = [

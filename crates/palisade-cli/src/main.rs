@@ -84,7 +84,11 @@ enum Command {
 fn main() -> ExitCode {
     // Before anything else takes memory: this may be the compiler of another `palisade`.
     #[cfg(feature = "wasmtime")]
-    if let Some(compiled) = palisade::compile_if_asked() {
+    if let Some(compiled) = palisade::Wasmtime::compile_if_asked() {
+        return compiled;
+    }
+    #[cfg(feature = "wasmer")]
+    if let Some(compiled) = palisade::Wasmer::compile_if_asked() {
         return compiled;
     }
     let arguments = match Arguments::try_parse() {

@@ -3,12 +3,13 @@
 //! The process is a program that the host's options name. It gets the artifact as a file on its standard input, writes the
 //! compiled code to its standard output, which is a file in memory as well, and ends.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use palisade_core::{Error, ErrorKind, Result};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -82,12 +83,34 @@ pub fn compile(program: &Path, arguments: &[&OsStr], wasm: &[u8], attempt: &Atte
     )))
 }
 
-/// Bounds what this process may take, and gives what it was sent to compile. To be called first thing by the program.
-///
-/// # Errors
-///
-/// The operating system's.
-pub fn receive() -> io::Result<Vec<u8>> {
+/// Compiles what this process was sent, when `asked` is its first argument, and gives what `main` is to return. The rest of
+/// the arguments goes to `compile`.
+pub fn compile_if_asked<E: fmt::Display>(
+    asked: &str,
+    compile: impl FnOnce(&[OsString], &[u8]) -> std::result::Result<Vec<u8>, E>,
+) -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != asked {
+        return None;
+    }
+    let arguments: Vec<_> = arguments.collect();
+    let done = receive().map_err(|error| format!("the compiler cannot begin: {error}")).and_then(|wasm| {
+        let code = compile(&arguments, &wasm).map_err(|error| format!("{error:#}"))?;
+        let mut out = io::stdout().lock();
+        out.write_all(&code).and_then(|()| out.flush()).map_err(|error| format!("the code cannot be written: {error}"))
+    });
+    Some(match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(complaint) => {
+            // The host is told by the code alone if not even this can be written.
+            let _ = writeln!(io::stderr(), "{complaint}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Bounds what this process may take, and gives what it was sent to compile.
+fn receive() -> io::Result<Vec<u8>> {
     let limit = |resource, max: u64| {
         // What this process was bounded by before stays.
         let max = getrlimit(resource).maximum.map_or(max, |before| before.min(max));

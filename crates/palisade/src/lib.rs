@@ -40,7 +40,7 @@ pub use palisade_process::ProcessSandbox;
 #[cfg(feature = "wasmer")]
 pub use palisade_wasmer::Wasmer;
 #[cfg(feature = "wasmtime")]
-pub use palisade_wasmtime::{Wasmtime, compile_if_asked};
+pub use palisade_wasmtime::Wasmtime;
 
 /// The example in the README, compiled.
 #[cfg(all(doctest, feature = "wasmtime"))]
