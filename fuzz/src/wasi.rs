@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use palisade::{DirectoryGrant, Input, Policy};
-use palisade_wasi::{GuestMemory, Stop, Streams, StreamsLimits, WasiConfig, WasiContext};
+use palisade_wasi::{Fuse, GuestMemory, Stop, Streams, StreamsLimits, WasiConfig, WasiContext};
 
 /// Size of the guest's memory.
 const MEMORY_BYTES: usize = 4096;
@@ -39,7 +39,7 @@ pub fn wasi(data: &[u8]) {
     policy.grants.directories =
         vec![DirectoryGrant::read_write(scratch.path(), "/rw"), DirectoryGrant::read_only(scratch.path(), "/ro")];
     policy.quota.disk_bytes = Some(DISK_BYTES);
-    let Ok(config) = WasiConfig::new("guest", &policy) else { return };
+    let Ok(config) = WasiConfig::new("guest", &policy, Fuse::Refused) else { return };
     let mut context = WasiContext::new(Arc::new(config));
     context.begin_call(vec!["argument".into()]);
     let mut streams = Streams::new(Input::Bytes("input".into()), None, StreamsLimits::from(&policy.quota));
@@ -61,7 +61,7 @@ pub fn wasi(data: &[u8]) {
         };
         let mut guest = GuestMemory::new(&mut memory);
         match call(&mut context, &mut guest, &mut streams, &mut next) {
-            Ok(_) | Err(Stop::Wait(_) | Stop::Exceeded { .. }) => {}
+            Ok(_) | Err(Stop::Wait(_) | Stop::Yield | Stop::Exceeded { .. }) => {}
             Err(Stop::Exit(_)) => break,
             Err(other) => panic!("{other:?}"),
         }

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use palisade_core::Resource;
-use palisade_wasi::Stop;
+use palisade_wasi::{Room, Stop};
 
 /// What one table entry costs the host.
 pub(crate) const TABLE_ENTRY_BYTES: u64 = size_of::<usize>() as u64;
@@ -44,8 +44,8 @@ impl Account {
     }
 
     /// What may still be charged.
-    pub(crate) fn left(&self) -> u64 {
-        self.limit.saturating_sub(self.charged())
+    pub(crate) fn room(&self) -> Room {
+        Room { limit: self.limit, left: self.limit.saturating_sub(self.charged()) }
     }
 
     pub(crate) fn peak(&self) -> u64 {
@@ -94,12 +94,12 @@ mod tests {
         let account = Account::new(100);
         account.grow(60).unwrap();
         account.hold(40).unwrap();
-        assert_eq!((account.left(), account.peak(), account.refused()), (0, 100, None));
+        assert_eq!((account.room().left, account.peak(), account.refused()), (0, 100, None));
         assert!(account.hold(41).is_err());
         account.hold(0).unwrap();
         assert_eq!(account.grow(41).err(), account.refused());
         account.grow(40).unwrap();
         account.begin_call();
-        assert_eq!((account.left(), account.peak(), account.refused()), (0, 0, None));
+        assert_eq!((account.room().left, account.peak(), account.refused()), (0, 0, None));
     }
 }

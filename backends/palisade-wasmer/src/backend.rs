@@ -1,19 +1,22 @@
 //! The sandbox: opens engines, compiles, and knows what it can enforce.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use palisade_core::{
     Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
     Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
-    PreparedExt, Resource, Result, Sandbox, block_on, on_thread,
+    PreparedExt, Resource, Result, Sandbox, block_on,
 };
-use palisade_wasi::reactor;
-use wasmer::sys::{BaseTunables, NativeEngineExt};
-use wasmer_types::{CompilationProgressCallback, UserAbort};
+use palisade_wasi::{Fuse, reactor};
+use palisade_wasm::compilers::{Attempt, COMPILE_TIME_MAX, Compilers};
+use palisade_wasm::structure;
+use wasmer::sys::BaseTunables;
 
+use crate::compile;
 use crate::engine::{self, MEMORY_BYTES_MAX, STACK_BYTES_MAX, STACK_BYTES_MIN};
 use crate::imports::IMPORTS;
 use crate::instrument;
@@ -25,10 +28,6 @@ use crate::watchdog::Watchdog;
 
 /// Instances alive at once, unless the options say otherwise.
 const INSTANCES_DEFAULT: u32 = 1000;
-/// Artifacts being compiled at once; compiling uses all cores by itself.
-const COMPILERS_MAX: usize = 8;
-/// Time to compile one artifact.
-const COMPILE_TIME_MAX: Duration = Duration::from_secs(120);
 /// Name under which the backend registers.
 const NAME: &str = "wasmer";
 const ENGINE: &str = "wasmer 7.3.0";
@@ -50,11 +49,14 @@ pub struct Wasmer(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) capabilities: Capabilities,
     pub(crate) watchdog: Arc<Watchdog>,
+    pub(crate) fuse: Fuse,
     pub(crate) threads: Threads,
     pub(crate) pool: Arc<Pool>,
     pub(crate) base_tunables: BaseTunables,
     instances: AtomicU64,
-    compilers: AtomicUsize,
+    compilers: Compilers,
+    /// The program that compiles, if it is another process.
+    compiler: Option<PathBuf>,
 }
 
 impl fmt::Debug for Shared {
@@ -127,20 +129,18 @@ impl Shared {
         Ok(Slot(Arc::clone(self)))
     }
 
-    /// Validates and compiles, unless `given_up` comes first. Blocks.
-    fn compile(self: &Arc<Self>, artifact: &Artifact, given_up: &Arc<AtomicBool>) -> Result<WasmerModule> {
+    /// Validates and compiles, unless the attempt is given up first. Blocks.
+    fn compile(self: &Arc<Self>, artifact: &Artifact, attempt: &Attempt) -> Result<WasmerModule> {
         let started = Instant::now();
         let structure = validate::scan(artifact.bytes())?;
-        validate::validate(artifact.bytes())?;
+        structure::validate(artifact.bytes())?;
         let instrumented = instrument::instrument(artifact.bytes())?;
         let engine = engine::engine(instrumented.wasm.len());
-        let given_up = Arc::clone(given_up);
-        let progress = CompilationProgressCallback::new(move |_| {
-            if given_up.load(Ordering::Relaxed) { Err(UserAbort::new("nobody waits for it any more")) } else { Ok(()) }
-        });
-        let module = engine.new_module_with_progress(&instrumented.wasm, progress).map_err(|error| {
-            Error::new(ErrorKind::InvalidArtifact, "load", format!("the module does not compile: {error}"))
-        })?;
+        let wasm = &instrumented.wasm;
+        let module = match &self.compiler {
+            Some(program) => compile::in_process(program, &engine, wasm, attempt)?,
+            None => compile::here(&engine, wasm, attempt)?,
+        };
         let code = Code::new(module, engine, &instrumented);
         let mut module = WasmerModule::new(Arc::clone(self), code, artifact, structure);
         module.info_mut().load_time = started.elapsed();
@@ -168,12 +168,14 @@ impl Wasmer {
         Ok(Wasmer(Arc::new(Shared {
             capabilities: capabilities(instances),
             watchdog: Arc::new(watchdog),
+            fuse: Fuse::from(options.fuse),
             // A dropped call may still hold its thread for a moment when the next one begins.
             threads: Threads::new(2 * instances as usize),
             pool,
             base_tunables: engine::base_tunables(),
             instances: AtomicU64::new(0),
-            compilers: AtomicUsize::new(0),
+            compilers: Compilers::default(),
+            compiler: options.compiler.clone(),
         })))
     }
 }
@@ -184,22 +186,6 @@ impl Sandbox for Wasmer {
     }
 
     fn load(&self, artifact: Artifact) -> BoxFuture<'_, Result<Arc<dyn Module>>> {
-        /// Counts a compiler for as long as it runs.
-        struct Compiling(Arc<Shared>);
-        impl Drop for Compiling {
-            fn drop(&mut self) {
-                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-
-        /// Lets the compiler end early when nobody waits for it any more.
-        struct GiveUp(Arc<AtomicBool>);
-        impl Drop for GiveUp {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-
         Box::pin(async move {
             if artifact.kind() != ArtifactKind::Wasm {
                 return Err(Error::new(
@@ -209,40 +195,10 @@ impl Sandbox for Wasmer {
                 )
                 .help("choose another backend (`palisade backends`)"));
             }
-            if self.0.compilers.fetch_add(1, Ordering::Relaxed) >= COMPILERS_MAX {
-                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
-                return Err(Error::new(
-                    ErrorKind::Exhausted,
-                    "load",
-                    format!("{COMPILERS_MAX} artifacts are being compiled already"),
-                )
-                .help("try again in a moment"));
-            }
-            let compiling = Compiling(Arc::clone(&self.0));
-            let give_up = GiveUp(Arc::new(AtomicBool::new(false)));
-            let given_up = Arc::clone(&give_up.0);
-            let compiled = on_thread("palisade-compile", move || compiling.0.compile(&artifact, &given_up))
-                .map_err(|error| Error::new(ErrorKind::Io, "load", "no thread for the compiler").source(error))?;
-            let mut compiled = std::pin::pin!(compiled);
-            let mut timeout = std::pin::pin!(self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX));
-            std::future::poll_fn(|context| {
-                if let std::task::Poll::Ready(compiled) = compiled.as_mut().poll(context) {
-                    return std::task::Poll::Ready(match compiled {
-                        Ok(module) => module.map(|module| Arc::new(module) as Arc<dyn Module>),
-                        Err(_) => {
-                            Err(Error::new(ErrorKind::Internal, "load", "the compiler panicked on this artifact"))
-                        }
-                    });
-                }
-                timeout.as_mut().poll(context).map(|()| {
-                    Err(Error::new(
-                        ErrorKind::InvalidArtifact,
-                        "load",
-                        format!("the artifact takes longer than {} s to compile", COMPILE_TIME_MAX.as_secs()),
-                    ))
-                })
-            })
-            .await
+            let timeout = self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX);
+            let shared = Arc::clone(&self.0);
+            let module = self.0.compilers.run(timeout, move |attempt| shared.compile(&artifact, attempt)).await?;
+            Ok(Arc::new(module) as Arc<dyn Module>)
         })
     }
 }

@@ -20,8 +20,6 @@ pub(crate) const STACK_BYTES_MIN: u64 = 64 << 10;
 /// Largest call stack.
 pub(crate) const STACK_BYTES_MAX: u64 = 8 << 20;
 pub(crate) const STACK_BYTES_DEFAULT: u64 = 512 << 10;
-/// Tables one module may have.
-pub(crate) const TABLES_MAX: usize = 100;
 /// Entries of one table. The engine's own bound on declared sizes is a little above, and it has none on growth.
 const TABLE_ENTRIES_MAX: u32 = 100_000_000;
 /// Artifacts smaller than this are compiled on one thread: starting others takes longer.

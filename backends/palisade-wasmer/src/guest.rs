@@ -132,6 +132,11 @@ impl Guest {
 
     /// Waits for what a WASI function has to wait for.
     pub(crate) fn wait(&mut self, wait: Wait) -> Result<(), Stop> {
+        if wait.work
+            && let Some(work) = self.wasi.take_work()
+        {
+            return self.wait_for(Some(Box::pin(work)), wait.until);
+        }
         if !wait.input {
             return self.wait_for(None, wait.until);
         }
@@ -148,13 +153,13 @@ impl Guest {
         if !self.input_streamed {
             return Ok(());
         }
-        let left = self.account.left();
+        let room = self.account.room();
         let lent = self.lend_streams();
         let theirs = Arc::clone(&lent);
         let result = Arc::new(Mutex::new(Ok(())));
         let answer = Arc::clone(&result);
         let request = async move {
-            let whole = poll_fn(|context| lock(&theirs).poll_whole_input(context, left)).await;
+            let whole = poll_fn(|context| lock(&theirs).poll_whole_input(context, room)).await;
             *lock(&answer) = whole;
         };
         let waited = self.wait_for(Some(Box::pin(request)), None);

@@ -90,6 +90,7 @@ macro_rules! wasi_glue {
                 match result {
                     Ok(errno) => return Ok(i32::from(errno)),
                     Err(Stop::Wait(what)) => env.data_mut().wait(what)?,
+                    Err(Stop::Yield) => env.data_mut().check()?,
                     Err(stop) => return Err(stop.into()),
                 }
             }
@@ -140,8 +141,10 @@ fn add_reactor(imports: &mut Imports) {
             store,
             env,
             |mut env: Env<'_>, name_ptr: u32, name_len: u32, ptr: u32, len: u32| -> Result<u64, Halt> {
-                let invocation =
-                    with_memory(&mut env, |memory, guest| guest.host.start(memory, name_ptr, name_len, ptr, len))?;
+                let invocation = with_memory(&mut env, |memory, guest| {
+                    let room = guest.account.room();
+                    guest.host.start(memory, room, name_ptr, name_len, ptr, len)
+                })?;
                 let reply = env.data_mut().wait_for_host(invocation)?;
                 Ok(with_memory(&mut env, |_, guest| guest.host.finish(reply))?)
             },

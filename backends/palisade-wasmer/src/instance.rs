@@ -27,9 +27,10 @@ use crate::stack;
 const TIME_SLICE: Duration = Duration::from_millis(1);
 /// The part of it in which the caller's thread stays on its CPU, since waking it takes longer than a short call.
 const SPIN: Duration = Duration::from_micros(50);
-/// How long dropping a call waits until its guest has stopped. A guest looks at every loop head and function entry, and
-/// bulk operations are done in pieces, so this is for a busy machine.
-const STOP_TIME_MAX: Duration = Duration::from_millis(10);
+/// How long dropping a call waits until its guest has stopped: what the contract allows. A guest looks at every loop head and
+/// function entry, and bulk operations are done in pieces, so it takes longer on a busy machine only; then the guest stops
+/// by itself.
+const STOP_TIME_MAX: Duration = TIME_SLICE;
 
 /// An instance. After an abnormal end it holds nothing any more.
 pub(crate) struct WasmerInstance {
@@ -110,18 +111,22 @@ impl Instance for WasmerInstance {
             let prepared = Arc::clone(&self.prepared);
             let theirs = Arc::clone(&control);
             let job = move |set_free: &dyn Fn()| {
-                let stack_bytes = prepared.policy.quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT);
-                stack::prepare(stack_bytes);
-                let ran = catch_unwind(AssertUnwindSafe(|| live.run(&prepared, index, call, &theirs, started)));
-                let execution = ran.unwrap_or_else(|_| {
+                let control = Arc::clone(&theirs);
+                let answer = catch_unwind(AssertUnwindSafe(move || {
+                    let stack_bytes = prepared.policy.quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT);
+                    stack::prepare(stack_bytes);
+                    let execution = live.run(&prepared, index, call, &control, started);
+                    // What is not used any more is released before the caller hears of the end, sinks and functions of the
+                    // caller's among it, which may panic.
+                    let live = execution.outcome.leaves_instance_usable().then_some(live);
+                    Answer { live, execution }
+                }));
+                let answer = answer.unwrap_or_else(|_| {
                     let outcome = Outcome::Crashed { message: "the sandbox panicked; please report this".into() };
-                    Execution::new(outcome, Usage::default())
+                    Answer { live: None, execution: Execution::new(outcome, Usage::default()) }
                 });
-                // What is not used any more is released before the caller hears of the end.
-                let live = execution.outcome.leaves_instance_usable().then_some(live);
-                drop(prepared);
                 set_free();
-                theirs.end(Answer { live, execution });
+                theirs.end(answer);
             };
             self.prepared.threads().run(Box::new(job))?;
             let answer = Running { control, _cancelled: cancelled, first: true, ended: false }.await;

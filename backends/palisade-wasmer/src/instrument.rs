@@ -560,9 +560,9 @@ mod tests {
 
     fn rewritten(wat: &str) -> Instrumented {
         let wasm = wat::parse_str(wat).unwrap();
-        crate::validate::validate(&wasm).unwrap();
+        palisade_wasm::structure::validate(&wasm).unwrap();
         let instrumented = instrument(&wasm).unwrap();
-        crate::validate::validate(&instrumented.wasm).unwrap_or_else(|error| panic!("{error}\n{:?}", wat));
+        palisade_wasm::structure::validate(&instrumented.wasm).unwrap_or_else(|error| panic!("{error}\n{:?}", wat));
         instrumented
     }
 

@@ -26,6 +26,7 @@
 
 mod account;
 mod backend;
+mod compile;
 mod control;
 mod engine;
 mod guest;

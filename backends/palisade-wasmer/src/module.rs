@@ -10,6 +10,7 @@ use palisade_core::{
 };
 use palisade_wasi::ablation::{self, left_out};
 use palisade_wasi::{WasiConfig, reactor};
+use palisade_wasm::structure::Structure;
 use wasmer::sys::BaseTunables;
 use wasmer::{Engine, ExternType, Function, FunctionEnv, Store};
 
@@ -20,7 +21,6 @@ use crate::instance::WasmerInstance;
 use crate::instrument::{self, Instrumented};
 use crate::memory::Pool;
 use crate::threads::Threads;
-use crate::validate::Structure;
 use crate::watchdog::Watchdog;
 
 /// Entries or imports listed in one message.
@@ -129,7 +129,7 @@ impl Module for WasmerModule {
         let functions = host.granted(&policy.grants)?;
         let functions = Arc::new(if left_out("granted-functions") { host } else { functions });
         let policy = ablation::weaken(policy);
-        let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy)?);
+        let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy, self.shared.fuse)?);
         let mut makers = Vec::new();
         for (module, name, ty) in self.code.imports() {
             let provided = IMPORTS.get(&(module.as_str(), name.as_str()));

@@ -1,5 +1,6 @@
 //! The threads guests run on: made when needed, kept for a while, never more than a bound.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
@@ -136,10 +137,10 @@ impl Shared {
                         self.lock().push(Arc::clone(worker));
                     }
                 };
-                if let Some(job) = job {
-                    job(&set_free);
-                }
+                // A panic ends the job, not the thread: it may be on the list by now, with the next job.
+                let ended = job.map(|job| catch_unwind(AssertUnwindSafe(|| job(&set_free))));
                 set_free();
+                drop(ended);
             }
             if !self.wait_for_job(worker) {
                 break;
@@ -221,6 +222,32 @@ mod tests {
         let refused = threads.run(Box::new(|_| ())).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Exhausted);
         drop(gates);
+    }
+
+    #[test]
+    fn a_panic_ends_the_job_and_not_the_thread() {
+        let threads = Threads::new(1);
+        let (done, ended) = channel();
+        for set_free_first in [true, false, true] {
+            threads
+                .run(Box::new(move |set_free| {
+                    if set_free_first {
+                        set_free();
+                    }
+                    panic!("told to");
+                }))
+                .unwrap();
+            while threads.shared.lock().is_empty() {
+                std::thread::yield_now();
+            }
+            let done = done.clone();
+            threads.run(Box::new(move |_| done.send(()).unwrap())).unwrap();
+            ended.recv_timeout(Duration::from_secs(60)).expect("the next job runs");
+            while threads.shared.lock().is_empty() {
+                std::thread::yield_now();
+            }
+            assert_eq!(threads.alive(), 1);
+        }
     }
 
     #[test]

@@ -2,20 +2,25 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 use palisade_core::{
     Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
     Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
-    PreparedExt, Resource, Result, Sandbox, block_on, on_thread,
+    PreparedExt, Resource, Result, Sandbox, block_on,
 };
-use palisade_wasi::{WasiConfig, reactor};
+use palisade_wasi::{Fuse, WasiConfig, reactor};
+use palisade_wasm::compilers::{Attempt, COMPILE_TIME_MAX, Compilers};
+use palisade_wasm::structure;
 use wasmtime::{Engine, Linker, Store};
 
 use crate::cache::{Cache, Lookup};
+use crate::compile;
 use crate::engine::{self, Allocation, MEMORY_BYTES_MAX, STACK_BYTES_DEFAULT, STACK_BYTES_MAX, STACK_BYTES_MIN};
 use crate::guest::Guest;
 use crate::imports::{self, ImportName};
@@ -26,12 +31,6 @@ use crate::watchdog::Watchdog;
 
 /// Instances alive at once, unless the options say otherwise.
 const INSTANCES_DEFAULT: u32 = 1000;
-/// Artifacts being compiled at once; compiling uses all cores by itself.
-const COMPILERS_MAX: usize = 8;
-/// Time to compile one artifact.
-const COMPILE_TIME_MAX: Duration = Duration::from_secs(120);
-/// Engines of stack sizes other than the default.
-const OTHER_STACKS_MAX: usize = 8;
 /// Name under which the backend registers.
 const NAME: &str = "wasmtime";
 const ENGINE: &str = concat!("wasmtime ", "48.0.8");
@@ -53,12 +52,16 @@ pub struct Wasmtime(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) capabilities: Capabilities,
     pub(crate) watchdog: Arc<Watchdog>,
+    pub(crate) fuse: Fuse,
     main: Arc<Provided>,
-    others: Mutex<HashMap<(Allocation, u64), Arc<Provided>>>,
+    /// Engines of other stack sizes (`engine::stack_bytes`, so there are few) for as long as somebody uses them.
+    others: Mutex<HashMap<(Allocation, u64), Weak<Provided>>>,
     cache: Option<Cache>,
     /// Each instance writes it; what is beside it, each instance reads.
     instances: CachePadded<AtomicU64>,
-    compilers: AtomicUsize,
+    compilers: Compilers,
+    /// The program that compiles, if it is another process.
+    compiler: Option<PathBuf>,
 }
 
 impl fmt::Debug for Shared {
@@ -88,7 +91,7 @@ impl Provided {
         let linker = imports::linker(&engine, watchdog).map_err(failed)?;
         // The names are only listed by way of a store.
         let policy = Policy::default();
-        let wasi = Arc::new(WasiConfig::new("", &policy)?);
+        let wasi = Arc::new(WasiConfig::new("", &policy, Fuse::Refused)?);
         let guest = Guest::new(wasi, Arc::default(), &policy, Arc::new(Meter::default()));
         let names = imports::names(&linker, &mut Store::new(&engine, guest));
         Ok(Arc::new(Provided { engine, linker, allocation, names }))
@@ -157,36 +160,38 @@ impl Shared {
         self.instances.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The engine for stacks of `bytes`.
+    // Every statement leaves the map consistent.
+    fn others(&self) -> MutexGuard<'_, HashMap<(Allocation, u64), Weak<Provided>>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The engine for stacks of `bytes`, which is one of the sizes that `engine::stack_bytes` gives.
     pub(crate) fn provided_for_stack(&self, allocation: Allocation, bytes: u64) -> Result<Arc<Provided>> {
         if (allocation, bytes) == (self.main.allocation, STACK_BYTES_DEFAULT) {
             return Ok(Arc::clone(&self.main));
         }
         let key = (allocation, bytes);
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = others.get(&key) {
-            return Ok(Arc::clone(found));
+        if let Some(found) = self.others().get(&key).and_then(Weak::upgrade) {
+            return Ok(found);
         }
-        if others.len() >= OTHER_STACKS_MAX {
-            return Err(Error::new(
-                ErrorKind::Exhausted,
-                "prepare",
-                format!("{OTHER_STACKS_MAX} different stack sizes are in use already, each with an engine of its own"),
-            )
-            .help("use the same `stack_bytes` for more plugins"));
-        }
+        // Outside the lock, since it takes a while. Whoever is first wins.
         let engine = engine::engine(allocation, bytes).map_err(|error| {
             Error::new(ErrorKind::Io, "prepare", format!("no engine for a stack of {bytes} bytes"))
                 .help("use the default `stack_bytes`, or a smaller `instances_max`")
                 .source(error.to_string())
         })?;
         let provided = Provided::new(engine, allocation, &self.watchdog)?;
-        others.insert(key, Arc::clone(&provided));
+        let mut others = self.others();
+        others.retain(|_, provided| provided.strong_count() > 0);
+        if let Some(found) = others.get(&key).and_then(Weak::upgrade) {
+            return Ok(found);
+        }
+        others.insert(key, Arc::downgrade(&provided));
         Ok(provided)
     }
 
     /// Validates and compiles, or takes compiled code from the cache. Blocks.
-    fn compile(self: &Arc<Self>, artifact: &Artifact) -> Result<WasmtimeModule> {
+    fn compile(self: &Arc<Self>, artifact: &Artifact, attempt: &Attempt) -> Result<WasmtimeModule> {
         let started = Instant::now();
         let mut notes = Vec::new();
         let structure = validate::scan(artifact.bytes())?;
@@ -216,7 +221,7 @@ impl Shared {
         let from_cache = cached.is_some();
         let module = match cached {
             Some(module) => module,
-            None => self.compile_anew(artifact, &provided, &name, &mut notes)?,
+            None => self.compile_anew(artifact, &provided, &name, attempt, &mut notes)?,
         };
         let mut module = WasmtimeModule::new(Arc::clone(self), provided, module, artifact, structure);
         let info = module.info_mut();
@@ -231,12 +236,31 @@ impl Shared {
         artifact: &Artifact,
         provided: &Provided,
         name: &str,
+        attempt: &Attempt,
         notes: &mut Vec<String>,
     ) -> Result<wasmtime::Module> {
         let invalid = |error: wasmtime::Error| {
             Error::new(ErrorKind::InvalidArtifact, "load", format!("the module does not compile: {error:#}"))
         };
-        validate::validate(artifact.bytes())?;
+        structure::validate(artifact.bytes())?;
+        if let Some(program) = &self.compiler {
+            let code = compile::in_process(program, provided.allocation, artifact.bytes(), attempt)?;
+            if let Some(cache) = &self.cache {
+                let mut bytes = Vec::new();
+                let kept = (&code).read_to_end(&mut bytes).and_then(|_| cache.put(name, &bytes));
+                if let Err(error) = kept {
+                    notes.push(format!("the compiled code could not be kept in the cache: {error}"));
+                }
+            }
+            // SAFETY: the file is sealed, in anonymous memory, and was written by the program that this host's options name
+            // for it, which is trusted as the engine in this process is: it writes the unmodified output of
+            // `Engine::precompile_module`.
+            return unsafe { wasmtime::Module::deserialize_open_file(&provided.engine, code) }.map_err(|error| {
+                Error::new(ErrorKind::Internal, "load", "the compiler's code does not fit this engine")
+                    .help("name a compiler of the same version, or none")
+                    .source(error.to_string())
+            });
+        }
         let Some(cache) = &self.cache else {
             return wasmtime::Module::new(&provided.engine, artifact.bytes()).map_err(invalid);
         };
@@ -285,11 +309,13 @@ impl Wasmtime {
         Ok(Wasmtime(Arc::new(Shared {
             capabilities: capabilities(instances),
             watchdog,
+            fuse: Fuse::from(options.fuse),
             main,
             others: Mutex::default(),
             cache,
             instances: CachePadded::new(AtomicU64::new(0)),
-            compilers: AtomicUsize::new(0),
+            compilers: Compilers::default(),
+            compiler: options.compiler.clone(),
         })))
     }
 }
@@ -300,14 +326,6 @@ impl Sandbox for Wasmtime {
     }
 
     fn load(&self, artifact: Artifact) -> BoxFuture<'_, Result<Arc<dyn Module>>> {
-        /// Counts a compiler for as long as it runs.
-        struct Compiling(Arc<Shared>);
-        impl Drop for Compiling {
-            fn drop(&mut self) {
-                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-
         Box::pin(async move {
             if artifact.kind() != ArtifactKind::Wasm {
                 return Err(Error::new(
@@ -317,38 +335,10 @@ impl Sandbox for Wasmtime {
                 )
                 .help("choose another backend (`palisade backends`)"));
             }
-            if self.0.compilers.fetch_add(1, Ordering::Relaxed) >= COMPILERS_MAX {
-                self.0.compilers.fetch_sub(1, Ordering::Relaxed);
-                return Err(Error::new(
-                    ErrorKind::Exhausted,
-                    "load",
-                    format!("{COMPILERS_MAX} artifacts are being compiled already"),
-                )
-                .help("try again in a moment"));
-            }
-            let compiling = Compiling(Arc::clone(&self.0));
-            let compiled = on_thread("palisade-compile", move || compiling.0.compile(&artifact))
-                .map_err(|error| Error::new(ErrorKind::Io, "load", "no thread for the compiler").source(error))?;
-            let mut compiled = std::pin::pin!(compiled);
-            let mut timeout = std::pin::pin!(self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX));
-            std::future::poll_fn(|context| {
-                if let std::task::Poll::Ready(compiled) = compiled.as_mut().poll(context) {
-                    return std::task::Poll::Ready(match compiled {
-                        Ok(module) => module.map(|module| Arc::new(module) as Arc<dyn Module>),
-                        Err(_) => {
-                            Err(Error::new(ErrorKind::Internal, "load", "the compiler panicked on this artifact"))
-                        }
-                    });
-                }
-                timeout.as_mut().poll(context).map(|()| {
-                    Err(Error::new(
-                        ErrorKind::InvalidArtifact,
-                        "load",
-                        format!("the artifact takes longer than {} s to compile", COMPILE_TIME_MAX.as_secs()),
-                    ))
-                })
-            })
-            .await
+            let timeout = self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX);
+            let shared = Arc::clone(&self.0);
+            let module = self.0.compilers.run(timeout, move |attempt| shared.compile(&artifact, attempt)).await?;
+            Ok(Arc::new(module) as Arc<dyn Module>)
         })
     }
 }
@@ -384,8 +374,11 @@ fn capabilities(instances: u32) -> Capabilities {
         fuel_deterministic: true,
         caveats: vec![
             "guests share the host's process: a defect of the engine is a defect of the wall".to_owned(),
+            "stacks are as large as the next power of two: a guest may use up to twice its quota of stack".to_owned(),
             "up to a million units of fuel are not counted when a guest is stopped or traps".to_owned(),
-            "one bulk memory operation is not interrupted; it is at most as long as the memory quota".to_owned(),
+            "one bulk memory operation, or one copy between guest and host, is not interrupted; it is at most as long as the \
+             memory quota"
+                .to_owned(),
         ],
     }
 }
@@ -507,6 +500,28 @@ mod tests {
             lock.contains(&format!("name = \"wasmtime\"\nversion = \"{version}\"\n")),
             "Cargo.lock resolves another Wasmtime"
         );
+    }
+
+    #[test]
+    fn engines_of_other_stacks_are_shared_and_go_with_their_last_user() {
+        let sandbox = Wasmtime::open(&BackendOptions::new().instances_max(2)).unwrap();
+        let module = block_on(sandbox.load(Artifact::wasm(probes::SPIN))).unwrap();
+        let prepare = |stack_bytes: u64| {
+            let mut policy = Policy::default();
+            policy.quota.stack_bytes = Some(stack_bytes);
+            module.prepare(policy, HostFunctions::new()).unwrap()
+        };
+        let alive = || sandbox.0.others().values().filter(|engine| engine.strong_count() > 0).count();
+        let kept: Vec<_> = (0..100).map(|n| prepare((64 << 10) + 1 + n)).collect();
+        assert_eq!(alive(), 1, "all of them round up to the same size");
+        let other = prepare(64 << 10);
+        assert_eq!(alive(), 2);
+        drop(kept);
+        assert_eq!(alive(), 1);
+        drop(other);
+        assert_eq!(alive(), 0);
+        let _main = prepare(512 << 10);
+        assert_eq!(alive(), 0, "the main engine has this size");
     }
 
     #[test]

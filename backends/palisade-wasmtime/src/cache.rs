@@ -58,7 +58,7 @@ impl Cache {
             .source(error)
         };
         private_directory(&options.directory).map_err(|error| failed(&options.directory, "directory", error))?;
-        let parent = options.key_file.parent().unwrap_or(Path::new("."));
+        let parent = directory_of(&options.key_file);
         private_directory(parent).map_err(|error| failed(parent, "directory of the key", error))?;
         let key = read_or_make_key(&options.key_file).map_err(|error| failed(&options.key_file, "key", error))?;
         Ok(Cache { directory: options.directory.clone(), key })
@@ -193,6 +193,11 @@ fn hash_as_copied(copy: &File, mut hasher: blake3::Hasher, copied: Receiver<u64>
         }
     }
     Ok(hasher.finalize())
+}
+
+/// The directory that `file` is in. A name alone has an empty parent.
+fn directory_of(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes a directory that only its owner can use, or checks that it is one.
@@ -343,6 +348,16 @@ mod tests {
         fs::set_permissions(place.options().directory, fs::Permissions::from_mode(0o700)).unwrap();
         fs::set_permissions(place.options().key_file, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(Cache::open(&place.options()).is_err());
+    }
+
+    #[test]
+    fn a_key_without_a_directory_lies_in_the_current_one() {
+        for (file, directory) in [("key", "."), ("a/key", "a"), ("./key", "."), ("/key", "/")] {
+            assert_eq!(directory_of(Path::new(file)), Path::new(directory));
+        }
+        // The current directory is a private one here, or is refused as such, but never missing.
+        let missing = private_directory(directory_of(Path::new("key"))).err().map(|error| error.kind());
+        assert_ne!(missing, Some(io::ErrorKind::NotFound));
     }
 
     #[test]

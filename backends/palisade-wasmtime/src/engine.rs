@@ -1,9 +1,8 @@
 //! Configuration of the engine, and the probe that decides how instances are allocated.
 
 use palisade_core::{Error, ErrorKind, Result};
+use palisade_wasm::structure::TABLES_MAX;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
-
-use crate::guest::TABLES_MAX;
 
 /// Largest linear memory, and what is reserved for each: an address is 32 bits.
 pub(crate) const MEMORY_BYTES_MAX: u64 = 1 << 32;
@@ -13,6 +12,12 @@ pub(crate) const STACK_BYTES_MIN: u64 = 16 << 10;
 pub(crate) const STACK_BYTES_MAX: u64 = 8 << 20;
 /// Call stack of the main engine; other sizes get an engine of their own.
 pub(crate) const STACK_BYTES_DEFAULT: u64 = 512 << 10;
+/// The stack that a guest gets whose quota is `bytes`: the next power of two, so that the engines for all quotas together are
+/// few, whatever tenants ask for.
+pub(crate) fn stack_bytes(bytes: u64) -> u64 {
+    bytes.clamp(STACK_BYTES_MIN, STACK_BYTES_MAX).next_power_of_two()
+}
+
 /// Room for host functions beside the guest on its stack.
 const HOST_STACK_BYTES: u64 = 3 << 19;
 
@@ -112,4 +117,6 @@ pub(crate) fn main_engine(instances: u32) -> Result<(Engine, Allocation)> {
     }
 }
 
-const _: () = assert!(TABLES_MAX >= POOL_TABLES_PER_MODULE as usize);
+// Else rounding could go beyond the largest.
+const _: () = assert!(STACK_BYTES_MAX.is_power_of_two() && STACK_BYTES_DEFAULT.is_power_of_two());
+const _: () = assert!(TABLES_MAX >= POOL_TABLES_PER_MODULE);

@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 
 use palisade_core::{Call, CancelToken, HostFunctions, Policy, Resource};
 use palisade_wasi::reactor::HostCalls;
-use palisade_wasi::{Stop, Streams, StreamsLimits, WasiConfig, WasiContext};
+use palisade_wasi::{Room, Stop, Streams, StreamsLimits, WasiConfig, WasiContext};
+use palisade_wasm::structure::TABLES_MAX;
 use wasmtime::{Memory, ResourceLimiter};
 
 use crate::meter::Meter;
 
-/// Tables one module may have.
-pub(crate) const TABLES_MAX: usize = 100;
 /// What one table entry costs the host.
 const TABLE_ENTRY_BYTES: u64 = size_of::<usize>() as u64;
 
@@ -28,8 +27,9 @@ pub(crate) struct Guest {
     cpu_limit: Option<Duration>,
     cancel: Option<CancelToken>,
     memory_limit: u64,
-    /// Linear memories and tables.
-    memory_bytes: u64,
+    /// The linear memory.
+    linear_bytes: u64,
+    table_bytes: u64,
     memory_peak_bytes: u64,
     /// Why memory was refused, for when the engine reports it in words of its own.
     pub(crate) memory_refused: Option<Stop>,
@@ -54,7 +54,8 @@ impl Guest {
             cpu_limit: quota.cpu_time,
             cancel: None,
             memory_limit: quota.memory_bytes.unwrap_or(u64::MAX),
-            memory_bytes: 0,
+            linear_bytes: 0,
+            table_bytes: 0,
             memory_peak_bytes: 0,
             memory_refused: None,
         }
@@ -74,7 +75,7 @@ impl Guest {
 
     /// Bytes of guest memory, with what the host holds for it.
     fn charged_bytes(&self) -> u64 {
-        self.memory_bytes + self.streams.held_bytes() + self.host.held_bytes()
+        self.linear_bytes + self.table_bytes + self.streams.held_bytes() + self.host.held_bytes()
     }
 
     /// Checks the memory quota after the host took something for the guest.
@@ -87,9 +88,9 @@ impl Guest {
         Ok(())
     }
 
-    /// What a streamed input may still take.
-    pub(crate) fn memory_left(&self) -> u64 {
-        self.memory_limit.saturating_sub(self.charged_bytes())
+    /// What the host may still take.
+    pub(crate) fn room(&self) -> Room {
+        Room { limit: self.memory_limit, left: self.memory_limit.saturating_sub(self.charged_bytes()) }
     }
 
     pub(crate) fn memory_peak_bytes(&self) -> u64 {
@@ -116,17 +117,16 @@ impl Guest {
         }
     }
 
-    fn grow(&mut self, current: usize, desired: usize, unit: u64) -> wasmtime::Result<bool> {
-        let grown = (desired as u64 - current as u64).saturating_mul(unit);
+    /// Charges `grown` bytes, which the caller adds where they belong.
+    fn grow(&mut self, grown: u64) -> wasmtime::Result<()> {
         let charged = self.charged_bytes().saturating_add(grown);
         if charged > self.memory_limit {
             let stop = Stop::Exceeded { resource: Resource::Memory, limit: self.memory_limit, used: charged };
             self.memory_refused = Some(stop.clone());
             return Err(Halt(stop).into());
         }
-        self.memory_bytes += grown;
         self.memory_peak_bytes = self.memory_peak_bytes.max(charged);
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -145,14 +145,22 @@ impl ResourceLimiter for Guest {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
-        self.grow(current, desired, 1)
+        // What the engine has, not what it was allowed: it may have failed to get that. It says so afterwards, but also when
+        // it never asked, so that its word is no measure.
+        self.linear_bytes = current as u64;
+        self.grow(desired as u64 - current as u64)?;
+        self.linear_bytes = desired as u64;
+        Ok(true)
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
-        self.grow(current, desired, TABLE_ENTRY_BYTES)
+        let grown = (desired as u64 - current as u64).saturating_mul(TABLE_ENTRY_BYTES);
+        self.grow(grown)?;
+        self.table_bytes += grown;
+        Ok(true)
     }
 
     fn instances(&self) -> usize {
@@ -160,7 +168,7 @@ impl ResourceLimiter for Guest {
     }
 
     fn tables(&self) -> usize {
-        TABLES_MAX
+        TABLES_MAX as usize
     }
 
     fn memories(&self) -> usize {
@@ -179,3 +187,24 @@ impl std::fmt::Display for Halt {
 }
 
 impl std::error::Error for Halt {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_wasi::Fuse;
+
+    #[test]
+    fn a_growth_that_failed_is_not_charged_to_the_next() {
+        let mut policy = Policy::default();
+        policy.quota.memory_bytes = Some(100);
+        let wasi = Arc::new(WasiConfig::new("guest", &policy, Fuse::Refused).unwrap());
+        let mut guest = Guest::new(wasi, Arc::default(), &policy, Arc::default());
+        assert!(guest.memory_growing(0, 60, None).unwrap());
+        // The system had no memory: it is as large as before.
+        guest.memory_grow_failed(wasmtime::Error::msg("no memory")).unwrap();
+        assert!(guest.memory_growing(0, 100, None).unwrap());
+        // A failure that nobody was asked about gives nothing back.
+        guest.memory_grow_failed(wasmtime::Error::msg("beyond the type's limits")).unwrap();
+        assert!(guest.memory_growing(100, 101, None).is_err());
+    }
+}

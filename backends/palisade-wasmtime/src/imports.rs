@@ -75,6 +75,7 @@ macro_rules! wasi_glue {
                         match result {
                             Ok(errno) => return Ok(i32::from(errno)),
                             Err(Stop::Wait(what)) => wait(&mut caller, &watchdog, what).await,
+                            Err(Stop::Yield) => give_way(&mut caller).await?,
                             Err(stop) => return Err(wasmtime::Error::from(Halt(stop))),
                         }
                     }
@@ -109,8 +110,10 @@ fn add_reactor(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         "host_call",
         |mut caller: Caller<'_, Guest>, (name_ptr, name_len, ptr, len): (u32, u32, u32, u32)| {
             Box::new(async move {
-                let invocation =
-                    with_memory(&mut caller, |memory, guest| guest.host.start(memory, name_ptr, name_len, ptr, len))?;
+                let invocation = with_memory(&mut caller, |memory, guest| {
+                    let room = guest.room();
+                    guest.host.start(memory, room, name_ptr, name_len, ptr, len)
+                })?;
                 let meter = Arc::clone(&caller.data().meter);
                 let phase = meter.phase();
                 meter.set_phase(Phase::HostCall);
@@ -146,14 +149,33 @@ fn try_with_memory<R>(
     Ok(result)
 }
 
+/// Between two parts of a long function: what a guest does at the end of its time slice.
+async fn give_way(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    caller.data().check_slice().map_err(Halt)?;
+    let mut given = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+    Ok(())
+}
+
 /// Waits for what a WASI function has to wait for.
 async fn wait(caller: &mut Caller<'_, Guest>, watchdog: &Watchdog, wait: Wait) {
     let meter = Arc::clone(&caller.data().meter);
     let phase = meter.phase();
     meter.set_phase(Phase::HostCall);
     let mut sleep = pin!(wait.until.map(|until| watchdog.sleep_until(until)));
+    let mut work = pin!(if wait.work { caller.data_mut().wasi.take_work() } else { None });
     poll_fn(|context| {
         if sleep.as_mut().as_pin_mut().is_some_and(|sleep| sleep.poll(context).is_ready()) {
+            return Poll::Ready(());
+        }
+        if work.as_mut().as_pin_mut().is_some_and(|work| work.poll(context).is_ready()) {
             return Poll::Ready(());
         }
         if wait.input && caller.data_mut().streams.poll_input(context).is_ready() {

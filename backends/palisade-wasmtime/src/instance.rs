@@ -243,9 +243,9 @@ async fn execute(
     entry: &EntryPoint,
 ) -> wasmtime::Result<i32> {
     if prepared.reads_input_by_offset {
-        let left = store.data().memory_left();
+        let room = store.data().room();
         store.data().meter.set_phase(Phase::HostCall);
-        poll_fn(|context| store.data_mut().streams.poll_whole_input(context, left)).await.map_err(Halt)?;
+        poll_fn(|context| store.data_mut().streams.poll_whole_input(context, room)).await.map_err(Halt)?;
         store.data_mut().charge().map_err(Halt)?;
         store.data().meter.set_phase(Phase::Starting);
     }

@@ -22,9 +22,18 @@
 //! | output, log, files, disk, host calls | counted by the host functions themselves |
 //!
 //! A guest in a host call is suspended on a stack of its own and needs no thread.
+//!
+//! # Compiling hostile artifacts
+//!
+//! The bounds of `palisade_wasm::structure` keep what a compiler takes small, but a compiler in this process cannot be ended.
+//! A host that loads artifacts it does not trust names a program in [`BackendOptions::compiler`] whose `main` calls
+//! [`Wasmtime::compile_if_asked`] first, such as itself (`/proc/self/exe`) or the `palisade` command.
+//!
+//! [`BackendOptions::compiler`]: palisade_core::BackendOptions::compiler
 
 mod backend;
 mod cache;
+mod compile;
 mod engine;
 mod guest;
 mod imports;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use palisade_core::{
     Abi, Artifact, BoxFuture, Entry, Error, ErrorKind, ExportInfo, HostFunctions, ImportInfo, Instance, Module,
@@ -14,7 +14,7 @@ use palisade_wasi::{WasiConfig, reactor};
 use wasmtime::{Engine, ExternType, InstancePre, ModuleExport};
 
 use crate::backend::{Provided, Shared};
-use crate::engine::STACK_BYTES_DEFAULT;
+use crate::engine::{self, STACK_BYTES_DEFAULT};
 use crate::guest::Guest;
 use crate::instance::WasmtimeInstance;
 use crate::validate::Structure;
@@ -23,14 +23,19 @@ use crate::watchdog::Watchdog;
 /// Entries or imports listed in one message.
 const LISTED_MAX: usize = 20;
 
+/// Compiled code in its engine.
+pub(crate) struct Compiled {
+    provided: Arc<Provided>,
+    module: wasmtime::Module,
+}
+
 /// A compiled module.
 pub(crate) struct WasmtimeModule {
     info: ModuleInfo,
     shared: Arc<Shared>,
-    provided: Arc<Provided>,
-    module: wasmtime::Module,
-    /// The same module in the engines of other stack sizes.
-    other_stacks: Mutex<HashMap<u64, (Arc<Provided>, wasmtime::Module)>>,
+    compiled: Arc<Compiled>,
+    /// The same in the engines of other stack sizes, for as long as it is prepared for them.
+    other_stacks: Mutex<HashMap<u64, Weak<Compiled>>>,
 }
 
 impl fmt::Debug for WasmtimeModule {
@@ -48,24 +53,28 @@ impl WasmtimeModule {
         structure: Structure,
     ) -> Self {
         let info = info(&module, &provided, artifact, structure);
-        WasmtimeModule { info, shared, provided, module, other_stacks: Mutex::default() }
+        let compiled = Arc::new(Compiled { provided, module });
+        WasmtimeModule { info, shared, compiled, other_stacks: Mutex::default() }
     }
 
     pub(crate) fn info_mut(&mut self) -> &mut ModuleInfo {
         &mut self.info
     }
 
-    /// The module in the engine for a stack of `bytes`.
-    fn for_stack(&self, bytes: u64) -> Result<(Arc<Provided>, wasmtime::Module)> {
+    /// The module in the engine for a quota of `bytes` of stack.
+    fn for_stack(&self, bytes: u64) -> Result<Arc<Compiled>> {
+        let bytes = engine::stack_bytes(bytes);
         if bytes == STACK_BYTES_DEFAULT {
-            return Ok((Arc::clone(&self.provided), self.module.clone()));
+            return Ok(Arc::clone(&self.compiled));
         }
-        let mut others = self.other_stacks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = others.get(&bytes) {
-            return Ok(found.clone());
+        // Every statement leaves the map consistent.
+        let others = || self.other_stacks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = others().get(&bytes).and_then(Weak::upgrade) {
+            return Ok(found);
         }
-        let provided = self.shared.provided_for_stack(self.provided.allocation, bytes)?;
-        let moved = self.module.serialize().and_then(|code| {
+        // Outside the lock, since it takes a while. Whoever is first wins.
+        let provided = self.shared.provided_for_stack(self.compiled.provided.allocation, bytes)?;
+        let moved = self.compiled.module.serialize().and_then(|code| {
             // SAFETY: `code` is the unmodified output of `Module::serialize` of the line above, made by the same
             // version of the engine in this process.
             unsafe { wasmtime::Module::deserialize(&provided.engine, code) }
@@ -78,8 +87,14 @@ impl WasmtimeModule {
             )
             .source(error.to_string())
         })?;
-        others.insert(bytes, (Arc::clone(&provided), module.clone()));
-        Ok((provided, module))
+        let moved = Arc::new(Compiled { provided, module });
+        let mut others = others();
+        others.retain(|_, compiled| compiled.strong_count() > 0);
+        if let Some(found) = others.get(&bytes).and_then(Weak::upgrade) {
+            return Ok(found);
+        }
+        others.insert(bytes, Arc::downgrade(&moved));
+        Ok(moved)
     }
 
     /// Refuses a module that imports what nobody provides, listing all of it.
@@ -89,7 +104,7 @@ impl WasmtimeModule {
             return Ok(());
         }
         let mut list: Vec<_> =
-            missing.iter().take(LISTED_MAX).map(|import| self.provided.explain_missing(import)).collect();
+            missing.iter().take(LISTED_MAX).map(|import| self.compiled.provided.explain_missing(import)).collect();
         if missing.len() > LISTED_MAX {
             list.push(format!("and {} more", missing.len() - LISTED_MAX));
         }
@@ -117,13 +132,14 @@ impl Module for WasmtimeModule {
         let functions = host.granted(&policy.grants)?;
         let functions = Arc::new(if left_out("granted-functions") { host } else { functions });
         let policy = ablation::weaken(policy);
-        let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy)?);
-        let (provided, module) = self.for_stack(policy.quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT))?;
-        let pre = provided.linker.instantiate_pre(&module).map_err(|error| {
+        let wasi = Arc::new(WasiConfig::new(&self.info.name, &policy, self.shared.fuse)?);
+        let compiled = self.for_stack(policy.quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT))?;
+        let module = &compiled.module;
+        let pre = compiled.provided.linker.instantiate_pre(module).map_err(|error| {
             Error::new(ErrorKind::InvalidArtifact, "prepare", format!("an import has the wrong type: {error:#}"))
         })?;
         let export = |name: &str| module.get_export_index(name);
-        let entries = entries(&module)
+        let entries = entries(module)
             .filter_map(|entry| {
                 let point = EntryPoint { export: export(&entry.name)?, returns_code: entry.returns_code };
                 Some((entry.name, point))
@@ -145,6 +161,7 @@ impl Module for WasmtimeModule {
             this: this.clone(),
             shared: Arc::clone(&self.shared),
             pre,
+            _compiled: Arc::clone(&compiled),
             policy,
             functions,
             wasi,
@@ -161,9 +178,11 @@ impl Module for WasmtimeModule {
 /// processors fetch lines of 64 bytes in pairs.
 #[repr(align(128))]
 pub(crate) struct WasmtimePrepared {
-    this: std::sync::Weak<WasmtimePrepared>,
+    this: Weak<WasmtimePrepared>,
     shared: Arc<Shared>,
     pub(crate) pre: InstancePre<Guest>,
+    /// Keeps the engine among those that are shared.
+    _compiled: Arc<Compiled>,
     pub(crate) policy: Policy,
     pub(crate) functions: Arc<HostFunctions>,
     pub(crate) wasi: Arc<WasiConfig>,

@@ -4,6 +4,7 @@ use palisade_core::{Outcome, Phase, Quota, Resource, TrapKind};
 use palisade_wasi::Stop;
 use wasmtime::{Trap, WasmBacktrace};
 
+use crate::engine::{STACK_BYTES_DEFAULT, stack_bytes};
 use crate::guest::Halt;
 
 /// Longest function name shown in a trap message. The name is the guest's.
@@ -32,7 +33,11 @@ pub(crate) fn from_error(
     };
     let kind = match trap {
         Trap::OutOfFuel => return exceeded(Resource::Fuel),
-        Trap::StackOverflow => return exceeded(Resource::Stack),
+        Trap::StackOverflow => {
+            let limit = quota.stack_bytes.unwrap_or(STACK_BYTES_DEFAULT);
+            let used = stack_bytes(limit).saturating_add(1);
+            return Outcome::QuotaExceeded { resource: Resource::Stack, limit, used, phase };
+        }
         Trap::MemoryOutOfBounds | Trap::HeapMisaligned => TrapKind::MemoryOutOfBounds,
         Trap::TableOutOfBounds => TrapKind::TableOutOfBounds,
         Trap::IndirectCallToNull | Trap::BadSignature | Trap::NullReference => TrapKind::IndirectCall,

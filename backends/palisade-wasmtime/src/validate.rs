@@ -1,23 +1,10 @@
-//! Structural limits on artifacts, checked before the compiler sees them.
-//!
-//! Compiling is work done for somebody untrusted, and takes time and memory in proportion to these numbers.
+//! What a module is made of, as far as this engine asks; the limits of all engines are in `palisade_wasm::structure`.
 
-use palisade_core::{Error, ErrorKind, Result};
-use wasmparser::{FunctionBody, Operator, Parser, Payload, Validator, WasmFeatures};
+use palisade_core::Result;
+use palisade_wasm::structure::{self, malformed};
+use wasmparser::{FunctionBody, Operator, Payload};
 
 use crate::engine::{INSTANCE_BYTES_MAX, POOL_TABLE_ENTRIES, POOL_TABLES_PER_MODULE};
-
-/// Largest artifact.
-const ARTIFACT_BYTES_MAX: usize = 128 << 20;
-/// Most functions.
-const FUNCTIONS_MAX: u32 = 200_000;
-/// Largest body of one function; the compiler's time grows faster than linearly with it.
-const FUNCTION_BYTES_MAX: usize = 1 << 20;
-const TYPES_MAX: u32 = 50_000;
-const IMPORTS_MAX: u32 = 10_000;
-const EXPORTS_MAX: u32 = 100_000;
-const GLOBALS_MAX: u32 = 50_000;
-const SEGMENTS_MAX: u32 = 100_000;
 
 /// What a module is made of, as far as loading it depends on that.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,65 +15,33 @@ pub(crate) struct Structure {
     pub(crate) fits_pool: bool,
 }
 
-/// Reads the structure of `wasm` and checks it against the limits, without looking into function bodies.
+/// Reads the structure of `wasm` and checks it against the limits, mostly without looking into function bodies.
 pub(crate) fn scan(wasm: &[u8]) -> Result<Structure> {
-    if wasm.is_empty() {
-        return Err(invalid("the artifact is empty"));
-    }
-    if wasm.len() > ARTIFACT_BYTES_MAX {
-        return Err(invalid(format!("the artifact has {} bytes, more than {ARTIFACT_BYTES_MAX}", wasm.len())));
-    }
-    if !wasm.starts_with(b"\0asm") {
-        return Err(invalid("the artifact is not WebAssembly: it does not begin with `\\0asm`")
-            .help("give a `.wasm` module, or its text form in a `.wat` file"));
-    }
-    if wasm.get(4..8) == Some(&[0x0d, 0, 1, 0]) {
-        return Err(invalid("the artifact is a WebAssembly component, not a module")
-            .help("build for `wasm32-wasip1`, which gives a module"));
-    }
-    let mut structure = Structure { has_start: false, fits_pool: true };
-    let (mut functions, mut globals, mut tables) = (0, 0, 0);
+    let mut fits_pool = true;
     let mut outgrows_pool = false;
-    for payload in Parser::new(0).parse_all(wasm) {
-        match payload.map_err(malformed)? {
-            Payload::TypeSection(section) => at_most("types", section.count(), TYPES_MAX)?,
-            Payload::ImportSection(section) => at_most("imports", section.count(), IMPORTS_MAX)?,
-            Payload::FunctionSection(section) => {
-                functions = section.count();
-                at_most("functions", functions, FUNCTIONS_MAX)?;
-            }
+    let (mut functions, mut globals, mut tables) = (0, 0, 0);
+    let structure = structure::scan(wasm, |payload| {
+        match payload {
+            Payload::FunctionSection(section) => functions = section.count(),
+            Payload::GlobalSection(section) => globals = section.count(),
             Payload::TableSection(section) => {
                 tables = section.count();
-                at_most("tables", tables, crate::guest::TABLES_MAX as u32)?;
-                for table in section {
+                for table in section.clone() {
                     let ty = table.map_err(malformed)?.ty;
-                    structure.fits_pool &= ty.initial <= POOL_TABLE_ENTRIES as u64;
+                    fits_pool &= ty.initial <= POOL_TABLE_ENTRIES as u64;
                     outgrows_pool |= ty.maximum.is_none_or(|maximum| maximum > POOL_TABLE_ENTRIES as u64);
                 }
             }
-            Payload::GlobalSection(section) => {
-                globals = section.count();
-                at_most("globals", globals, GLOBALS_MAX)?;
-            }
-            Payload::ExportSection(section) => at_most("exports", section.count(), EXPORTS_MAX)?,
-            Payload::ElementSection(section) => at_most("element segments", section.count(), SEGMENTS_MAX)?,
-            Payload::DataSection(section) => at_most("data segments", section.count(), SEGMENTS_MAX)?,
-            Payload::StartSection { .. } => structure.has_start = true,
-            Payload::CodeSectionEntry(body) if body.range().len() > FUNCTION_BYTES_MAX => {
-                let len = body.range().len();
-                return Err(invalid(format!("a function of {len} bytes is larger than {FUNCTION_BYTES_MAX}")));
-            }
             // A slot's table stops growing at the slot's end, which must not be the guest's bound.
-            Payload::CodeSectionEntry(body) if outgrows_pool && structure.fits_pool && grows_table(&body)? => {
-                structure.fits_pool = false;
-            }
+            Payload::CodeSectionEntry(body) if outgrows_pool && fits_pool => fits_pool = !grows_table(body)?,
             _ => {}
         }
-    }
+        Ok(())
+    })?;
     // An upper bound on what the engine keeps per instance: 32 bytes a function, 16 a global.
     let instance_bytes = functions as usize * 32 + globals as usize * 16;
-    structure.fits_pool &= tables <= POOL_TABLES_PER_MODULE && instance_bytes < INSTANCE_BYTES_MAX / 2;
-    Ok(structure)
+    fits_pool &= tables <= POOL_TABLES_PER_MODULE && instance_bytes < INSTANCE_BYTES_MAX / 2;
+    Ok(Structure { has_start: structure.has_start, fits_pool })
 }
 
 /// Whether a function grows a table.
@@ -100,117 +55,27 @@ fn grows_table(body: &FunctionBody<'_>) -> Result<bool> {
     Ok(false)
 }
 
-/// Checks that `wasm` is valid.
-pub(crate) fn validate(wasm: &[u8]) -> Result<()> {
-    Validator::new_with_features(features()).validate_all(wasm).map_err(malformed)?;
-    Ok(())
-}
-
-/// The language both Wasm backends accept; the same set as the engine's configuration.
-fn features() -> WasmFeatures {
-    WasmFeatures::WASM2 | WasmFeatures::EXTENDED_CONST
-}
-
-fn at_most(what: &str, count: u32, max: u32) -> Result<()> {
-    if count > max {
-        return Err(invalid(format!("the module has {count} {what}, more than {max}")));
-    }
-    Ok(())
-}
-
-fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidArtifact, "load", message)
-}
-
-fn malformed(error: wasmparser::BinaryReaderError) -> Error {
-    invalid(format!("the module is malformed at byte {}: {}", error.offset(), error.message()))
-        .help("check that the file is complete and uses no proposals beyond WebAssembly 2.0")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wasm_encoder as enc;
 
-    /// What a load does.
-    fn check(wasm: &[u8]) -> Result<Structure> {
-        let structure = scan(wasm)?;
-        validate(wasm)?;
-        Ok(structure)
-    }
-
-    fn refused(wasm: &[u8]) -> String {
-        let error = check(wasm).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidArtifact);
-        error.to_string()
+    fn fits_pool(wat: &str) -> bool {
+        scan(&wat::parse_str(wat).unwrap()).unwrap().fits_pool
     }
 
     #[test]
-    fn what_is_not_a_module_is_named() {
-        assert!(refused(b"").contains("empty"));
-        assert!(refused(b"#!/bin/sh").contains("not WebAssembly"));
-        assert!(refused(b"\0asm").contains("malformed"));
-        assert!(refused(b"\0asm\x0d\0\x01\0").contains("component"));
-        assert!(refused(b"\0asm\x01\0\0\0\xff").contains("malformed"));
-    }
-
-    #[test]
-    fn every_truncation_of_a_module_is_refused_or_valid_but_never_panics() {
-        let wasm = wat::parse_str(
-            r#"(module (memory 1) (func (export "_start") i32.const 1 drop) (data (i32.const 0) "abc"))"#,
-        );
-        let wasm = wasm.unwrap();
-        assert!(check(&wasm).is_ok());
-        let refused = (0..wasm.len()).filter(|len| check(&wasm[..*len]).is_err()).count();
-        assert!(refused > wasm.len() / 2);
+    fn what_outgrows_a_slot_is_allocated_on_demand() {
+        assert!(fits_pool("(module (table 100000 funcref) (memory 1))"));
+        assert!(!fits_pool("(module (table 100001 funcref))"));
+        assert!(!fits_pool(&format!("(module {})", "(table 1 funcref)".repeat(5))));
+        let grows = "(func (drop (table.grow (ref.null func) (i32.const 1))))";
+        assert!(!fits_pool(&format!("(module (table 1 funcref) {grows})")));
+        assert!(fits_pool(&format!("(module (table 1 100 funcref) {grows})")));
+        assert!(!fits_pool(&format!("(module {})", "(func)".repeat(20_000))));
     }
 
     #[test]
     fn a_start_function_is_seen() {
-        let wasm = wat::parse_str("(module (func $f) (start $f))").unwrap();
-        assert!(check(&wasm).unwrap().has_start);
-    }
-
-    #[test]
-    fn counts_are_bounded() {
-        let tables = |count: usize| {
-            let mut section = enc::TableSection::new();
-            for _ in 0..count {
-                section.table(enc::TableType {
-                    element_type: enc::RefType::FUNCREF,
-                    table64: false,
-                    minimum: 0,
-                    maximum: None,
-                    shared: false,
-                });
-            }
-            let mut module = enc::Module::new();
-            module.section(&section);
-            module.finish()
-        };
-        assert!(check(&tables(100)).is_ok());
-        assert!(refused(&tables(101)).contains("101 tables"));
-    }
-
-    #[test]
-    fn a_giant_function_is_refused() {
-        let body = |nops: usize| {
-            let mut types = enc::TypeSection::new();
-            types.ty().function([], []);
-            let mut functions = enc::FunctionSection::new();
-            functions.function(0);
-            let mut function = enc::Function::new([]);
-            for _ in 0..nops {
-                function.instruction(&enc::Instruction::Nop);
-            }
-            function.instruction(&enc::Instruction::End);
-            let mut code = enc::CodeSection::new();
-            code.function(&function);
-            let mut module = enc::Module::new();
-            module.section(&types).section(&functions).section(&code);
-            module.finish()
-        };
-        assert!(check(&body(1000)).is_ok());
-        assert!(refused(&body(FUNCTION_BYTES_MAX)).contains("a function of"));
+        assert!(scan(&wat::parse_str("(module (func $f) (start $f))").unwrap()).unwrap().has_start);
     }
 }

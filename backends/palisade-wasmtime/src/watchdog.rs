@@ -206,10 +206,13 @@ impl Future for Sleep<'_> {
             state.next_timer
         });
         let key = (self.at, timer);
-        state.timers.insert(key, context.waker().clone());
+        let replaced = state.timers.insert(key, context.waker().clone());
         if state.timers.first_key_value().is_some_and(|(first, _)| *first == key) {
             shared.changed.notify_one();
         }
+        drop(state);
+        // Outside the lock: a waker may hold the last reference to something that drops timers of its own.
+        drop(replaced);
         Poll::Pending
     }
 }
@@ -217,7 +220,9 @@ impl Future for Sleep<'_> {
 impl Drop for Sleep<'_> {
     fn drop(&mut self) {
         if let Some(timer) = self.timer {
-            self.shared.lock().timers.remove(&(self.at, timer));
+            let removed = self.shared.lock().timers.remove(&(self.at, timer));
+            // Outside the lock, as in `poll`.
+            drop(removed);
         }
     }
 }
@@ -247,6 +252,39 @@ mod tests {
         assert_eq!(watchdog.shared.lock().timers.len(), 1);
         drop(sleep);
         assert_eq!(watchdog.shared.lock().timers.len(), 0);
+    }
+
+    /// A waker that drops a timer of its own when it is dropped.
+    struct Owner {
+        _owned: Mutex<Sleep<'static>>,
+    }
+
+    impl std::task::Wake for Owner {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn a_waker_that_drops_timers_is_dropped_outside_the_lock() {
+        let (done, finished) = std::sync::mpsc::channel();
+        // On a thread of its own, which a deadlock would keep.
+        std::thread::spawn(move || {
+            // Leaked, for its timers to be owned by wakers.
+            let watchdog: &'static Watchdog = Box::leak(Box::new(Watchdog::start().unwrap()));
+            let at = Instant::now() + Duration::from_secs(3600);
+            let owner = || {
+                let mut owned = watchdog.sleep_until(at);
+                assert!(Pin::new(&mut owned).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                Waker::from(Arc::new(Owner { _owned: Mutex::new(owned) }))
+            };
+            let mut sleep = watchdog.sleep_until(at);
+            for _ in 0..2 {
+                // The second replaces the first.
+                assert!(Pin::new(&mut sleep).poll(&mut Context::from_waker(&owner())).is_pending());
+            }
+            drop(sleep);
+            done.send(watchdog.shared.lock().timers.len()).unwrap();
+        });
+        assert_eq!(finished.recv_timeout(Duration::from_secs(60)), Ok(0));
     }
 
     #[test]

@@ -82,6 +82,15 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Before anything else takes memory: this may be the compiler of another `palisade`.
+    #[cfg(feature = "wasmtime")]
+    if let Some(compiled) = palisade::Wasmtime::compile_if_asked() {
+        return compiled;
+    }
+    #[cfg(feature = "wasmer")]
+    if let Some(compiled) = palisade::Wasmer::compile_if_asked() {
+        return compiled;
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -153,9 +162,10 @@ fn one_line(text: &str) -> String {
     }
 }
 
-/// Options of a backend, with the cache where this user keeps such things.
+/// Options of a backend, with the cache where this user keeps such things. Artifacts are compiled by this program in a
+/// process of its own.
 fn backend_options(cache: bool) -> BackendOptions {
-    let options = BackendOptions::new();
+    let options = BackendOptions::new().compiler("/proc/self/exe");
     // The key is data, so that clearing caches does not touch it.
     match (cache, home_directory("XDG_CACHE_HOME", ".cache"), home_directory("XDG_DATA_HOME", ".local/share")) {
         (true, Some(cache), Some(data)) => options.cache(cache.join("palisade"), data.join("palisade/cache.key")),

@@ -34,6 +34,14 @@ pub struct BackendOptions {
     /// their paths, or by the last part of a path. They are executed with whatever rights their jail leaves them, and must
     /// be the host's own.
     pub interpreters: Vec<PathBuf>,
+    /// Whether directories on FUSE may be granted. A process of some user answers for each access there and may let it
+    /// wait for ever, which no deadline interrupts; so it is `false` unless the host trusts those processes. virtiofs
+    /// counts as FUSE.
+    pub fuse: bool,
+    /// A program that compiles hostile artifacts in a process of its own, with bounds on its memory and time, so that giving
+    /// up ends the work. `None`: they are compiled in this process, on a thread that nothing ends, which is for hosts that
+    /// trust their artifacts. Each backend says what the program has to do; the `palisade` command is one.
+    pub compiler: Option<PathBuf>,
 }
 
 impl BackendOptions {
@@ -60,6 +68,20 @@ impl BackendOptions {
     #[must_use]
     pub fn instances_max(mut self, instances: u32) -> Self {
         self.instances_max = Some(instances);
+        self
+    }
+
+    /// Has artifacts compiled by `program`.
+    #[must_use]
+    pub fn compiler(mut self, program: impl Into<PathBuf>) -> Self {
+        self.compiler = Some(program.into());
+        self
+    }
+
+    /// Lets directories on FUSE be granted, or not.
+    #[must_use]
+    pub fn fuse(mut self, granted: bool) -> Self {
+        self.fuse = granted;
         self
     }
 }

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use cap_std::ambient_authority;
-use cap_std::fs::Dir;
-use palisade_core::{Access, Clocks, Error, ErrorKind, Policy, Randomness, Result};
+use cap_std::fs::{Dir, MetadataExt};
+use palisade_core::{Access, Clocks, DirectoryGrant, Error, ErrorKind, Policy, Randomness, Result};
+use palisade_filesystems::{Fuse, special_directory};
 
 /// What the instances of a prepared module share: the granted directories, opened once, and everything else a policy
 /// says about WASI.
@@ -15,6 +16,7 @@ pub struct WasiConfig {
     /// As `NAME=value`.
     pub(crate) environment: Vec<String>,
     pub(crate) directories: Vec<Granted>,
+    pub(crate) fuse: Fuse,
     pub(crate) clocks: Clocks,
     pub(crate) randomness: Randomness,
     pub(crate) open_files_max: u64,
@@ -26,6 +28,8 @@ pub struct WasiConfig {
 pub(crate) struct Granted {
     /// Shared, so that a new instance costs no system call.
     pub(crate) dir: Arc<Dir>,
+    /// What it lies on (`st_dev`).
+    pub(crate) device: u64,
     pub(crate) guest: String,
     pub(crate) writable: bool,
 }
@@ -35,41 +39,15 @@ impl WasiConfig {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] when a granted directory does not exist, [`ErrorKind::Io`] when it cannot be opened.
-    pub fn new(program: &str, policy: &Policy) -> Result<WasiConfig> {
-        let mut directories = Vec::with_capacity(policy.grants.directories.len());
-        for grant in &policy.grants.directories {
-            let dir = Dir::open_ambient_dir(&grant.host, ambient_authority()).map_err(|error| {
-                let path = grant.host.display();
-                let (kind, message, help) = match error.kind() {
-                    io::ErrorKind::NotFound => (
-                        ErrorKind::NotFound,
-                        format!("granted directory `{path}` does not exist"),
-                        "create the directory, or correct or remove its entry in `grants.directories`",
-                    ),
-                    io::ErrorKind::NotADirectory => (
-                        ErrorKind::Io,
-                        format!("granted directory `{path}` is not a directory"),
-                        "grant the directory that contains the file",
-                    ),
-                    _ => (
-                        ErrorKind::Io,
-                        format!("granted directory `{path}` cannot be opened"),
-                        "check that this process may read and enter the directory",
-                    ),
-                };
-                Error::new(kind, "prepare", message).context("directory", path).help(help).source(error)
-            })?;
-            let writable = match grant.access {
-                Access::ReadOnly => false,
-                Access::ReadWrite => true,
-            };
-            directories.push(Granted { dir: Arc::new(dir), guest: grant.guest.clone(), writable });
-        }
+    /// [`ErrorKind::NotFound`] when a granted directory does not exist, [`ErrorKind::Io`] when it cannot be opened,
+    /// [`ErrorKind::InvalidPolicy`] when it lies on a special file system, or on FUSE without `fuse` granting that.
+    pub fn new(program: &str, policy: &Policy, fuse: Fuse) -> Result<WasiConfig> {
+        let directories = policy.grants.directories.iter().map(|grant| Granted::open(grant, fuse));
         Ok(WasiConfig {
             program: program.to_owned(),
             environment: policy.grants.environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-            directories,
+            directories: directories.collect::<Result<_>>()?,
+            fuse,
             clocks: policy.grants.clocks,
             randomness: policy.grants.randomness,
             open_files_max: policy.quota.open_files.unwrap_or(u64::MAX),
@@ -78,10 +56,57 @@ impl WasiConfig {
     }
 }
 
+impl Granted {
+    fn open(grant: &DirectoryGrant, fuse: Fuse) -> Result<Granted> {
+        let path = grant.host.display();
+        let failed = |error: io::Error| {
+            let (kind, message, help) = match error.kind() {
+                io::ErrorKind::NotFound => (
+                    ErrorKind::NotFound,
+                    format!("granted directory `{path}` does not exist"),
+                    "create the directory, or correct or remove its entry in `grants.directories`",
+                ),
+                io::ErrorKind::NotADirectory => (
+                    ErrorKind::Io,
+                    format!("granted directory `{path}` is not a directory"),
+                    "grant the directory that contains the file",
+                ),
+                _ => (
+                    ErrorKind::Io,
+                    format!("granted directory `{path}` cannot be opened"),
+                    "check that this process may read and enter the directory",
+                ),
+            };
+            Error::new(kind, "prepare", message).context("directory", path.to_string()).help(help).source(error)
+        };
+        let dir = Dir::open_ambient_dir(&grant.host, ambient_authority()).map_err(failed)?;
+        if let Some(name) = special_directory(&dir, fuse).map_err(failed)? {
+            let help = match name {
+                "fuse" => {
+                    "grant a directory on the host's own disks, or let the host trust FUSE (`BackendOptions::fuse`)"
+                }
+                _ => "grant a directory of files: what the kernel shows there is not a guest's to see",
+            };
+            return Err(Error::new(
+                ErrorKind::InvalidPolicy,
+                "prepare",
+                format!("granted directory `{path}` lies on {name}, which is never granted"),
+            )
+            .context("directory", path.to_string())
+            .help(help));
+        }
+        let device = dir.dir_metadata().map_err(failed)?.dev();
+        let writable = match grant.access {
+            Access::ReadOnly => false,
+            Access::ReadWrite => true,
+        };
+        Ok(Granted { dir: Arc::new(dir), device, guest: grant.guest.clone(), writable })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palisade_core::DirectoryGrant;
 
     #[test]
     fn a_missing_directory_is_named() {
@@ -89,7 +114,7 @@ mod tests {
         let missing = scratch.path().join("missing");
         let mut policy = Policy::default();
         policy.grants.directories.push(DirectoryGrant::read_only(&missing, "/data"));
-        let error = WasiConfig::new("guest", &policy).unwrap_err();
+        let error = WasiConfig::new("guest", &policy, Fuse::Refused).unwrap_err();
         assert_eq!((error.kind(), error.operation()), (ErrorKind::NotFound, "prepare"));
         assert!(error.message().contains(missing.to_str().unwrap()), "{error}");
         assert!(error.help_text().is_some());
@@ -101,6 +126,17 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut policy = Policy::default();
         policy.grants.directories.push(DirectoryGrant::read_only(file.path(), "/data"));
-        assert_eq!(WasiConfig::new("guest", &policy).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(WasiConfig::new("guest", &policy, Fuse::Refused).unwrap_err().kind(), ErrorKind::Io);
+    }
+
+    #[test]
+    fn a_special_file_system_cannot_be_granted() {
+        for (path, name) in [("/proc", "procfs"), ("/proc/self", "procfs"), ("/sys", "sysfs"), ("/dev", "devtmpfs")] {
+            let mut policy = Policy::default();
+            policy.grants.directories.push(DirectoryGrant::read_only(path, "/data"));
+            let error = WasiConfig::new("guest", &policy, Fuse::Granted).unwrap_err();
+            assert_eq!((error.kind(), error.operation()), (ErrorKind::InvalidPolicy, "prepare"), "{path}");
+            assert!(error.message().contains(path) && error.message().contains(name), "{error}");
+        }
     }
 }

@@ -6,8 +6,11 @@ use std::time::Instant;
 use rand_chacha::ChaCha20Rng;
 
 use crate::descriptors::Descriptors;
+use crate::directory::Reading;
 use crate::disk::Disk;
-use crate::poll::Pending;
+use crate::poll::Poll;
+use crate::random::Filling;
+use crate::sync::{Syncing, Work};
 use crate::{GuestMemory, Stop, Streams, WasiConfig};
 
 /// The WASI state of one instance.
@@ -21,10 +24,21 @@ pub struct WasiContext {
     pub(crate) arguments: Vec<String>,
     monotonic_origin: Option<Instant>,
     pub(crate) disk: Disk,
+    /// The function that is to be called again.
     pub(crate) pending: Option<Pending>,
+    pub(crate) work: Option<Work>,
     pub(crate) random: Option<Box<ChaCha20Rng>>,
     /// Built by the first call that needs it: most instances of small functions never do.
     descriptors: Option<Descriptors>,
+}
+
+/// How far a function came that is called again with the same arguments. With others, it begins anew.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    Poll(Poll),
+    Filling(Filling),
+    Reading(Reading),
+    Syncing(Syncing),
 }
 
 impl WasiContext {
@@ -36,6 +50,7 @@ impl WasiContext {
             arguments: Vec::new(),
             monotonic_origin: None,
             pending: None,
+            work: None,
             random: None,
             descriptors: None,
         }
@@ -46,6 +61,13 @@ impl WasiContext {
         self.arguments = arguments;
         self.disk = Disk::new(self.config.disk_bytes_max);
         self.pending = None;
+        self.work = None;
+    }
+
+    /// What the guest waits for, when a function returned a [`Wait`](crate::Wait) with `work`: a future that any thread may
+    /// poll, and that is ready when the function is to be called again. Whatever is done goes on when it is dropped.
+    pub fn take_work(&mut self) -> Option<Work> {
+        self.work.take()
     }
 
     /// Most files and directories that were open at once, besides the standard streams and the granted directories.

@@ -46,6 +46,8 @@ pub(crate) struct OpenFile {
 #[derive(Debug)]
 pub(crate) struct OpenDirectory {
     pub(crate) dir: Arc<Dir>,
+    /// What it lies on (`st_dev`).
+    pub(crate) device: u64,
     /// Whether the grant allows changes.
     pub(crate) writable: bool,
     /// Which granted directory this is, if it is one.
@@ -71,6 +73,7 @@ impl Descriptors {
         let directories = config.directories.iter().enumerate().map(|(index, granted)| {
             Descriptor::Directory(OpenDirectory {
                 dir: Arc::clone(&granted.dir),
+                device: granted.device,
                 writable: granted.writable,
                 granted: Some(index),
                 listing: None,
@@ -189,11 +192,12 @@ fn counts(descriptor: &Descriptor) -> bool {
 mod tests {
     use super::*;
     use palisade_core::Policy;
+    use palisade_filesystems::Fuse;
 
     fn table(open_files: Option<u64>) -> Descriptors {
         let mut policy = Policy::default();
         policy.quota.open_files = open_files;
-        Descriptors::new(&WasiConfig::new("guest", &policy).unwrap())
+        Descriptors::new(&WasiConfig::new("guest", &policy, Fuse::Refused).unwrap())
     }
 
     fn file() -> Descriptor {

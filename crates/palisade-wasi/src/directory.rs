@@ -7,12 +7,15 @@ use std::sync::Arc;
 use cap_std::fs::MetadataExt;
 use rustix::fs::{Dir, Mode, OFlags};
 
+use crate::context::Pending;
 use crate::errno::{Fail, settle};
 use crate::layout::{Filetype, dirent};
 use crate::{Errno, GuestMemory, Stop, Streams, WasiContext};
 
 /// Most bytes written in one call; a guest has to come back for the rest anyway.
 const BUFFER_BYTES_MAX: u32 = 1 << 20;
+/// Entries read before the guest's limits are looked at: some tenths of a millisecond.
+const PART_ENTRIES: usize = 512;
 
 /// A directory being read, at some position.
 ///
@@ -43,31 +46,49 @@ impl Listing {
     }
 
     /// The next entry. `.` and `..` come first, wherever the file system has them; `ino` is for both.
-    fn take(&mut self, ino: u64) -> Result<Option<Entry>, Fail> {
+    fn take(&mut self, ino: u64) -> Result<Next, Fail> {
         if let Some(entry) = self.taken.take() {
-            return Ok(Some(entry));
+            return Ok(Next::Entry(entry));
         }
         match self.cookie {
-            0 => return Ok(Some(Entry { name: c".".into(), ino, filetype: Filetype::Directory })),
+            0 => return Ok(Next::Entry(Entry { name: c".".into(), ino, filetype: Filetype::Directory })),
             // The number of the parent would tell about a directory that may not be granted.
-            1 => return Ok(Some(Entry { name: c"..".into(), ino, filetype: Filetype::Directory })),
+            1 => return Ok(Next::Entry(Entry { name: c"..".into(), ino, filetype: Filetype::Directory })),
             _ => {}
         }
-        for entry in &mut self.dir {
-            let entry = entry?;
-            let name = entry.file_name();
-            // A name that is not UTF-8 has no path in WASI.
-            if name == c"." || name == c".." || name.to_str().is_err() {
-                continue;
-            }
-            return Ok(Some(Entry { name: name.to_owned(), ino: entry.ino(), filetype: entry.file_type().into() }));
+        let Some(entry) = self.dir.next().transpose()? else { return Ok(Next::End) };
+        let name = entry.file_name();
+        // A name that is not UTF-8 has no path in WASI.
+        if name == c"." || name == c".." || name.to_str().is_err() {
+            return Ok(Next::Skipped);
         }
-        Ok(None)
+        Ok(Next::Entry(Entry { name: name.to_owned(), ino: entry.ino(), filetype: entry.file_type().into() }))
     }
+}
+
+/// What comes next in a directory.
+enum Next {
+    Entry(Entry),
+    /// Something that guests are not shown.
+    Skipped,
+    End,
+}
+
+/// A buffer that is being filled with entries.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    arguments: (i32, i32, i32, i64),
+    listing: Box<Listing>,
+    ino: u64,
+    used: usize,
 }
 
 impl WasiContext {
     /// Reads entries of a directory from a cookie on. The last one is cut off when the buffer is full.
+    ///
+    /// # Errors
+    ///
+    /// [`Stop::Yield`] when there is more to read.
     #[expect(clippy::too_many_arguments, reason = "WASI's parameters")]
     pub fn fd_readdir(
         &mut self,
@@ -79,36 +100,38 @@ impl WasiContext {
         cookie: i64,
         bufused: i32,
     ) -> Result<Errno, Stop> {
+        let arguments = (fd, buf, buf_len, cookie);
+        let reading = match self.pending.take() {
+            Some(Pending::Reading(reading)) if reading.arguments == arguments => Some(reading),
+            _ => None,
+        };
         settle(|| {
-            let descriptors = self.descriptors();
-            let directory = match descriptors.directory(fd as u32) {
-                Err(Fail::Errno(Errno::NotDir)) => return Err(Errno::BadF.into()),
-                result => result?,
-            };
             memory.slice(bufused as u32, 4)?;
             memory.slice(buf as u32, buf_len as u32)?;
             let buffer = memory.slice_mut(buf as u32, (buf_len as u32).min(BUFFER_BYTES_MAX))?;
             let cookie = cookie as u64;
-
-            // Rewinding starts anew, to see what changed.
-            let live = directory.listing.take_if(|listing| cookie > 0 && listing.cookie <= cookie);
-            directory.listing = None;
-            let dir = Arc::clone(&directory.dir);
-            let mut listing = match live {
-                Some(listing) => listing,
+            let Reading { mut listing, ino, mut used, .. } = match reading {
+                Some(reading) => reading,
                 None => {
-                    descriptors.bound_listings();
-                    Box::new(Listing::open(&*dir)?)
+                    let (listing, ino) = self.listing(fd, cookie)?;
+                    Reading { arguments, listing, ino, used: 0 }
                 }
             };
-            let ino = dir.dir_metadata()?.ino();
-
-            let mut used = 0;
             let mut ended = false;
+            let mut read = 0;
             while used < buffer.len() || listing.cookie < cookie {
-                let Some(entry) = listing.take(ino)? else {
-                    ended = true;
-                    break;
+                if read == PART_ENTRIES {
+                    self.pending = Some(Pending::Reading(Reading { arguments, listing, ino, used }));
+                    return Err(Stop::Yield.into());
+                }
+                read += 1;
+                let entry = match listing.take(ino)? {
+                    Next::Entry(entry) => entry,
+                    Next::Skipped => continue,
+                    Next::End => {
+                        ended = true;
+                        break;
+                    }
                 };
                 if listing.cookie >= cookie {
                     let name = entry.name.as_bytes();
@@ -125,10 +148,31 @@ impl WasiContext {
             }
             // What is at its end holds no descriptor of the host; whoever asks again starts anew and finds the end.
             if !ended {
-                descriptors.directory(fd as u32)?.listing = Some(listing);
+                self.descriptors().directory(fd as u32)?.listing = Some(listing);
             }
             Ok(memory.write_u32(bufused as u32, used as u32)?)
         })
+    }
+
+    /// The listing of a directory at `cookie` or before, and the directory's number.
+    fn listing(&mut self, fd: i32, cookie: u64) -> Result<(Box<Listing>, u64), Fail> {
+        let descriptors = self.descriptors();
+        let directory = match descriptors.directory(fd as u32) {
+            Err(Fail::Errno(Errno::NotDir)) => return Err(Errno::BadF.into()),
+            result => result?,
+        };
+        // Rewinding starts anew, to see what changed.
+        let live = directory.listing.take_if(|listing| cookie > 0 && listing.cookie <= cookie);
+        directory.listing = None;
+        let dir = Arc::clone(&directory.dir);
+        let listing = match live {
+            Some(listing) => listing,
+            None => {
+                descriptors.bound_listings();
+                Box::new(Listing::open(&*dir)?)
+            }
+        };
+        Ok((listing, dir.dir_metadata()?.ino()))
     }
 }
 
@@ -146,12 +190,24 @@ mod tests {
     use crate::tests::{Guest, read_write};
     use std::collections::BTreeSet;
 
+    /// Reads until the guest would go on, and tells after how many parts.
+    fn read_on(guest: &mut Guest, fd: i32, buf_len: u32, cookie: u64) -> (Errno, usize) {
+        for parts in 1.. {
+            let errno = guest.run(|context, memory, streams| {
+                context.fd_readdir(memory, streams, fd, 1024, buf_len as i32, cookie as i64, 8)
+            });
+            match errno {
+                Err(Stop::Yield) => {}
+                other => return (other.unwrap(), parts),
+            }
+        }
+        unreachable!()
+    }
+
     /// Entries as (cookie of the next, name), and whether the last was cut off.
     fn read(guest: &mut Guest, fd: i32, buf_len: u32, cookie: u64) -> (Vec<(u64, String)>, bool) {
-        let errno = guest.run(|context, memory, streams| {
-            context.fd_readdir(memory, streams, fd, 1024, buf_len as i32, cookie as i64, 8)
-        });
-        assert_eq!(errno, Ok(Errno::Success));
+        let (errno, _) = read_on(guest, fd, buf_len, cookie);
+        assert_eq!(errno, Errno::Success);
         let mut bytes = &guest.memory[1024..1024 + guest.u32(8) as usize];
         let mut entries = Vec::new();
         while bytes.len() >= DIRENT_BYTES {
@@ -254,5 +310,29 @@ mod tests {
             guest.run(|context, memory, streams| context.fd_readdir(memory, streams, 1, 1024, 64, 0, 8)),
             Ok(Errno::BadF)
         );
+    }
+
+    #[test]
+    fn no_call_goes_through_a_large_directory_at_once() {
+        use std::os::unix::ffi::OsStrExt;
+        let files = 2 * PART_ENTRIES;
+        let scratch = scratch(files);
+        let mut guest = Guest::new(&read_write(scratch.path()));
+        guest.memory.resize(1 << 20, 0);
+        // By a cookie beyond the end.
+        assert_eq!(read_on(&mut guest, 3, 100, u64::MAX), (Errno::Success, 3));
+        assert_eq!(guest.u32(8), 0);
+        // By a large buffer, which is filled to the end, since one with room left tells that the directory has ended.
+        assert_eq!(read_on(&mut guest, 3, 1 << 19, 0), (Errno::Success, 3));
+        let (entries, cut) = read(&mut guest, 3, 1 << 19, 0);
+        assert_eq!((entries.iter().collect::<BTreeSet<_>>().len(), cut), (files + 2, false));
+        // By names that guests are not shown.
+        for number in 0..files {
+            let name = [format!("hidden{number}").as_bytes(), &[0xff]].concat();
+            std::fs::write(scratch.path().join(std::ffi::OsStr::from_bytes(&name)), "").unwrap();
+        }
+        assert_eq!(read_on(&mut guest, 3, 1 << 19, 0), (Errno::Success, 5));
+        let (entries, cut) = read(&mut guest, 3, 1 << 19, 0);
+        assert_eq!((entries.len(), cut), (files + 2, false));
     }
 }

@@ -6,6 +6,8 @@ use crate::errno::Fail;
 /// Most files, directories and links a call may create: each costs the host an inode or a directory entry whatever its
 /// size.
 const ENTRIES_MAX: u64 = 16_384;
+/// What each of them is charged besides its name: a block, which a new directory, a long link or a full directory takes.
+const ENTRY_BYTES: u64 = 4096;
 
 /// What a call used of the disk.
 #[derive(Debug)]
@@ -44,15 +46,21 @@ impl Disk {
         self.used = self.used.saturating_add(size_new.saturating_sub(size)).min(self.used_max);
     }
 
-    /// Refuses when no more entries may be created.
-    pub(crate) fn check_entry(&self) -> Result<(), Fail> {
-        if self.entries >= ENTRIES_MAX { Err(Errno::DQuot.into()) } else { Ok(()) }
+    /// Refuses when no entry called `name` may be created.
+    pub(crate) fn check_entry(&self, name: &str) -> Result<(), Fail> {
+        let full = self.entries >= ENTRIES_MAX || entry_bytes(name) > self.used_max - self.used;
+        if full { Err(Errno::DQuot.into()) } else { Ok(()) }
     }
 
     /// Counts an entry that was created.
-    pub(crate) fn count_entry(&mut self) {
+    pub(crate) fn count_entry(&mut self, name: &str) {
         self.entries += 1;
+        self.used = self.used.saturating_add(entry_bytes(name)).min(self.used_max);
     }
+}
+
+fn entry_bytes(name: &str) -> u64 {
+    ENTRY_BYTES + name.len() as u64
 }
 
 #[cfg(test)]
@@ -87,11 +95,22 @@ mod tests {
 
     #[test]
     fn entries_are_bounded() {
-        let mut disk = Disk::new(0);
+        let mut disk = Disk::new(u64::MAX);
         (0..ENTRIES_MAX).for_each(|_| {
-            assert!(disk.check_entry().is_ok());
-            disk.count_entry();
+            assert!(disk.check_entry("name").is_ok());
+            disk.count_entry("name");
         });
-        assert!(matches!(disk.check_entry(), Err(Fail::Errno(Errno::DQuot))));
+        assert!(matches!(disk.check_entry("name"), Err(Fail::Errno(Errno::DQuot))));
+    }
+
+    #[test]
+    fn an_entry_costs_a_block_and_its_name() {
+        let mut disk = Disk::new(4099);
+        assert!(matches!(disk.check_entry("name"), Err(Fail::Errno(Errno::DQuot))));
+        assert!(disk.check_entry("abc").is_ok());
+        disk.count_entry("abc");
+        assert_eq!(disk.used(), 4099);
+        assert!(disk.check_entry("").is_err());
+        assert!(Disk::new(0).check_entry("").is_err());
     }
 }

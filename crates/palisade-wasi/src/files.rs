@@ -1,6 +1,5 @@
 //! Functions on descriptors.
 
-use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::FileExt;
 
@@ -57,27 +56,6 @@ impl WasiContext {
     /// Closes a descriptor.
     pub fn fd_close(&mut self, _memory: &mut GuestMemory<'_>, _streams: &mut Streams, fd: i32) -> Result<Errno, Stop> {
         settle(|| self.descriptors().close(fd as u32))
-    }
-
-    /// Writes a file's data to the disk.
-    pub fn fd_datasync(
-        &mut self,
-        _memory: &mut GuestMemory<'_>,
-        _streams: &mut Streams,
-        fd: i32,
-    ) -> Result<Errno, Stop> {
-        settle(|| self.sync(fd, File::sync_data))
-    }
-
-    /// Writes a file's data and metadata to the disk.
-    pub fn fd_sync(&mut self, _memory: &mut GuestMemory<'_>, _streams: &mut Streams, fd: i32) -> Result<Errno, Stop> {
-        settle(|| self.sync(fd, File::sync_all))
-    }
-
-    fn sync(&mut self, fd: i32, sync: fn(&File) -> io::Result<()>) -> Result<(), Fail> {
-        let file = self.descriptors().file(fd as u32)?;
-        // Who cannot write has nothing to bring to the disk, and must not make the host do it for others.
-        if file.host_writable { Ok(sync(&file.file)?) } else { Ok(()) }
     }
 
     /// Describes a descriptor: kind, flags and rights.

@@ -20,7 +20,8 @@
 /// Wasm's types, which are the methods' types too. The leading word says how a function returns:
 ///
 /// * `call`: an `i32`, the error number, at once.
-/// * `wait`: likewise, but the method may return [`Stop::Wait`](crate::Stop::Wait).
+/// * `wait`: likewise, but the method may return [`Stop::Wait`](crate::Stop::Wait) or
+///   [`Stop::Yield`](crate::Stop::Yield).
 /// * `exit`: it has no result in Wasm and never returns to the guest.
 ///
 /// ```
@@ -50,7 +51,7 @@ macro_rules! for_each_wasi_function {
                 call fn fd_advise = fd_advise(fd: i32, offset: i64, len: i64, advice: i32);
                 call fn fd_allocate = fd_allocate(fd: i32, offset: i64, len: i64);
                 call fn fd_close = fd_close(fd: i32);
-                call fn fd_datasync = fd_datasync(fd: i32);
+                wait fn fd_datasync = fd_datasync(fd: i32);
                 call fn fd_fdstat_get = fd_fdstat_get(fd: i32, stat: i32);
                 call fn fd_fdstat_set_flags = fd_fdstat_set_flags(fd: i32, flags: i32);
                 call fn fd_fdstat_set_rights = fd_fdstat_set_rights(fd: i32, base: i64, inheriting: i64);
@@ -61,9 +62,9 @@ macro_rules! for_each_wasi_function {
                 call fn fd_prestat_dir_name = fd_prestat_dir_name(fd: i32, path: i32, path_len: i32);
                 call fn fd_pwrite = fd_pwrite(fd: i32, iovs: i32, iovs_len: i32, offset: i64, nwritten: i32);
                 wait fn fd_read = fd_read(fd: i32, iovs: i32, iovs_len: i32, nread: i32);
-                call fn fd_readdir = fd_readdir(fd: i32, buf: i32, buf_len: i32, cookie: i64, bufused: i32);
+                wait fn fd_readdir = fd_readdir(fd: i32, buf: i32, buf_len: i32, cookie: i64, bufused: i32);
                 call fn fd_renumber = fd_renumber(from: i32, to: i32);
-                call fn fd_sync = fd_sync(fd: i32);
+                wait fn fd_sync = fd_sync(fd: i32);
                 call fn fd_tell = fd_tell(fd: i32, offset: i32);
                 call fn fd_write = fd_write(fd: i32, iovs: i32, iovs_len: i32, nwritten: i32);
                 call fn path_create_directory = path_create_directory(fd: i32, path: i32, path_len: i32);
@@ -86,7 +87,7 @@ macro_rules! for_each_wasi_function {
                 exit fn proc_exit = proc_exit(code: i32);
                 call fn proc_raise = proc_raise(signal: i32);
                 call fn sched_yield = sched_yield();
-                call fn random_get = random_get(buf: i32, buf_len: i32);
+                wait fn random_get = random_get(buf: i32, buf_len: i32);
                 call fn sock_recv = sock_recv(
                     fd: i32, iovs: i32, iovs_len: i32, flags: i32, nread: i32, out_flags: i32);
                 call fn sock_send = sock_send(fd: i32, iovs: i32, iovs_len: i32, flags: i32, nwritten: i32);

@@ -1,13 +1,15 @@
 //! Functions on paths.
 //!
-//! `cap-std` keeps every look-up inside its directory. On top of it this module refuses changes below read-only grants,
-//! and takes trailing slashes off before `cap-std` sees a path, deciding about them itself.
+//! `cap-std` keeps every look-up inside its directory. On top of it this module refuses changes below read-only grants
+//! and everything on special file systems, which may be mounted below a granted directory, and takes trailing slashes off
+//! before `cap-std` sees a path, deciding about them itself.
 #![expect(clippy::too_many_arguments, reason = "WASI's parameters")]
 
 use std::sync::Arc;
 
 use cap_fs_ext::{DirExt, FollowSymlinks, OpenOptionsFollowExt, OpenOptionsMaybeDirExt};
-use cap_std::fs::{Dir, File, Metadata, OpenOptions, OpenOptionsExt};
+use cap_std::fs::{Dir, File, Metadata, MetadataExt, OpenOptions, OpenOptionsExt};
+use palisade_filesystems::{Fuse, special, special_directory};
 use rustix::fs::OFlags;
 
 use crate::descriptors::{Descriptor, OpenDirectory, OpenFile};
@@ -18,6 +20,8 @@ use crate::{Errno, GuestMemory, Stop, Streams, WasiContext};
 
 /// Longest path, as on Linux.
 const PATH_BYTES_MAX: u32 = 4095;
+/// Most symbolic links on the way to a file that is created, as on Linux.
+const LINKS_MAX: usize = 40;
 /// Bits of `lookupflags`.
 const FOLLOW: u32 = 1;
 
@@ -34,9 +38,10 @@ impl WasiContext {
         settle(|| {
             let base = self.base(fd)?.writable()?;
             let path = GuestPath::read(memory, path, path_len)?;
-            self.disk.check_entry()?;
-            base.create_dir(&path.text)?;
-            self.disk.count_entry();
+            let place = base.place(&path.text)?;
+            self.disk.check_entry(place.name)?;
+            place.dir.create_dir(place.name)?;
+            self.disk.count_entry(place.name);
             Ok(())
         })
     }
@@ -80,7 +85,7 @@ impl WasiContext {
         let base = self.base(fd)?;
         let path = GuestPath::read(memory, path, path_len)?;
         let follow = path.follow(lookup)?;
-        let metadata = path.metadata(&base.dir, follow)?;
+        let metadata = path.metadata(&base, follow)?;
         if path.slash && !metadata.is_dir() {
             return Err(Errno::NotDir.into());
         }
@@ -113,15 +118,18 @@ impl WasiContext {
                 check_openable(&metadata)?;
                 let mut options = OpenOptions::new();
                 guard(&mut options).follow(FollowSymlinks::Yes);
-                let file = match base.open_with(&path.text, options.clone().read(true)).map_err(Errno::from) {
-                    Err(Errno::Acces) => base.open_with(&path.text, options.write(true))?,
+                let file = match base.dir.open_with(&path.text, options.clone().read(true)).map_err(Errno::from) {
+                    Err(Errno::Acces) => base.dir.open_with(&path.text, options.write(true))?,
                     result => result?,
                 };
-                check_openable(&file.metadata()?)?;
+                let metadata = file.metadata()?;
+                base.check(&file, &metadata)?;
+                check_openable(&metadata)?;
                 times.set(&file)
             } else {
                 let (access, modification) = times.specs();
-                Ok(base.set_symlink_times(&path.text, access, modification)?)
+                let place = base.place(&path.text)?;
+                Ok(place.dir.set_symlink_times(place.name, access, modification)?)
             }
         })
     }
@@ -149,9 +157,10 @@ impl WasiContext {
             }
             old_path.check_slash(&old_base)?;
             new_path.refuse_slash(&new_base)?;
-            self.disk.check_entry()?;
-            old_base.hard_link(&old_path.text, &new_base, &new_path.text)?;
-            self.disk.count_entry();
+            let (from, to) = (old_base.place(&old_path.text)?, new_base.place(&new_path.text)?);
+            self.disk.check_entry(to.name)?;
+            from.dir.hard_link(from.name, &to.dir, to.name)?;
+            self.disk.count_entry(to.name);
             Ok(())
         })
     }
@@ -186,7 +195,7 @@ impl WasiContext {
             self.descriptors().check_room()?;
 
             // Opening a FIFO or a device can have effects of its own, so that its kind is looked at first.
-            let creates = match path.metadata(&base.dir, follow).map_err(Errno::from) {
+            let creates = match path.metadata(&base, follow) {
                 Ok(_) if open.exclusive => return Err(Errno::Exist.into()),
                 Ok(metadata) if metadata.is_symlink() => false,
                 Ok(metadata) => {
@@ -196,17 +205,21 @@ impl WasiContext {
                     }
                     false
                 }
-                Err(Errno::NoEnt) if open.create => true,
-                Err(errno) => return Err(errno.into()),
+                Err(Fail::Errno(Errno::NoEnt)) if open.create => true,
+                Err(fail) => return Err(fail),
             };
-            if creates {
-                self.disk.check_entry()?;
-            }
-            let file = base.dir.open_with(&path.text, &open.options(follow))?;
-            if creates {
-                self.disk.count_entry();
-            }
+            let file = if creates {
+                let text = base.end_of_links(&path.text, follow && !open.exclusive)?;
+                let place = base.place(&text)?;
+                self.disk.check_entry(place.name)?;
+                let file = place.dir.open_with(place.name, &open.options(false, true))?;
+                self.disk.count_entry(place.name);
+                file
+            } else {
+                base.dir.open_with(&path.text, &open.options(follow, false))?
+            };
             let metadata = file.metadata()?;
+            base.check(&file, &metadata)?;
             check_openable(&metadata)?;
             if (open.directory || path.slash) && !metadata.is_dir() {
                 return Err(Errno::NotDir.into());
@@ -232,9 +245,10 @@ impl WasiContext {
         settle(|| {
             let base = self.base(fd)?;
             let path = GuestPath::read(memory, path, path_len)?;
-            path.check_slash(&base.dir)?;
+            path.check_slash(&base)?;
+            let place = base.place(&path.text)?;
             // Refuses absolute targets, which would tell about the host.
-            let target = base.dir.read_link(&path.text)?;
+            let target = place.dir.read_link(place.name)?;
             let target = target.to_str().ok_or(Errno::IlSeq)?.as_bytes();
             let target = &target[..target.len().min(buf_len as u32 as usize)];
             memory.slice(bufused as u32, 4)?;
@@ -254,7 +268,9 @@ impl WasiContext {
     ) -> Result<Errno, Stop> {
         settle(|| {
             let base = self.base(fd)?.writable()?;
-            Ok(base.remove_dir(GuestPath::read(memory, path, path_len)?.text)?)
+            let path = GuestPath::read(memory, path, path_len)?;
+            let place = base.place(&path.text)?;
+            Ok(place.dir.remove_dir(place.name)?)
         })
     }
 
@@ -277,7 +293,11 @@ impl WasiContext {
             if (old_path.slash || new_path.slash) && !old_path.metadata(&old_base, false)?.is_dir() {
                 return Err(Errno::NotDir.into());
             }
-            Ok(old_base.rename(&old_path.text, &new_base, &new_path.text)?)
+            let (from, to) = (old_base.place(&old_path.text)?, new_base.place(&new_path.text)?);
+            self.disk.check_entry(to.name)?;
+            from.dir.rename(from.name, &to.dir, to.name)?;
+            self.disk.count_entry(to.name);
+            Ok(())
         })
     }
 
@@ -298,9 +318,10 @@ impl WasiContext {
             let target = read_text(memory, target, target_len)?;
             let path = GuestPath::read(memory, path, path_len)?;
             path.refuse_slash(&base)?;
-            self.disk.check_entry()?;
-            base.symlink(target, &path.text)?;
-            self.disk.count_entry();
+            let place = base.place(&path.text)?;
+            self.disk.check_entry(place.name)?;
+            place.dir.symlink(target, place.name)?;
+            self.disk.count_entry(place.name);
             Ok(())
         })
     }
@@ -318,26 +339,91 @@ impl WasiContext {
             let base = self.base(fd)?.writable()?;
             let path = GuestPath::read(memory, path, path_len)?;
             path.check_slash(&base)?;
-            Ok(base.remove_file(&path.text)?)
+            let place = base.place(&path.text)?;
+            Ok(place.dir.remove_file(place.name)?)
         })
     }
 
     fn base(&mut self, fd: i32) -> Result<Base, Fail> {
+        let fuse = self.config.fuse;
         let directory = self.descriptors().directory(fd as u32)?;
-        Ok(Base { dir: Arc::clone(&directory.dir), writable: directory.writable })
+        Ok(Base { dir: Arc::clone(&directory.dir), device: directory.device, writable: directory.writable, fuse })
     }
 }
 
 /// The directory a path is looked up in.
 struct Base {
     dir: Arc<Dir>,
+    /// What the directory lies on, which was looked at when it was opened.
+    device: u64,
     writable: bool,
+    fuse: Fuse,
+}
+
+/// Where an entry of a directory is, or is to be: its directory, and its name.
+struct Place<'a> {
+    dir: Arc<Dir>,
+    name: &'a str,
 }
 
 impl Base {
     /// The directory, if its grant allows changes.
-    fn writable(self) -> Result<Arc<Dir>, Fail> {
-        if self.writable { Ok(self.dir) } else { Err(Errno::RoFs.into()) }
+    fn writable(self) -> Result<Base, Fail> {
+        if self.writable { Ok(self) } else { Err(Errno::RoFs.into()) }
+    }
+
+    /// Refuses what lies on a special file system. Another device is another file system, or the same one in parts.
+    fn check(&self, file: &File, metadata: &Metadata) -> Result<(), Fail> {
+        if metadata.dev() == self.device {
+            return Ok(());
+        }
+        let special = if metadata.is_dir() { special_directory(file, self.fuse)? } else { special(file, self.fuse)? };
+        if special.is_some() { Err(Errno::Perm.into()) } else { Ok(()) }
+    }
+
+    /// Where the last component of `text` is, which is not followed if it is a link. What is done there is done in the very
+    /// directory that was looked at, whatever becomes of the path meanwhile.
+    fn place<'a>(&self, text: &'a str) -> Result<Place<'a>, Fail> {
+        let (parent, name) = match text.rsplit_once('/') {
+            None => return Ok(Place { dir: Arc::clone(&self.dir), name: text }),
+            // They are no names but directories.
+            Some((_, "." | "..")) => (text, "."),
+            Some((parent, name)) => (parent, name),
+        };
+        let directory = self.open_path(parent, true, OFlags::DIRECTORY)?;
+        self.check(&directory, &directory.metadata()?)?;
+        Ok(Place { dir: Arc::new(Dir::from_std_file(directory.into_std())), name })
+    }
+
+    /// The path by which what `text` names can be created: where the links at its end lead to, if they are followed.
+    fn end_of_links(&self, text: &str, follow: bool) -> Result<String, Fail> {
+        let mut text = text.to_owned();
+        for _ in 0..LINKS_MAX {
+            let place = self.place(&text)?;
+            if !follow || !place.dir.symlink_metadata(place.name).is_ok_and(|metadata| metadata.is_symlink()) {
+                return Ok(text);
+            }
+            let target = place.dir.read_link(place.name)?;
+            let target = target.to_str().ok_or(Errno::IlSeq)?;
+            text = match text.rsplit_once('/') {
+                Some((parent, _)) => format!("{parent}/{target}"),
+                None => target.to_owned(),
+            };
+            if text.len() > PATH_BYTES_MAX as usize {
+                return Err(Errno::NameTooLong.into());
+            }
+        }
+        Err(Errno::Loop.into())
+    }
+
+    /// Opens what `text` names to look at it only.
+    fn open_path(&self, text: &str, follow: bool, flags: OFlags) -> std::io::Result<File> {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .follow(if follow { FollowSymlinks::Yes } else { FollowSymlinks::No })
+            .custom_flags((OFlags::PATH | flags).bits() as i32);
+        self.dir.open_with(text, &options)
     }
 }
 
@@ -363,17 +449,24 @@ impl GuestPath {
         Ok(known_bits(lookup, FOLLOW)? != 0 || self.slash)
     }
 
-    fn metadata(&self, base: &Dir, follow: bool) -> std::io::Result<Metadata> {
-        if follow { base.metadata(&self.text) } else { base.symlink_metadata(&self.text) }
+    fn metadata(&self, base: &Base, follow: bool) -> Result<Metadata, Fail> {
+        let metadata = if follow { base.dir.metadata(&self.text)? } else { base.dir.symlink_metadata(&self.text)? };
+        if metadata.dev() == base.device {
+            return Ok(metadata);
+        }
+        let file = base.open_path(&self.text, follow, OFlags::empty())?;
+        let metadata = file.metadata()?;
+        base.check(&file, &metadata)?;
+        Ok(metadata)
     }
 
     /// Refuses a trailing slash behind anything but a directory.
-    fn check_slash(&self, base: &Dir) -> Result<(), Fail> {
+    fn check_slash(&self, base: &Base) -> Result<(), Fail> {
         if self.slash && !self.metadata(base, false)?.is_dir() { Err(Errno::NotDir.into()) } else { Ok(()) }
     }
 
     /// Refuses a trailing slash where something other than a directory is to be created.
-    fn refuse_slash(&self, base: &Dir) -> Result<(), Fail> {
+    fn refuse_slash(&self, base: &Base) -> Result<(), Fail> {
         self.check_slash(base)?;
         if self.slash { Err(Errno::Exist.into()) } else { Ok(()) }
     }
@@ -453,14 +546,14 @@ impl Open {
         self.read || !self.needs_write()
     }
 
-    fn options(&self, follow: bool) -> OpenOptions {
+    fn options(&self, follow: bool, creates: bool) -> OpenOptions {
         let mut options = OpenOptions::new();
         guard(&mut options)
             .follow(if follow { FollowSymlinks::Yes } else { FollowSymlinks::No })
             .read(self.needs_read())
             .write(self.needs_write())
-            .create(self.create && !self.exclusive)
-            .create_new(self.exclusive)
+            .create(creates && !self.exclusive)
+            .create_new(creates && self.exclusive)
             .truncate(self.truncate);
         options
     }
@@ -469,6 +562,7 @@ impl Open {
         if metadata.is_dir() {
             return Ok(Descriptor::Directory(OpenDirectory {
                 dir: Arc::new(Dir::from_std_file(file.into_std())),
+                device: metadata.dev(),
                 writable: granted_writable,
                 granted: None,
                 listing: None,

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::clock::{Clock, after, realtime};
+use crate::context::Pending;
 use crate::descriptors::Descriptor;
 use crate::errno::{Fail, settle};
 use crate::layout::{Snapshot, element};
@@ -21,9 +22,9 @@ const ABSOLUTE: u16 = 1;
 /// The flag of an event about a stream at its end.
 const HANGUP: u16 = 1;
 
-/// A poll the guest is waiting in. It is repeated with the same arguments, and its timeouts count from its first time.
+/// A poll the guest is waiting in. Its timeouts count from its first time.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pending {
+pub(crate) struct Poll {
     arguments: [u32; 4],
     began: Instant,
 }
@@ -89,11 +90,13 @@ impl WasiContext {
     ) -> Result<Errno, Stop> {
         // Before anything reads the time, so that the clock's zero is never in the future of what is compared with it.
         self.monotonic_origin();
-        let pending = self.pending.take().filter(|pending| pending.arguments == arguments);
-        let pending = pending.unwrap_or_else(|| Pending { arguments, began: Instant::now() });
-        let result = settle(|| self.poll_once(memory, streams, pending, snapshot));
+        let poll = match self.pending.take() {
+            Some(Pending::Poll(poll)) if poll.arguments == arguments => poll,
+            _ => Poll { arguments, began: Instant::now() },
+        };
+        let result = settle(|| self.poll_once(memory, streams, poll, snapshot));
         if let Err(Stop::Wait(_)) = result {
-            self.pending = Some(pending);
+            self.pending = Some(Pending::Poll(poll));
         }
         result
     }
@@ -102,7 +105,7 @@ impl WasiContext {
         &mut self,
         memory: &mut GuestMemory<'_>,
         streams: &mut Streams,
-        Pending { arguments: [subscriptions, events, count, ready], began }: Pending,
+        Poll { arguments: [subscriptions, events, count, ready], began }: Poll,
         snapshot: Snapshot,
     ) -> Result<(), Fail> {
         if count == 0 || count > SUBSCRIPTIONS_MAX {
@@ -114,7 +117,7 @@ impl WasiContext {
 
         let now = Instant::now();
         let mut states = Vec::with_capacity(count as usize);
-        let mut wait = Wait { until: None, input: false };
+        let mut wait = Wait::default();
         for index in 0..count {
             let subscription = Subscription::read(memory, subscriptions, index, snapshot)?;
             let state = match self.state(&subscription, streams, began, now)? {

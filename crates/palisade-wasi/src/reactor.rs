@@ -19,7 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use palisade_core::{HostFunctionError, HostFunctions, Invocation, LogLevel, Resource, TraceContext};
 
-use crate::{GuestMemory, Stop, Streams};
+use crate::{GuestMemory, Room, Stop, Streams};
 
 /// Import module name.
 pub const MODULE: &str = "palisade";
@@ -83,13 +83,15 @@ pub struct HostCalls {
     limit: u64,
     calls: u64,
     result: Bytes,
+    /// Of the function that runs.
+    input_bytes: u64,
     trace: Option<Arc<TraceContext>>,
 }
 
 impl HostCalls {
     /// The granted `functions`, with at most `limit` calls (`u64::MAX` when not bounded).
     pub fn new(functions: Arc<HostFunctions>, limit: u64) -> Self {
-        HostCalls { functions, limit, calls: 0, result: Bytes::new(), trace: None }
+        HostCalls { functions, limit, calls: 0, result: Bytes::new(), input_bytes: 0, trace: None }
     }
 
     /// Starts counting anew and forgets the last result. From now on functions are called for `trace`.
@@ -97,6 +99,7 @@ impl HostCalls {
         self.trace = trace;
         self.calls = 0;
         self.result = Bytes::new();
+        self.input_bytes = 0;
     }
 
     /// Calls so far.
@@ -104,19 +107,21 @@ impl HostCalls {
         self.calls
     }
 
-    /// Bytes the host holds for the guest here.
+    /// Bytes the host holds for the guest here: the input of a running function, or the result of the last one.
     pub fn held_bytes(&self) -> u64 {
-        self.result.len() as u64
+        self.result.len() as u64 + self.input_bytes
     }
 
-    /// `host_call`, first half: starts the function. The caller awaits it and goes on with [`HostCalls::finish`].
+    /// `host_call`, first half: starts the function. The caller awaits it and goes on with [`HostCalls::finish`]. `room` is
+    /// what the memory quota leaves for the input, beside [`HostCalls::held_bytes`].
     ///
     /// # Errors
     ///
-    /// [`Stop::OutOfBounds`]; [`Stop::Exceeded`] beyond the quota; [`Stop::Denied`] when the function is not granted.
+    /// [`Stop::OutOfBounds`]; [`Stop::Exceeded`] beyond a quota; [`Stop::Denied`] when the function is not granted.
     pub fn start(
         &mut self,
         memory: &GuestMemory<'_>,
+        room: Room,
         name_ptr: u32,
         name_len: u32,
         ptr: u32,
@@ -131,11 +136,15 @@ impl HostCalls {
                 used: self.calls.saturating_add(1),
             });
         }
+        // The last result goes before the input comes.
+        let left = room.left.saturating_add(self.held_bytes());
+        Room { left, ..room }.check(u64::from(len))?;
         // Copied before the function sees it: the guest may not change it under the function's eyes.
         let invocation = self.functions.invoke(&name, Bytes::copy_from_slice(input), self.trace.as_ref());
         let invocation = invocation.ok_or_else(|| Stop::Denied(format!("host_functions: {name}")))?;
         self.calls += 1;
         self.result = Bytes::new();
+        self.input_bytes = u64::from(len);
         Ok(invocation)
     }
 
@@ -145,6 +154,7 @@ impl HostCalls {
     ///
     /// [`Stop::Crashed`] when the function panicked.
     pub fn finish(&mut self, reply: Result<Result<Bytes, HostFunctionError>, String>) -> Result<u64, Stop> {
+        self.input_bytes = 0;
         let (status, result) = match reply {
             Ok(Ok(result)) => (0u64, result),
             Ok(Err(HostFunctionError(message))) => (1, Bytes::from(message)),
@@ -194,6 +204,27 @@ mod tests {
         HostCalls::new(Arc::new(functions), limit)
     }
 
+    const ROOM: Room = Room { limit: 100, left: 100 };
+
+    #[test]
+    fn the_input_of_a_running_function_is_held_and_fits_exactly() {
+        let mut bytes = *b"shout12345......";
+        let memory = GuestMemory::new(&mut bytes);
+        let mut calls = calls(9);
+        let room = |left| Room { limit: 100, left };
+        let refused = calls.start(&memory, room(4), 0, 5, 5, 5).map(|_| ());
+        assert_eq!(refused, Err(Stop::Exceeded { resource: Resource::Memory, limit: 100, used: 101 }));
+        assert_eq!((calls.calls(), calls.held_bytes()), (0, 0));
+        let invocation = calls.start(&memory, room(5), 0, 5, 5, 5).unwrap();
+        assert_eq!(calls.held_bytes(), 5);
+        assert_eq!(finish(&mut calls, invocation), Ok(5));
+        // Now it is the result that is held, and it makes room for the next input.
+        assert_eq!(calls.held_bytes(), 5);
+        assert!(calls.start(&memory, room(0), 0, 5, 5, 5).is_ok());
+        calls.begin_call(None);
+        assert_eq!(calls.held_bytes(), 0);
+    }
+
     fn finish(calls: &mut HostCalls, mut invocation: Invocation) -> Result<u64, Stop> {
         let mut context = Context::from_waker(Waker::noop());
         match std::pin::Pin::new(&mut invocation).poll(&mut context) {
@@ -235,12 +266,13 @@ mod tests {
         let mut bytes = *b"shoutfailxyz....";
         let mut memory = GuestMemory::new(&mut bytes);
         let mut calls = calls(2);
-        let invocation = calls.start(&memory, 0, 5, 9, 3).unwrap();
+        let invocation = calls.start(&memory, ROOM, 0, 5, 9, 3).unwrap();
+        assert_eq!(calls.held_bytes(), 3);
         assert_eq!(finish(&mut calls, invocation), Ok(3));
         assert_eq!(calls.result_read(&mut memory, 1, 12, 4), Ok(2));
-        let invocation = calls.start(&memory, 5, 4, 0, 0).unwrap();
+        let invocation = calls.start(&memory, ROOM, 5, 4, 0, 0).unwrap();
         assert_eq!(finish(&mut calls, invocation), Ok(1 << 32 | 2));
-        let third = calls.start(&memory, 0, 5, 0, 0).map(|_| ());
+        let third = calls.start(&memory, ROOM, 0, 5, 0, 0).map(|_| ());
         assert_eq!(third, Err(Stop::Exceeded { resource: Resource::HostCalls, limit: 2, used: 3 }));
         assert_eq!(&bytes[12..14], b"YZ");
     }
@@ -249,7 +281,7 @@ mod tests {
     fn what_is_not_granted_is_denied() {
         let mut bytes = *b"open";
         let memory = GuestMemory::new(&mut bytes);
-        let denied = calls(9).start(&memory, 0, 4, 0, 0).map(|_| ());
+        let denied = calls(9).start(&memory, ROOM, 0, 4, 0, 0).map(|_| ());
         assert_eq!(denied, Err(Stop::Denied("host_functions: open".into())));
     }
 }

@@ -13,6 +13,9 @@ pub enum Stop {
     Exit(i32),
     /// The guest has to wait; call the same function with the same arguments again afterwards.
     Wait(Wait),
+    /// A part of the work is done. Look at the guest's limits and let others have their turn; then call the same function
+    /// with the same arguments again.
+    Yield,
     /// A quota ran out.
     Exceeded {
         /// Which one.
@@ -33,12 +36,14 @@ pub enum Stop {
 }
 
 /// What a guest waits for: whatever comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wait {
     /// This time.
     pub until: Option<Instant>,
     /// A piece of input ([`Streams::poll_input`](crate::Streams::poll_input)).
     pub input: bool,
+    /// Work that is done elsewhere ([`WasiContext::take_work`](crate::WasiContext::take_work)).
+    pub work: bool,
 }
 
 impl From<OutOfBounds> for Stop {
@@ -48,11 +53,11 @@ impl From<OutOfBounds> for Stop {
 }
 
 impl Stop {
-    /// The outcome of a call that this ends; `None` for [`Stop::Wait`], which ends nothing.
+    /// The outcome of a call that this ends; `None` for [`Stop::Wait`] and [`Stop::Yield`], which end nothing.
     pub fn outcome(self, phase: Phase) -> Option<Outcome> {
         Some(match self {
             Stop::Exit(code) => Outcome::from_exit_code(code),
-            Stop::Wait(_) => return None,
+            Stop::Wait(_) | Stop::Yield => return None,
             Stop::Exceeded { resource, limit, used } => Outcome::QuotaExceeded { resource, limit, used, phase },
             Stop::Cancelled => Outcome::Cancelled { phase },
             Stop::Denied(grant) => Outcome::Denied { grant },

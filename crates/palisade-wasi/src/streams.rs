@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use palisade_core::{Input, LogLevel, LogRecord, OutputSink, OutputStream, Quota, Resource};
 
-use crate::{Stop, Wait};
+use crate::{Room, Stop, Wait};
 
 /// Bounds on what a call may write.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +113,7 @@ impl Streams {
         match &self.input {
             Input::Bytes(bytes) => Ok(bytes),
             Input::Stream(_) if !self.piece.is_empty() || self.input_ended => Ok(&self.piece),
-            Input::Stream(_) => Err(Stop::Wait(Wait { until: None, input: true })),
+            Input::Stream(_) => Err(Stop::Wait(Wait { input: true, ..Wait::default() })),
         }
     }
 
@@ -156,8 +156,8 @@ impl Streams {
     ///
     /// # Errors
     ///
-    /// [`Stop::Exceeded`] (memory) when it is longer than `bytes_max`, [`Stop::Crashed`] when it cannot be read.
-    pub fn poll_whole_input(&mut self, context: &mut Context<'_>, bytes_max: u64) -> Poll<Result<(), Stop>> {
+    /// [`Stop::Exceeded`] (memory) when it does not fit into `room`, [`Stop::Crashed`] when it cannot be read.
+    pub fn poll_whole_input(&mut self, context: &mut Context<'_>, room: Room) -> Poll<Result<(), Stop>> {
         let Input::Stream(stream) = &mut self.input else { return Poll::Ready(Ok(())) };
         let mut whole = Vec::from(std::mem::take(&mut self.piece));
         while !self.input_ended {
@@ -172,12 +172,8 @@ impl Streams {
                     return Poll::Pending;
                 }
             }
-            if whole.len() as u64 > bytes_max {
-                return Poll::Ready(Err(Stop::Exceeded {
-                    resource: Resource::Memory,
-                    limit: bytes_max,
-                    used: whole.len() as u64,
-                }));
+            if let Err(stop) = room.check(whole.len() as u64) {
+                return Poll::Ready(Err(stop));
             }
         }
         self.input = Input::Bytes(whole.into());
@@ -296,6 +292,10 @@ mod tests {
         assert!(stopped.is_some_and(|records| records < 100));
     }
 
+    fn room(left: u64) -> Room {
+        Room { limit: 1000 + left, left }
+    }
+
     struct Pieces(VecDeque<Poll<Option<std::io::Result<Bytes>>>>);
     impl Stream for Pieces {
         type Item = std::io::Result<Bytes>;
@@ -313,7 +313,7 @@ mod tests {
     fn streamed_input_is_waited_for() {
         let mut context = Context::from_waker(Waker::noop());
         let mut streams = Streams::new(pieces(), None, StreamsLimits { output_bytes: 0, log_bytes: 0 });
-        assert_eq!(streams.peek_input(), Err(Stop::Wait(Wait { until: None, input: true })));
+        assert_eq!(streams.peek_input(), Err(Stop::Wait(Wait { input: true, ..Wait::default() })));
         assert!(streams.poll_input(&mut context).is_pending());
         assert!(streams.poll_input(&mut context).is_ready());
         assert_eq!(streams.peek_input(), Ok(&b"ab"[..]));
@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(streams.peek_input(), Ok(&b""[..]));
         assert!(streams.input_failed());
         let mut streams = Streams::new(broken(), None, StreamsLimits { output_bytes: 0, log_bytes: 0 });
-        let whole = streams.poll_whole_input(&mut context, 9);
+        let whole = streams.poll_whole_input(&mut context, room(9));
         assert!(matches!(whole, Poll::Ready(Err(Stop::Crashed(message))) if message.contains("torn")));
     }
 
@@ -345,11 +345,12 @@ mod tests {
     fn a_whole_streamed_input_is_bounded() {
         let mut context = Context::from_waker(Waker::noop());
         let mut streams = Streams::new(pieces(), None, StreamsLimits { output_bytes: 0, log_bytes: 0 });
-        assert!(streams.poll_whole_input(&mut context, 4).is_pending());
-        assert_eq!(streams.poll_whole_input(&mut context, 4), Poll::Ready(Ok(())));
+        assert!(streams.poll_whole_input(&mut context, room(4)).is_pending());
+        assert_eq!(streams.poll_whole_input(&mut context, room(4)), Poll::Ready(Ok(())));
         assert_eq!(streams.whole_input(), b"abcd");
         let mut streams = Streams::new(pieces(), None, StreamsLimits { output_bytes: 0, log_bytes: 0 });
-        assert!(streams.poll_whole_input(&mut context, 3).is_pending());
-        assert!(matches!(streams.poll_whole_input(&mut context, 3), Poll::Ready(Err(Stop::Exceeded { .. }))));
+        assert!(streams.poll_whole_input(&mut context, room(3)).is_pending());
+        let exceeded = Stop::Exceeded { resource: Resource::Memory, limit: 1003, used: 1004 };
+        assert_eq!(streams.poll_whole_input(&mut context, room(3)), Poll::Ready(Err(exceeded)));
     }
 }

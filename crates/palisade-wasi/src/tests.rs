@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use palisade_core::{DirectoryGrant, Input, Policy};
+use palisade_filesystems::Fuse;
 
 use crate::{Errno, GuestMemory, Stop, Streams, StreamsLimits, WasiConfig, WasiContext};
 
@@ -21,7 +22,7 @@ impl Guest {
 
     pub(crate) fn with_input(policy: &Policy, input: Input) -> Guest {
         Guest {
-            context: WasiContext::new(Arc::new(WasiConfig::new("guest", policy).unwrap())),
+            context: WasiContext::new(Arc::new(WasiConfig::new("guest", policy, Fuse::Refused).unwrap())),
             memory: vec![0; 1 << 18],
             streams: Streams::new(input, None, StreamsLimits::from(&policy.quota)),
         }
@@ -82,7 +83,14 @@ impl Guest {
         self.run(|context, memory, streams| function(context, memory, streams, path, len)).unwrap()
     }
 
-    fn open(&mut self, dir: i32, path: &str, open_flags: u32, rights: u64, fd_flags: u32) -> Result<i32, Errno> {
+    pub(crate) fn open(
+        &mut self,
+        dir: i32,
+        path: &str,
+        open_flags: u32,
+        rights: u64,
+        fd_flags: u32,
+    ) -> Result<i32, Errno> {
         let errno = self.on_path(path, |context, memory, streams, path, len| {
             let (open_flags, rights) = (open_flags as i32, rights as i64);
             context.path_open(memory, streams, dir, 1, path, len, open_flags, rights, 0, fd_flags as i32, RESULT as i32)
@@ -349,6 +357,73 @@ mod files {
     }
 
     #[test]
+    fn every_new_entry_is_charged_a_block_and_its_name() {
+        let (scratch, mut guest) = guest();
+        std::fs::write(scratch.path().join("old"), "").unwrap();
+        let entry = |name: &str| 4096 + name.len() as u64;
+        let mut charged = 0;
+        let mut expect = |guest: &mut Guest, done: Errno, bytes: u64, what: &str| {
+            assert_eq!(done, Errno::Success, "{what}");
+            charged += bytes;
+            assert_eq!(guest.context.disk_bytes(), charged, "{what}");
+        };
+        let opened = |result: Result<i32, Errno>| result.err().unwrap_or(Errno::Success);
+        let done = guest.mkdir(3, "dir");
+        expect(&mut guest, done, entry("dir"), "mkdir");
+        let done = guest.symlink("old", 3, "dir/soft");
+        expect(&mut guest, done, entry("soft"), "symlink");
+        let done = guest.link((3, "old"), (3, "dir/hard"));
+        expect(&mut guest, done, entry("hard"), "link");
+        let done = opened(guest.open(3, "dir/file", CREATE, BOTH, 0));
+        expect(&mut guest, done, entry("file"), "create");
+        let done = opened(guest.open(3, "dir/file", CREATE, BOTH, 0));
+        expect(&mut guest, done, 0, "opened again");
+        let done = guest.rename((3, "dir/file"), (3, "a-longer-name"));
+        expect(&mut guest, done, entry("a-longer-name"), "rename");
+        let done = guest.unlink(3, "a-longer-name");
+        expect(&mut guest, done, 0, "nothing is given back");
+    }
+
+    #[test]
+    fn without_disk_nothing_is_made() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(scratch.path().join("old"), "text").unwrap();
+        let mut policy = read_write(scratch.path());
+        policy.quota.disk_bytes = Some(0);
+        let mut guest = Guest::new(&policy);
+        assert_eq!(guest.mkdir(3, "new"), Errno::DQuot);
+        assert_eq!(guest.symlink("x", 3, "new"), Errno::DQuot);
+        assert_eq!(guest.link((3, "old"), (3, "new")), Errno::DQuot);
+        assert_eq!(guest.rename((3, "old"), (3, "new")), Errno::DQuot);
+        assert_eq!(guest.open(3, "new", CREATE, BOTH, 0), Err(Errno::DQuot));
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
+        // What is there can be read, changed and removed.
+        let fd = guest.open(3, "old", CREATE, BOTH, 0).unwrap();
+        assert_eq!(guest.write(fd, b"TEXT"), Ok(4));
+        assert_eq!(guest.unlink(3, "old"), Errno::Success);
+    }
+
+    #[test]
+    fn a_file_is_created_where_a_link_leads() {
+        let (scratch, mut guest) = guest();
+        std::fs::create_dir_all(scratch.path().join("a/b")).unwrap();
+        let link = |target: &str, name: &str| {
+            std::os::unix::fs::symlink(target, scratch.path().join(name)).unwrap();
+        };
+        link("b/../../c", "a/link");
+        link("link", "a/first");
+        link("loop", "loop");
+        link("../out", "out");
+        assert!(guest.open(3, "a/first", CREATE, BOTH, 0).is_ok());
+        assert!(scratch.path().join("c").is_file());
+        assert_eq!(guest.open(3, "a/first", CREATE | EXCLUSIVE, BOTH, 0), Err(Errno::Exist));
+        std::fs::remove_file(scratch.path().join("c")).unwrap();
+        assert_eq!(guest.open(3, "a/first", CREATE | EXCLUSIVE, BOTH, 0), Err(Errno::Exist));
+        assert_eq!(guest.open(3, "loop", CREATE, BOTH, 0), Err(Errno::Loop));
+        assert_eq!(guest.open(3, "out", CREATE, BOTH, 0), Err(Errno::Perm));
+    }
+
+    #[test]
     fn rights_follow_from_how_a_file_was_opened() {
         let (scratch, mut guest) = guest();
         std::fs::write(scratch.path().join("file"), "abc").unwrap();
@@ -364,6 +439,7 @@ mod files {
     #[test]
     fn the_disk_quota_is_exact() {
         let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(scratch.path().join("file"), "").unwrap();
         let mut policy = read_write(scratch.path());
         policy.quota.disk_bytes = Some(10);
         let mut guest = Guest::new(&policy);
@@ -559,6 +635,59 @@ mod confinement {
         assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 3);
     }
 
+    /// A guest that was granted all of the host, where special file systems are mounted.
+    fn guest_with_everything() -> Guest {
+        Guest::new(&read_write(Path::new("/")))
+    }
+
+    #[test]
+    fn no_path_leads_onto_a_special_file_system() {
+        let mut guest = guest_with_everything();
+        let paths =
+            ["proc/self/mem", "proc/self/maps", "proc/self", "proc", "proc/.", "sys", "sys/kernel", "dev", "dev/."];
+        for path in paths {
+            assert_eq!(guest.open(3, path, 0, FD_READ, 0), Err(Errno::Perm), "{path}");
+        }
+        assert_eq!(guest.open(3, "proc/self/mem", 0, FD_READ | FD_WRITE, 0), Err(Errno::Perm));
+        assert_eq!(guest.open(3, "proc/new", CREATE, FD_WRITE, 0), Err(Errno::Perm));
+        for path in ["proc/self/maps", "proc/uptime", "sys/kernel", "proc/self/."] {
+            assert_eq!(guest.stat(3, path, 1), Errno::Perm, "{path}");
+            assert_eq!(guest.stat(3, path, 0), Errno::Perm, "{path}");
+            assert_eq!(guest.set_path_times(3, path, 1), Errno::Perm, "{path}");
+            assert_eq!(guest.set_path_times(3, path, 0), Errno::Perm, "{path}");
+        }
+        for path in ["proc/new", "sys/fs/new", "dev/new", "proc/self/new"] {
+            assert_eq!(guest.mkdir(3, path), Errno::Perm, "{path}");
+            assert_eq!(guest.symlink("x", 3, path), Errno::Perm, "{path}");
+            assert_eq!(guest.rmdir(3, path), Errno::Perm, "{path}");
+            assert_eq!(guest.unlink(3, path), Errno::Perm, "{path}");
+            assert_eq!(guest.rename((3, path), (3, "new")), Errno::Perm, "{path}");
+            assert_eq!(guest.link((3, path), (3, "new")), Errno::Perm, "{path}");
+        }
+        let readlink = guest.on_path("proc/self/cwd", |context, memory, streams, path, len| {
+            context.path_readlink(memory, streams, 3, path, len, DATA as i32, 100, RESULT as i32)
+        });
+        assert_eq!(readlink, Errno::Perm);
+    }
+
+    #[test]
+    fn no_link_leads_onto_a_special_file_system() {
+        let scratch = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+        // Relative, since absolute ones lead nowhere from within a grant.
+        std::os::unix::fs::symlink("../../proc", scratch.path().join("proc")).unwrap();
+        std::os::unix::fs::symlink("../../dev/new", scratch.path().join("new")).unwrap();
+        let below = scratch.path().to_str().unwrap().trim_start_matches('/');
+        let mut guest = guest_with_everything();
+        for path in ["proc", "proc/self/maps", "proc/"] {
+            assert_eq!(guest.open(3, &format!("{below}/{path}"), 0, FD_READ, 0), Err(Errno::Perm), "{path}");
+        }
+        assert_eq!(guest.open(3, &format!("{below}/new"), CREATE, FD_WRITE, 0), Err(Errno::Perm));
+        assert!(!Path::new("/dev/new").exists());
+        // The everyday use beside it.
+        assert!(guest.open(3, &format!("{below}/file"), CREATE, FD_WRITE, 0).is_ok());
+        assert_eq!(guest.stat(3, &format!("{below}/proc"), 0), Errno::Success);
+    }
+
     #[test]
     fn absolute_link_targets_are_neither_made_nor_told() {
         let (scratch, mut guest) = guest();
@@ -683,7 +812,9 @@ mod confinement {
     #[test]
     fn entries_are_bounded_per_call() {
         let scratch = tempfile::tempdir().unwrap();
-        let mut guest = Guest::new(&read_write(scratch.path()));
+        let mut policy = read_write(scratch.path());
+        policy.quota.disk_bytes = None;
+        let mut guest = Guest::new(&policy);
         for number in 0..16_384 {
             // What fails does not count.
             assert_eq!(guest.mkdir(3, "missing/x"), Errno::NoEnt);
@@ -764,7 +895,7 @@ mod poll {
             let mut guest = Guest::new(&Policy::default());
             let before = Instant::now();
             let wait = |guest: &mut Guest| match poll(guest, &[relative(20_000_000)], unstable) {
-                Err(Stop::Wait(Wait { until: Some(until), input: false })) => Some(until),
+                Err(Stop::Wait(Wait { until: Some(until), input: false, work: false })) => Some(until),
                 Ok(Ok(events)) => {
                     assert_eq!(events, [(100, 0, 0, 0)]);
                     None
@@ -829,12 +960,12 @@ mod poll {
             }
         }
         let mut guest = Guest::with_input(&Policy::default(), Input::Stream(Box::pin(Never)));
-        assert_eq!(poll(&mut guest, &[On::Read(0)], false), Err(Stop::Wait(Wait { until: None, input: true })));
+        assert_eq!(poll(&mut guest, &[On::Read(0)], false), Err(Stop::Wait(Wait { input: true, ..Wait::default() })));
         assert!(matches!(
             poll(&mut guest, &[On::Read(0), relative(1 << 40)], false),
-            Err(Stop::Wait(Wait { until: Some(_), input: true }))
+            Err(Stop::Wait(Wait { until: Some(_), input: true, work: false }))
         ));
-        assert_eq!(guest.try_read(0, &[1]), Err(Stop::Wait(Wait { until: None, input: true })));
+        assert_eq!(guest.try_read(0, &[1]), Err(Stop::Wait(Wait { input: true, ..Wait::default() })));
         assert_eq!(guest.try_read(0, &[0]), Ok(Ok(vec![])));
     }
 
@@ -947,7 +1078,7 @@ mod every_function {
                 let calls = CALLS[usize::from(unstable)];
                 let (name, call) = calls[index.index(calls.len())];
                 match call(&mut guest, &mut arguments.into_iter()) {
-                    Ok(_) | Err(Stop::Wait(_) | Stop::Exit(_) | Stop::Exceeded { .. }) => {}
+                    Ok(_) | Err(Stop::Wait(_) | Stop::Yield | Stop::Exit(_) | Stop::Exceeded { .. }) => {}
                     Err(other) => prop_assert!(false, "{name}: {other:?}"),
                 }
             }

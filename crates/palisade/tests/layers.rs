@@ -33,10 +33,12 @@ fn arrows() -> BTreeMap<String, BTreeSet<String>> {
 fn only_the_allowed_arrows_exist() {
     let allowed: BTreeMap<&str, &[&str]> = [
         ("palisade-core", &[][..]),
-        ("palisade-wasi", &["palisade-core"]),
-        ("palisade-wasmtime", &["palisade-core", "palisade-wasi"]),
-        ("palisade-wasmer", &["palisade-core", "palisade-wasi"]),
-        ("palisade-process", &["palisade-core"]),
+        ("palisade-filesystems", &[]),
+        ("palisade-wasi", &["palisade-core", "palisade-filesystems"]),
+        ("palisade-wasm", &["palisade-core"]),
+        ("palisade-wasmtime", &["palisade-core", "palisade-wasi", "palisade-wasm"]),
+        ("palisade-wasmer", &["palisade-core", "palisade-wasi", "palisade-wasm"]),
+        ("palisade-process", &["palisade-core", "palisade-filesystems"]),
         ("palisade", &["palisade-core", "palisade-process", "palisade-wasmtime", "palisade-wasmer"]),
         ("palisade-fabric", &["palisade-core"]),
         ("palisade-rpc", &["palisade-core", "palisade-fabric"]),
