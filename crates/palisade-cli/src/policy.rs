@@ -118,7 +118,16 @@ impl PolicyOptions {
     /// No backend can keep a native program from reading the processor's own clock, so that the default for one is fine
     /// clocks; a policy file is taken at its word.
     pub(crate) fn policy(&self, artifact: ArtifactKind) -> Result<Policy> {
-        let mut policy = self.policy.as_deref().map_or_else(|| Ok(Policy::default()), read_policy)?;
+        self.policy_over(None, artifact)
+    }
+
+    /// As [`PolicyOptions::policy`], with the options on top of `base` where no file is named.
+    pub(crate) fn policy_over(&self, base: Option<Policy>, artifact: ArtifactKind) -> Result<Policy> {
+        let has_base = base.is_some();
+        let mut policy = match (&self.policy, base) {
+            (Some(file), _) => read_policy(file)?,
+            (None, base) => base.unwrap_or_default(),
+        };
         let quota = &mut policy.quota;
         let set = |target: &mut Option<u64>, option: Option<Limit<u64>>| {
             if let Some(Limit(limit)) = option {
@@ -142,7 +151,12 @@ impl PolicyOptions {
         set(&mut quota.processes, self.processes);
         let grants = &mut policy.grants;
         for text in &self.dir {
-            grants.directories.push(parse_directory(text)?);
+            let directory = parse_directory(text)?;
+            // One that is shown at the same place is meant, not added.
+            if has_base {
+                grants.directories.retain(|known| known.guest != directory.guest);
+            }
+            grants.directories.push(directory);
         }
         for text in &self.env {
             let Some((name, value)) = text.split_once('=') else {
@@ -152,7 +166,7 @@ impl PolicyOptions {
             grants.environment.insert(name.to_owned(), value.to_owned());
         }
         let native = matches!(artifact, ArtifactKind::Executable | ArtifactKind::Script);
-        if self.fine_clocks || native && self.policy.is_none() {
+        if self.fine_clocks || native && self.policy.is_none() && !has_base {
             grants.clocks = Clocks::Fine;
         }
         if self.processes.is_some() {

@@ -199,18 +199,24 @@ async fn plugin_and_policy(options: &Submit, client: &Client) -> Result<(String,
         let hash = |plugin: &palisade_rpc::PluginInfo| plugin.plugin.to_string();
         let plugin = found.iter().find(|one| one.name == options.plugin || hash(one).starts_with(&options.plugin));
         let policy = match plugin {
-            Some(plugin) if options.policy.is_given() => Some(absolute(options.policy.policy(plugin.kind)?)?),
+            Some(plugin) if options.policy.is_given() => {
+                Some(absolute(options.policy.policy_over(Some(plugin.policy.clone()), plugin.kind)?)?)
+            }
             // Unknown ones are the daemon's to explain.
             _ => None,
         };
         return Ok((options.plugin.clone(), policy));
     }
     let artifact = plugin::read(path, options.policy.names_interpreter())?;
-    let policy = absolute(options.policy.policy(artifact.kind())?)?;
     let installed = client.plugins_list(&Nothing {}).await?.plugins;
-    if installed.iter().any(|one| one.plugin == artifact.hash()) {
-        return Ok((artifact.hash().to_string(), options.policy.is_given().then_some(policy)));
+    if let Some(plugin) = installed.iter().find(|one| one.plugin == artifact.hash()) {
+        let policy = match options.policy.is_given() {
+            true => Some(absolute(options.policy.policy_over(Some(plugin.policy.clone()), plugin.kind)?)?),
+            false => None,
+        };
+        return Ok((artifact.hash().to_string(), policy));
     }
+    let policy = absolute(options.policy.policy(artifact.kind())?)?;
     let plugin = InstallPlugin {
         name: artifact.name().to_owned(),
         kind: artifact.kind(),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
-    Artifact, ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Module, Outcome, Policy, Resource, Result,
+    Artifact, ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Module, Outcome, Policy, Result,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use crate::clock::to_millis;
 use crate::latency::Latencies;
 use crate::lines::{Line, Lines};
+use crate::narrow::narrowed;
 use crate::trace::Traced;
 use crate::{AgentMemory, Events, MemoryLimits};
 
@@ -396,7 +397,7 @@ impl Agent {
         policy: &Policy,
         weights: &Arc<AtomicUsize>,
     ) -> Result<Arc<Line>> {
-        let prepared = module.prepare(within(policy, &self.template.policy)?, self.host.clone())?;
+        let prepared = module.prepare(narrowed(policy, &self.template.policy)?, self.host.clone())?;
         let line = Line::new(prepared, self.template.artifact.bytes().len(), weights);
         // What goes is dropped outside of the lock.
         let (line, _gone) = self.lock().lines.insert(policy, line, Instant::now());
@@ -465,65 +466,6 @@ impl Agent {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What a task runs under: the agent's policy, with the task's bounds where they are smaller.
-///
-/// # Errors
-///
-/// [`ErrorKind::Denied`] when the task asks to reach what the agent may not.
-fn within(task: &Policy, agent: &Policy) -> Result<Policy> {
-    let denied = |what: &str| {
-        Err(Error::new(
-            ErrorKind::Denied,
-            "prepare",
-            format!("the task asks for {what}, which its agent may not grant"),
-        )
-        .help("ask for less, or install the plugin with this grant"))
-    };
-    let (asked, may) = (&task.grants, &agent.grants);
-    if asked.directories.iter().any(|directory| !may.directories.contains(directory)) {
-        return denied("a directory");
-    }
-    if asked.environment.iter().any(|(name, value)| may.environment.get(name) != Some(value)) {
-        return denied("an environment variable");
-    }
-    if let Some(name) = asked.host_functions.difference(&may.host_functions).next() {
-        return denied(&format!("the host function `{name}`"));
-    }
-    if asked.network && !may.network {
-        return denied("the network");
-    }
-    if asked.child_processes && !may.child_processes {
-        return denied("child processes");
-    }
-    let mut policy = agent.clone();
-    let smaller = |resource: Resource| {
-        let (task, agent) = (task.quota.get(resource), agent.quota.get(resource));
-        task.is_some_and(|task| agent.is_none_or(|agent| task < agent))
-    };
-    let (from, to) = (&task.quota, &mut policy.quota);
-    for resource in Resource::ALL.into_iter().filter(|resource| smaller(*resource)) {
-        match resource {
-            Resource::WallTime => to.wall_time = from.wall_time,
-            Resource::CpuTime => to.cpu_time = from.cpu_time,
-            Resource::Fuel => to.fuel = from.fuel,
-            Resource::Memory => to.memory_bytes = from.memory_bytes,
-            Resource::Stack => to.stack_bytes = from.stack_bytes,
-            Resource::Output => to.output_bytes = from.output_bytes,
-            Resource::Log => to.log_bytes = from.log_bytes,
-            Resource::OpenFiles => to.open_files = from.open_files,
-            Resource::Disk => to.disk_bytes = from.disk_bytes,
-            Resource::HostCalls => to.host_calls = from.host_calls,
-            Resource::Processes => to.processes = from.processes,
-            Resource::Threads => to.threads = from.threads,
-            // A resource this version does not know: its agent's bound must not be lifted silently.
-            other => {
-                return Err(Error::new(ErrorKind::Unsupported, "prepare", format!("agents cannot bound {other}")));
-            }
-        }
-    }
-    Ok(policy)
 }
 
 /// The outcome's name, as in JSON.
@@ -614,48 +556,5 @@ mod tests {
         assert_eq!(agent.report().state, AgentState::Terminated);
         assert_eq!(begin(&agent, at(99_000)).unwrap_err().kind(), ErrorKind::Stale);
         assert_eq!(agent.report().outcomes["crashed"], 4);
-    }
-
-    #[test]
-    fn a_task_gets_no_more_than_its_agent_may_give() {
-        let mut agent = Policy::default();
-        agent.quota.fuel = Some(100);
-        agent.quota.memory_bytes = Some(1000);
-        agent.grants.host_functions.insert("kv.get".into());
-        agent.grants.directories.push(DirectoryGrant::read_only("/srv", "/data"));
-        let mut task = Policy { quota: Quota::unlimited(), ..Policy::default() };
-        assert_eq!(within(&task, &agent).unwrap(), agent, "what a task leaves open, the agent bounds");
-        task.quota.fuel = Some(99);
-        task.quota.memory_bytes = Some(1001);
-        task.quota.cpu_time = Some(Duration::from_secs(1));
-        task.grants.host_functions.insert("kv.get".into());
-        let both = within(&task, &agent).unwrap();
-        assert_eq!((both.quota.fuel, both.quota.memory_bytes), (Some(99), Some(1000)));
-        assert_eq!(both.quota.cpu_time, Some(Duration::from_secs(1)));
-        for resource in Resource::ALL {
-            let mut tight = Quota::unlimited();
-            assert_eq!(tight.get(resource), None);
-            tight =
-                Quota { wall_time: Some(Duration::from_nanos(1)), cpu_time: Some(Duration::from_nanos(1)), ..tight };
-            for count in [&mut tight.fuel, &mut tight.memory_bytes, &mut tight.stack_bytes, &mut tight.output_bytes] {
-                *count = Some(1);
-            }
-            for count in [&mut tight.log_bytes, &mut tight.open_files, &mut tight.disk_bytes, &mut tight.host_calls] {
-                *count = Some(1);
-            }
-            (tight.processes, tight.threads) = (Some(1), Some(1));
-            let open = Policy { quota: Quota::unlimited(), ..Policy::default() };
-            let tight = Policy { quota: tight, ..Policy::default() };
-            assert_eq!(within(&tight, &open).unwrap().quota.get(resource), Some(1), "{resource}");
-        }
-        let denied = |change: &dyn Fn(&mut Policy)| {
-            let mut task = Policy::default();
-            change(&mut task);
-            within(&task, &agent).unwrap_err().kind() == ErrorKind::Denied
-        };
-        assert!(denied(&|task| task.grants.directories.push(DirectoryGrant::read_write("/srv", "/data"))));
-        assert!(denied(&|task| drop(task.grants.environment.insert("A".into(), "B".into()))));
-        assert!(denied(&|task| task.grants.host_functions = ["kv.set".to_owned()].into()));
-        assert!(denied(&|task| task.grants.network = true) && denied(&|task| task.grants.child_processes = true));
     }
 }

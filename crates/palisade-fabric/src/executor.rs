@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     ArtifactHash, BoxFuture, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions, Lease,
-    LeaseRequest, MetricsSink, Outcome, Phase, Report, Resource, Result, Sandbox, Scheduler, TraceContext, Usage,
+    LeaseRequest, MetricsSink, Outcome, Phase, Report, Resource, Result, Sandbox, Scheduler, Task, TraceContext, Usage,
     WorkerId,
 };
 use tokio::runtime::Handle;
@@ -27,6 +27,23 @@ use crate::lines::{self, Line, WEIGHTS_BYTES_MAX};
 use crate::modules::Modules;
 use crate::trace::AttemptTrace;
 use crate::{AgentMemory, AgentReport, AgentTemplate, Events, InstanceMode, NullSink};
+
+/// Whether a task may run at all, asked before each attempt: see [`ExecutorOptions::admit`].
+#[derive(Clone)]
+pub struct AdmitTask(Arc<dyn Fn(&Task) -> Result<()> + Send + Sync>);
+
+impl AdmitTask {
+    /// Asks `admit`, which must not wait for anything.
+    pub fn new(admit: impl Fn(&Task) -> Result<()> + Send + Sync + 'static) -> AdmitTask {
+        AdmitTask(Arc::new(admit))
+    }
+}
+
+impl fmt::Debug for AdmitTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdmitTask")
+    }
+}
 
 /// How to start an [`Executor`].
 #[derive(Debug)]
@@ -52,6 +69,9 @@ pub struct ExecutorOptions {
     pub metrics: Arc<dyn MetricsSink>,
     /// Where its agents' changes of state are told.
     pub events: Events,
+    /// Has the last word on each attempt: what was allowed when a task was submitted need not be allowed any more. A task
+    /// that is refused fails for good. `None`: all may run that their agents admit.
+    pub admit: Option<AdmitTask>,
 }
 
 impl ExecutorOptions {
@@ -68,6 +88,7 @@ impl ExecutorOptions {
             stop_grace: Duration::from_secs(1),
             metrics: Arc::new(NullSink),
             events: Events::default(),
+            admit: None,
         }
     }
 }
@@ -118,6 +139,7 @@ struct Shared {
     order: watch::Sender<Order>,
     metrics: Figures,
     events: Events,
+    admit: Option<AdmitTask>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -182,6 +204,7 @@ impl Executor {
             order: watch::Sender::new(Order::Work),
             metrics: Figures::new(options.metrics)?,
             events: options.events,
+            admit: options.admit,
         });
         let leasing = tokio::spawn(keep_leasing(Arc::clone(&shared)));
         let telling = tokio::spawn(tell_agents(Arc::clone(&shared)));
@@ -788,6 +811,9 @@ fn begin(shared: &Shared, lease: &Lease, turn: Option<Turn>, now: Instant) -> Re
         let message = format!("no agent here runs plugin {}", lease.task.plugin);
         return Err(Completion::HostError { message, retryable: false });
     };
+    if let Some(AdmitTask(admit)) = &shared.admit {
+        admit(&lease.task).map_err(|error| host_error(&error))?;
+    }
     let turn = turn.filter(|turn| Arc::ptr_eq(&turn.agent, &agent));
     let turn = match turn.map_or_else(|| Turn::take(agent), Ok) {
         Ok(turn) => turn,

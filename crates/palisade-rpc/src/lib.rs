@@ -11,6 +11,7 @@
 //! [`OPENRPC`] describes the methods for other languages' tools; `rpc.discover` gives it.
 #![forbid(unsafe_code)]
 
+mod ceiling;
 mod client;
 mod events;
 mod kinds;
@@ -24,6 +25,7 @@ mod service;
 mod token;
 mod wire;
 
+pub use ceiling::Ceiling;
 pub use client::{Address, Client};
 pub use events::{EventQuery, EventStream};
 pub use kinds::ByKind;

@@ -9,8 +9,8 @@ use palisade_core::{
     TaskQuery, Tenant, TraceContext,
 };
 use palisade_fabric::{
-    AgentMemory, AgentState, Drained, EventFilter, Events, Executor, ExecutorOptions, LocalScheduler, PrometheusSink,
-    Subscription, admit,
+    AdmitTask, AgentMemory, AgentState, Drained, EventFilter, Events, Executor, ExecutorOptions, LocalScheduler, PrometheusSink,
+    Subscription, admit, narrowed,
 };
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
@@ -22,7 +22,7 @@ use crate::methods::for_each_method;
 use crate::openrpc::document;
 use crate::protocol::codes;
 use crate::wire::*;
-use crate::{ByKind, EventQuery, METHODS, Plugin, Plugins, RpcError};
+use crate::{ByKind, Ceiling, EventQuery, METHODS, Plugin, Plugins, RpcError};
 
 /// Tasks, keys or tenants in one list, unless asked for fewer or more, and at most.
 const LISTED: (usize, usize) = (100, 1000);
@@ -45,6 +45,8 @@ pub struct ServiceOptions {
     pub durable: bool,
     /// Tasks run at once. Default 256.
     pub tasks_max: usize,
+    /// The most that anybody may be given.
+    pub ceiling: Ceiling,
 }
 
 impl ServiceOptions {
@@ -56,7 +58,8 @@ impl ServiceOptions {
         metrics: Arc<PrometheusSink>,
     ) -> ServiceOptions {
         let events = Events::default();
-        ServiceOptions { scheduler, backends, plugins, metrics, events, durable: false, tasks_max: 256 }
+        let ceiling = Ceiling::default();
+        ServiceOptions { scheduler, backends, plugins, metrics, events, durable: false, tasks_max: 256, ceiling }
     }
 }
 
@@ -78,6 +81,7 @@ pub struct Service {
     metrics: Arc<PrometheusSink>,
     events: Events,
     durable: bool,
+    ceiling: Arc<Ceiling>,
     started: Instant,
     /// `None` once it closes.
     executor: Mutex<Option<Executor>>,
@@ -103,18 +107,26 @@ impl Service {
     ///
     /// Those of [`Executor::start`] and [`Executor::spawn`].
     pub async fn start(options: ServiceOptions) -> Result<Arc<Service>> {
-        let ServiceOptions { scheduler, backends, plugins, metrics, events, durable, tasks_max } = options;
+        let ServiceOptions { scheduler, backends, plugins, metrics, events, durable, tasks_max, ceiling } = options;
         // A task that is leased before its agent is there would fail.
         scheduler.set_mode(SchedulerMode::Paused).await?;
         let mut executor = ExecutorOptions::new(Arc::clone(&scheduler) as _, Arc::new(backends.clone()));
         executor.metrics = Arc::clone(&metrics) as _;
         executor.tasks_max = tasks_max;
         executor.events = events.clone();
+        let ceiling = Arc::new(ceiling);
+        let of_tasks = Arc::clone(&ceiling);
+        executor.admit = Some(AdmitTask::new(move |task| of_tasks.admit_task(&task.tenant, &task.policy)));
         let executor = Executor::start(executor)?;
         for plugin in plugins.list() {
-            if let Some(template) = plugins.template(&plugin) {
-                executor.spawn(template)?;
+            let Some(template) = plugins.template(&plugin) else { continue };
+            // What was installed under a higher ceiling: its tasks are held to this one.
+            if let (Some(agent), kind) = (&plugin.agent, plugin.artifact.kind())
+                && let Err(error) = ceiling.admit_install(kind, &plugin.policy, agent)
+            {
+                tracing::warn!(plugin = %plugin.artifact.hash(), %error, "a plugin has more than is allowed now");
             }
+            executor.spawn(template)?;
         }
         scheduler.set_mode(SchedulerMode::Running).await?;
         Ok(Arc::new(Service {
@@ -124,6 +136,7 @@ impl Service {
             metrics,
             events,
             durable,
+            ceiling,
             started: Instant::now(),
             executor: Mutex::new(Some(executor)),
             changing: tokio::sync::Mutex::default(),
@@ -215,13 +228,19 @@ impl Service {
         if agent.tasks_max == 0 {
             return Err(Error::new(ErrorKind::InvalidInput, "install", "an agent that runs 0 tasks would run none"));
         }
+        self.ceiling.admit_install(kind, &policy, &agent)?;
         let backend = self.backends.backend(kind)?;
         backend.capabilities().admit(&policy)?;
         let artifact = palisade_core::Artifact::new(kind, bytes.0).named(name);
         // What cannot run is refused here, to the person who installs it, and not later to one who submits a task.
         let module = backend.load(artifact.clone()).await?;
         let functions = AgentMemory::new(agent.memory).add_to(HostFunctions::new());
-        module.prepare(policy.clone(), functions)?;
+        let asked = policy.clone();
+        // It may build a jail, and ask an interpreter: not on a thread that others wait for.
+        let prepared = tokio::task::spawn_blocking(move || module.prepare(asked, functions).map(drop)).await;
+        prepared.map_err(|error| {
+            Error::new(ErrorKind::Internal, "install", "a thread of the daemon was lost").source(error)
+        })??;
         let plugin = Plugin::new(artifact, policy, agent);
         self.change(move |service| {
             let hash = plugin.artifact.hash();
@@ -276,7 +295,11 @@ impl Service {
         task.input = params.input.0;
         task.priority = params.priority;
         task.tenant = params.tenant.map_or(task.tenant, Tenant);
-        task.policy = params.policy.unwrap_or_else(|| plugin.policy.clone());
+        task.policy = match &params.policy {
+            Some(asked) => narrowed(asked, &plugin.policy)?,
+            None => plugin.policy.clone(),
+        };
+        self.ceiling.admit_task(&task.tenant, &task.policy)?;
         task.retry = params.retry;
         task.not_before = params.not_before_unix_ms.map(time).transpose()?;
         task.deadline = params.deadline_unix_ms.map(time).transpose()?;
@@ -362,6 +385,7 @@ impl Service {
             if params.agent.tasks_max == 0 {
                 return Err(Error::new(ErrorKind::InvalidInput, "spawn", "an agent that runs 0 tasks would run none"));
             }
+            service.ceiling.admit_agent(plugin.artifact.kind(), &params.agent)?;
             match service.agent(&plugin) {
                 Ok(agent) if agent.state != AgentState::Terminated => {
                     let message = format!("plugin `{}` has its agent", plugin.artifact.name());

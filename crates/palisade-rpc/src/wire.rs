@@ -68,7 +68,7 @@ pub struct InstallPlugin {
     pub kind: ArtifactKind,
     /// The artifact.
     pub bytes: Base64,
-    /// The most its tasks may use and reach, and what they have unless they ask for less.
+    /// The most its tasks may use and reach, within the daemon's ceiling, and what they have unless they ask for less.
     #[serde(default)]
     pub policy: Policy,
     /// How its tasks are run.
@@ -143,7 +143,8 @@ pub struct SubmitTask {
     /// On whose behalf. Default `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// Quota and grants. Default: the plugin's.
+    /// What it runs under, within the plugin's: what it asks to reach and nothing else. A quota that is lifted is the
+    /// plugin's. Default: the plugin's policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
     /// When to try again.

@@ -1,0 +1,73 @@
+//! What a task runs under: its own policy, which asks for no more than its agent's gives.
+
+use palisade_core::{Policy, Resource, Result};
+
+/// The policy a task with policy `task` runs under, when its agent may give `agent`. It reaches what the task asks for and
+/// nothing else that the agent has. A quota that the task leaves open is the agent's.
+///
+/// # Errors
+///
+/// [`ErrorKind::Denied`](palisade_core::ErrorKind::Denied), naming the first thing that the task asks for and its agent may
+/// not give.
+pub fn narrowed(task: &Policy, agent: &Policy) -> Result<Policy> {
+    let mut policy = task.clone();
+    for resource in Resource::ALL {
+        if policy.quota.get(resource).is_none() {
+            policy.quota.set(resource, agent.quota.get(resource));
+        }
+    }
+    policy.within(agent)?;
+    Ok(policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use palisade_core::{Clocks, DirectoryGrant, ErrorKind, Grants, Quota, Randomness};
+
+    use super::*;
+
+    fn agent() -> Policy {
+        let mut agent = Policy::default();
+        agent.quota.fuel = Some(100);
+        agent.quota.memory_bytes = Some(1000);
+        agent.grants.clocks = Clocks::Fine;
+        agent.grants.network = true;
+        agent.grants.scratch = Some("/tmp".into());
+        agent.grants.host_functions.insert("kv.get".into());
+        agent.grants.directories.push(DirectoryGrant::read_write("/srv", "/data"));
+        agent
+    }
+
+    #[test]
+    fn a_task_that_asks_for_less_gets_less() {
+        let agent = agent();
+        let mut task = Policy { quota: Quota::unlimited(), ..Policy::default() };
+        let policy = narrowed(&task, &agent).unwrap();
+        assert_eq!(policy.grants, Grants::default(), "it reaches nothing that it did not ask for");
+        assert_eq!(policy.quota, agent.quota, "what a task leaves open, the agent bounds");
+        task.quota.fuel = Some(99);
+        task.quota.cpu_time = Some(std::time::Duration::from_secs(1));
+        task.grants.directories.push(DirectoryGrant::read_only("/srv", "/elsewhere"));
+        task.grants.randomness = Randomness::Seeded(7);
+        let policy = narrowed(&task, &agent).unwrap();
+        assert_eq!((policy.quota.fuel, policy.quota.memory_bytes), (Some(99), Some(1000)));
+        assert_eq!(policy.quota.cpu_time, task.quota.cpu_time);
+        assert_eq!(policy.grants, task.grants, "what it asked for is what it gets: the seed, the access, the clocks");
+    }
+
+    #[test]
+    fn a_task_that_asks_for_more_is_refused() {
+        let agent = agent();
+        let refused = |change: &dyn Fn(&mut Policy)| {
+            let mut task = Policy { quota: Quota::unlimited(), ..Policy::default() };
+            change(&mut task);
+            narrowed(&task, &agent).unwrap_err().kind() == ErrorKind::Denied
+        };
+        assert!(refused(&|task| task.quota.memory_bytes = Some(1001)));
+        assert!(refused(&|task| task.grants.directories.push(DirectoryGrant::read_write("/etc", "/data"))));
+        assert!(refused(&|task| drop(task.grants.environment.insert("A".into(), "B".into()))));
+        assert!(refused(&|task| task.grants.host_functions = ["kv.set".to_owned()].into()));
+        assert!(refused(&|task| task.grants.child_processes = true));
+        assert!(refused(&|task| task.grants.interpreter = Some("sh".into())));
+    }
+}
