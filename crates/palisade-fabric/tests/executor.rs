@@ -623,6 +623,37 @@ async fn what_running_tasks_remember_is_saved_when_their_agent_was_removed() {
 }
 
 #[tokio::test]
+async fn a_memory_that_was_taken_away_is_not_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("memory");
+    let (open, calls) = (CancelToken::new(), Arc::new(AtomicUsize::new(0)));
+    let setting = start(Watched::new(), |options| options.host = gate(&open, &calls));
+    let template = || {
+        let mut template = AgentTemplate::new("one", probe("host"));
+        template.policy.grants.host_functions = ["wait".to_owned()].into();
+        template.memory_file = Some(file.clone());
+        template
+    };
+    setting.executor.spawn(template()).unwrap().set(b"key", Bytes::from_static(b"value")).unwrap();
+    let mut waits = task("host", [&1u32.to_le_bytes()[..], b"wait"].concat());
+    waits.policy.grants.host_functions = ["wait".to_owned()].into();
+    let id = setting.submit(waits).await;
+    until("it runs", || calls.load(Ordering::SeqCst) == 1).await;
+    setting.executor.remove("one").unwrap();
+    // As with the plugin whose agent it was.
+    std::fs::remove_file(&file).unwrap();
+    open.cancel();
+    assert_eq!(setting.scheduler.wait(id).await.unwrap().state, TaskState::Completed);
+    let mut again = None;
+    until("the name is free", || {
+        again = setting.executor.spawn(template()).ok();
+        again.is_some()
+    })
+    .await;
+    assert!(again.unwrap().is_empty() && !file.exists());
+}
+
+#[tokio::test]
 async fn leases_are_renewed_in_the_time_that_was_granted() {
     let sink = Arc::new(RecordingSink::new());
     let mut scheduler = SchedulerOptions::default();
