@@ -296,6 +296,12 @@ impl Agent {
         self.template.memory_file.as_ref().map_or(Ok(()), |file| self.memory.save(file))
     }
 
+    /// As [`Agent::save`], unless what was saved before was taken away: then nobody wants it any more.
+    pub(crate) fn save_again(&self) -> Result<()> {
+        let is_wanted = self.template.memory_file.as_ref().is_some_and(|file| file.exists());
+        if is_wanted { self.save() } else { Ok(()) }
+    }
+
     /// How many tasks it may still begin.
     pub(crate) fn room(&self) -> usize {
         self.room.load(Ordering::SeqCst)

@@ -264,12 +264,12 @@ impl Executor {
     }
 
     /// Removes an agent: it takes no more tasks, and ends when those it runs have ended. Gives its report. Its memory is
-    /// saved once nobody can change it any more: before this returns, or when the last of its tasks has ended.
+    /// saved before this returns, and again when the last of its tasks has ended, unless its file was taken away meanwhile.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`]; those of [`AgentMemory::save`] when it runs no task, and then it is not removed. What fails
-    /// later is told by [`Executor::drain`] and in the log.
+    /// [`ErrorKind::NotFound`]; those of [`AgentMemory::save`], and then it is not removed. What fails later is told by
+    /// [`Executor::drain`] and in the log.
     pub fn remove(&self, name: &str) -> Result<AgentReport> {
         let (plugin, agent, before, place) = {
             let mut agents = self.shared.agents();
@@ -282,21 +282,21 @@ impl Executor {
             let before = agent.drain();
             (plugin, agent, before, place)
         };
-        if agent.running() == 0 {
-            if let Err(error) = agent.save() {
-                let mut agents = self.shared.agents();
-                agent.resume(before);
-                agents.insert(plugin, agent);
-                drop(place);
-                return Err(error);
-            }
-        } else if agent.template.memory_file.is_some() {
+        let runs_tasks = agent.running() > 0;
+        if let Err(error) = agent.save() {
+            let mut agents = self.shared.agents();
+            agent.resume(before);
+            agents.insert(plugin, agent);
+            drop(place);
+            return Err(error);
+        }
+        if runs_tasks && agent.template.memory_file.is_some() {
             let leaver = Arc::clone(&agent);
             let saving = self.runtime.spawn(async move {
                 while leaver.running() > 0 {
                     leaver.ended.notified().await;
                 }
-                let saved = tokio::task::spawn_blocking(move || leaver.save()).await;
+                let saved = tokio::task::spawn_blocking(move || leaver.save_again()).await;
                 let saved = saved.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "save", "saving panicked")));
                 if let Err(error) = &saved {
                     tracing::error!(agent = place.0.0, "the memory of a removed agent is not saved: {error}");

@@ -177,9 +177,10 @@ mod tests {
         let left: Vec<_> = (0..100).filter(|number| lines.find(&policy(*number), begun).is_some()).collect();
         assert_eq!(left, [0, 1].into_iter().chain(86..100).collect::<Vec<_>>());
         // Who prepared the same meanwhile gets what is there.
-        let (same, gone) = lines.insert(&policy(0), line(&weights, 0), at(5000));
-        assert!(Arc::ptr_eq(&same, &lines.find(&policy(0), begun).unwrap()) && gone.is_some());
-        drop((same, gone));
+        let (known, slower) = (lines.find(&policy(0), begun).unwrap(), line(&weights, 0));
+        let (same, gone) = lines.insert(&policy(0), Arc::clone(&slower), at(5000));
+        assert!(Arc::ptr_eq(&same, &known) && Arc::ptr_eq(&gone.unwrap(), &slower));
+        drop((same, known, slower));
         assert_eq!(weights.load(Ordering::Relaxed), 16 * WEIGHT_BYTES);
         drop(lines);
         assert_eq!(weights.load(Ordering::Relaxed), 0);

@@ -360,14 +360,15 @@ impl Machine {
             self.unblock_held_back();
             self.asked_last = worker;
         }
-        match self.suspects.turn(now, self.running, !self.queue.is_empty()) {
+        let suspect = if self.suspects.is_empty() { None } else { self.next_suspect(worker, wanted.as_ref()) };
+        match self.suspects.turn(now, self.running, !self.queue.is_empty(), suspect.is_some()) {
             Turn::Others(another) => another.into_iter().for_each(|at| self.watch_suspects(at)),
             Turn::Nobody(until) => {
                 self.watch_suspects(until);
                 return position;
             }
             Turn::Suspect => {
-                if let Some(slot) = self.next_suspect(worker, wanted.as_ref()) {
+                if let Some(slot) = suspect {
                     let Entry { class, .. } = *self.entry(slot);
                     self.suspects.start(slot, class, now, self.running == 0);
                     return self.start(slot, request, worker, leases);

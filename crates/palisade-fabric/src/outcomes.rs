@@ -23,10 +23,18 @@ pub(crate) struct Outcomes {
     /// Owners by what they have, or somewhat more. An entry counts while its owner says the same.
     by_weight: BinaryHeap<(usize, u32)>,
     /// When the first of each owner is due, or earlier. An entry counts while its owner says the same.
-    due: BinaryHeap<Reverse<(Millis, u32)>>,
+    due: BinaryHeap<Reverse<(Due, u32)>>,
+    /// Outcomes there ever were.
+    inserted: u64,
     /// Owners there ever were.
     made: u64,
 }
+
+/// Until when one is kept, and its number in the order in which they came: many end in one millisecond.
+type Due = (Millis, u64);
+
+/// What is due when nothing is.
+const NEVER: Due = (Millis::MAX, u64::MAX);
 
 /// Where a tenant's outcomes are, as far as somebody remembers: saves looking for them by name.
 #[derive(Debug, Clone, Copy, Default)]
@@ -42,19 +50,19 @@ struct Owner {
     key: u64,
     tenant: Tenant,
     /// Until when, and the caller's number, oldest first.
-    line: VecDeque<(Millis, u32)>,
+    line: VecDeque<(Due, u32)>,
     bytes: usize,
     /// As in [`Outcomes::by_weight`]. Most outcomes come and go without a word to it.
     weight: usize,
     /// As in [`Outcomes::due`].
-    due: Millis,
+    due: Due,
 }
 
 /// Where an outcome is kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KeptAt {
     owner: u32,
-    until: Millis,
+    until: Due,
     bytes: usize,
 }
 
@@ -71,6 +79,7 @@ impl Outcomes {
             free: Vec::new(),
             by_weight: BinaryHeap::new(),
             due: BinaryHeap::new(),
+            inserted: 0,
             made: 0,
         }
     }
@@ -89,6 +98,8 @@ impl Outcomes {
         bytes: usize,
         until: Millis,
     ) -> KeptAt {
+        self.inserted += 1;
+        let until = (until, self.inserted);
         let is_right = self.owners.get(hint.owner as usize).is_some_and(|of| of.key == hint.key);
         let known = if is_right { Some(hint.owner) } else { self.by_tenant.get(tenant).copied() };
         let owner = match known {
@@ -129,7 +140,7 @@ impl Outcomes {
         of.bytes -= at.bytes;
         (self.tasks, self.bytes) = (self.tasks - 1, self.bytes - at.bytes);
         if of.line.is_empty() {
-            (of.due, of.weight, of.key) = (Millis::MAX, 0, u64::MAX);
+            (of.due, of.weight, of.key) = (NEVER, 0, u64::MAX);
             let tenant = std::mem::replace(&mut of.tenant, Tenant(String::new()));
             self.by_tenant.remove(&tenant);
             self.free.push(at.owner);
@@ -183,7 +194,7 @@ impl Outcomes {
         while let Some(Reverse((at, owner))) = self.due.peek().copied() {
             let of = &mut self.owners[owner as usize];
             match of.line.front() {
-                Some((until, _)) if of.due == at && *until == at => return Some(at),
+                Some((until, _)) if of.due == at && *until == at => return Some(at.0),
                 Some((until, _)) if of.due == at => {
                     of.due = *until;
                     let next = Reverse((*until, owner));
@@ -205,14 +216,8 @@ impl Outcomes {
 
     fn make(&mut self, tenant: &Tenant) -> u32 {
         self.made += 1;
-        let of = Owner {
-            key: self.made,
-            tenant: tenant.clone(),
-            line: VecDeque::new(),
-            bytes: 0,
-            weight: 0,
-            due: Millis::MAX,
-        };
+        let of =
+            Owner { key: self.made, tenant: tenant.clone(), line: VecDeque::new(), bytes: 0, weight: 0, due: NEVER };
         let owner = match self.free.pop() {
             Some(owner) => {
                 self.owners[owner as usize] = of;

@@ -508,15 +508,23 @@ fn corrupt(path: &Path, what: &str) -> Error {
 }
 
 fn io_failure(operation: &'static str, path: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Io, operation, "the journal cannot be read or written")
-        .context("journal", path.display())
-        .help("look at the disk and the files' permissions")
-        .source(error)
+    let (kind, message, help) = match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => NO_ROOM,
+        _ => CANNOT,
+    };
+    Error::new(kind, operation, message).context("journal", path.display()).help(help).source(error)
 }
+
+/// Kind, message and help of an error.
+type Told = (ErrorKind, &'static str, &'static str);
+
+const NO_ROOM: Told = (ErrorKind::Exhausted, "there is no room for the journal", "make room");
+const CANNOT: Told =
+    (ErrorKind::Io, "the journal cannot be read or written", "look at the disk and the file's permissions");
 
 fn failure(operation: &'static str, path: &Path, error: rusqlite::Error) -> Error {
     let (kind, message, help) = match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => (ErrorKind::Exhausted, "there is no room for the journal", "make room"),
+        Some(ErrorCode::DiskFull) => NO_ROOM,
         Some(ErrorCode::DatabaseCorrupt) => {
             (ErrorKind::Corrupt, "the journal is damaged", "restore the file from a backup, or move it away")
         }
@@ -526,7 +534,26 @@ fn failure(operation: &'static str, path: &Path, error: rusqlite::Error) -> Erro
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             (ErrorKind::Exhausted, "another process uses the journal", "stop it, or name another file")
         }
-        _ => (ErrorKind::Io, "the journal cannot be read or written", "look at the disk and the file's permissions"),
+        _ => CANNOT,
     };
     Error::new(kind, operation, message).context("journal", path.display()).help(help).source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_a_broken_one_whoever_meets_it() {
+        let path = Path::new("journal");
+        for (error, kind) in [
+            (std::io::ErrorKind::StorageFull, ErrorKind::Exhausted),
+            (std::io::ErrorKind::QuotaExceeded, ErrorKind::Exhausted),
+            (std::io::ErrorKind::PermissionDenied, ErrorKind::Io),
+        ] {
+            assert_eq!(io_failure("open", path, error.into()).kind(), kind);
+        }
+        let full = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None);
+        assert_eq!(failure("commit", path, full).kind(), ErrorKind::Exhausted);
+    }
 }

@@ -72,13 +72,16 @@ impl Suspects {
         self.waiting.iter().copied()
     }
 
-    /// Whose turn it is. `running`: how many tasks run; `others`: whether others wait.
-    pub(crate) fn turn(&mut self, now: Millis, running: usize, others: bool) -> Turn {
+    /// Whose turn it is. `running`: how many tasks run; `others`: whether others wait; `may_start`: whether one of them may be
+    /// started where tasks are asked for.
+    pub(crate) fn turn(&mut self, now: Millis, running: usize, others: bool, may_start: bool) -> Turn {
         if let Some((_, since)) = self.running {
             let until = since + ALONE;
             return if now < until { Turn::Nobody(until) } else { Turn::Others(None) };
         }
-        if self.waiting.is_empty() {
+        if !may_start {
+            // Nothing is held up for what nobody has room for.
+            self.clears_since = None;
             return Turn::Others(None);
         }
         if now < self.turn_until && (others || running > 0) {

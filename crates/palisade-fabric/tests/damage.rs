@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use palisade_core::{ErrorKind, Result, Scheduler, Task, TaskId, TaskState, Tenant, block_on};
 use palisade_fabric::{Clock, Journal, Kept, LocalScheduler, SchedulerOptions, SqliteJournal, TenantLimits};
@@ -321,12 +321,32 @@ fn the_files_are_their_owners_only() {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     }
     drop(open(&path));
+    // Whatever the umask.
+    for umask in ["000", "277"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        let output = child(&format!("umask {umask}"), &path);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("told Ok(1)"), "{output:?}");
+        for name in [NAME, MARK] {
+            let mode = fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name} with umask {umask}");
+        }
+    }
+}
+
+const PATH: &str = "JOURNAL_OF_THE_CHILD";
+
+/// Opens the journal at `path` in a process of its own, in which the shell first did what is asked for.
+fn child(first: &str, path: &Path) -> Output {
+    let script = format!("{first}; exec \"$0\" --exact the_epoch_is_kept_before_it_is_told --nocapture");
+    let mut child = Command::new("sh");
+    child.args(["-c", &script]).arg(std::env::current_exe().unwrap()).env(PATH, path).stdin(Stdio::null());
+    child.output().unwrap()
 }
 
 /// On a full disk a statement gives its row, and only the commit fails.
 #[test]
 fn the_epoch_is_kept_before_it_is_told() {
-    const PATH: &str = "JOURNAL_OF_THE_CHILD";
     if let Some(path) = std::env::var_os(PATH) {
         // As a child whose files may not grow.
         let told = SqliteJournal::new(path, 1 << 30).and_then(|mut journal| journal.open(&mut |_| Ok(())));
@@ -338,16 +358,10 @@ fn the_epoch_is_kept_before_it_is_told() {
     let epoch = || SqliteJournal::new(&path, 1 << 30).unwrap().open(&mut |_| Ok(())).unwrap();
     assert_eq!((epoch(), epoch()), (1, 2));
     let whole = files_in(folder.path());
-    let program = std::env::current_exe().unwrap();
     for blocks in 0..12 {
         write_files(folder.path(), &whole);
         // In blocks of 1024 bytes, or of 512 in some shells; the limit is refused with an error, not with a signal.
-        let script = format!(
-            "trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" --exact the_epoch_is_kept_before_it_is_told --nocapture"
-        );
-        let mut child = Command::new("sh");
-        child.args(["-c", &script]).arg(&program).env(PATH, &path).stdin(Stdio::null());
-        let output = child.output().unwrap();
+        let output = child(&format!("trap '' XFSZ; ulimit -f {blocks}"), &path);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let told = said.lines().find_map(|line| line.strip_prefix("told ")).unwrap_or_else(|| panic!("{output:?}"));
         let again = epoch();

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     Artifact, BoxFuture, Bytes, CancelToken, Capabilities, Completion, Error, ErrorKind, Fence, HostFunctions, Lease,
-    LeaseRequest, Module, Outcome, Phase, Resource, Result, Sandbox, Scheduler, SchedulerMode, SchedulerStats,
-    Submission, Task, TaskId, TaskPage, TaskQuery, TaskRecord, TaskState, Tenant,
+    LeaseRequest, Module, Outcome, Phase, Priority, Resource, Result, Sandbox, Scheduler, SchedulerMode,
+    SchedulerStats, Submission, Task, TaskId, TaskPage, TaskQuery, TaskRecord, TaskState, Tenant,
 };
 use palisade_fabric::{
     AgentState, AgentTemplate, Clock, Event, EventFilter, Executor, ExecutorOptions, InstanceMode, Journal,
@@ -623,6 +623,37 @@ async fn what_running_tasks_remember_is_saved_when_their_agent_was_removed() {
 }
 
 #[tokio::test]
+async fn a_memory_that_was_taken_away_is_not_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("memory");
+    let (open, calls) = (CancelToken::new(), Arc::new(AtomicUsize::new(0)));
+    let setting = start(Watched::new(), |options| options.host = gate(&open, &calls));
+    let template = || {
+        let mut template = AgentTemplate::new("one", probe("host"));
+        template.policy.grants.host_functions = ["wait".to_owned()].into();
+        template.memory_file = Some(file.clone());
+        template
+    };
+    setting.executor.spawn(template()).unwrap().set(b"key", Bytes::from_static(b"value")).unwrap();
+    let mut waits = task("host", [&1u32.to_le_bytes()[..], b"wait"].concat());
+    waits.policy.grants.host_functions = ["wait".to_owned()].into();
+    let id = setting.submit(waits).await;
+    until("it runs", || calls.load(Ordering::SeqCst) == 1).await;
+    setting.executor.remove("one").unwrap();
+    // As with the plugin whose agent it was.
+    std::fs::remove_file(&file).unwrap();
+    open.cancel();
+    assert_eq!(setting.scheduler.wait(id).await.unwrap().state, TaskState::Completed);
+    let mut again = None;
+    until("the name is free", || {
+        again = setting.executor.spawn(template()).ok();
+        again.is_some()
+    })
+    .await;
+    assert!(again.unwrap().is_empty() && !file.exists());
+}
+
+#[tokio::test]
 async fn leases_are_renewed_in_the_time_that_was_granted() {
     let sink = Arc::new(RecordingSink::new());
     let mut scheduler = SchedulerOptions::default();
@@ -736,6 +767,38 @@ async fn a_scheduler_in_trouble_is_told_of_and_asked_again() {
     let id = scheduler.submit(task("echo", "")).await.unwrap().task;
     assert_eq!(scheduler.wait(id).await.unwrap().state, TaskState::Completed);
     until("all is well", || executor.check().is_ok()).await;
+}
+
+/// However many tasks without an end one tenant submits, of whatever class: the others' run.
+#[tokio::test]
+async fn a_tenant_whose_tasks_never_end_leaves_places_for_others() {
+    let (open, calls) = (CancelToken::new(), Arc::new(AtomicUsize::new(0)));
+    let setting = start(Watched::new(), |options| {
+        options.tasks_max = 8;
+        options.host = gate(&open, &calls);
+    });
+    setting.spawn_with("host", |template| {
+        template.policy.grants.host_functions = ["wait".to_owned()].into();
+        template.policy.quota.wall_time = None;
+    });
+    setting.spawn("echo");
+    for number in 0..30 {
+        let mut endless = of("greedy", task("host", [&1u32.to_le_bytes()[..], b"wait"].concat()));
+        endless.policy.grants.host_functions = ["wait".to_owned()].into();
+        endless.policy.quota.wall_time = None;
+        (endless.priority, endless.arguments) = (Priority::Critical, vec![number.to_string()]);
+        setting.submit(endless).await;
+    }
+    until("as many run as may", || calls.load(Ordering::SeqCst) == 4).await;
+    for _ in 0..20 {
+        let mut modest = of("modest", task("echo", "quick"));
+        modest.priority = Priority::Low;
+        assert_eq!(setting.run(modest).await.state, TaskState::Completed);
+    }
+    assert_eq!((calls.load(Ordering::SeqCst), setting.scheduler.stats().running), (4, 4));
+    open.cancel();
+    until("all come to their end", || setting.scheduler.stats().running + setting.scheduler.stats().queued == 0).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 30);
 }
 
 #[tokio::test]

@@ -757,6 +757,30 @@ fn only_who_was_alone_counts_as_the_one_that_ended_the_process() {
 }
 
 #[test]
+fn nothing_is_held_up_for_a_suspect_that_nobody_has_room_for() {
+    let mut bench = Bench::new(limits());
+    let ids: Vec<_> = (1..=2).map(|id| TaskId(Uuid::from_u128(id))).collect();
+    let mut bench = after_crash(&mut bench, &[(ids[0], TaskState::Running, 0), (ids[1], TaskState::Running, 0)]);
+    bench.ids = 100;
+    let other = |bench: &mut Bench| {
+        let mut task = bench.task(1, Priority::Normal);
+        task.plugin = plugin(1);
+        bench.submit(task).unwrap()
+    };
+    for _ in 0..3 {
+        let task = other(&mut bench);
+        let leases = bench.lease_with_room(8, 60_000, &[(0, 0)]);
+        assert_eq!(leases.iter().map(|lease| lease.task.id).collect::<Vec<_>>(), [task]);
+    }
+    assert_eq!(bench.machine.stats().queued, 2);
+    // Who has room holds the others up, until one of them can be alone.
+    other(&mut bench);
+    assert_eq!(bench.lease(8, 60_000), []);
+    bench.pass(10_000);
+    assert_eq!(bench.lease(8, 60_000)[0].task.id, ids[0]);
+}
+
+#[test]
 fn suspects_and_others_take_turns() {
     let mut bench = Bench::new(limits());
     let ids: Vec<_> = (1..=3).map(|id| TaskId(Uuid::from_u128(id))).collect();
