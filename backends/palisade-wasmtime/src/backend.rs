@@ -376,6 +376,9 @@ fn capabilities(instances: u32) -> Capabilities {
             "one bulk memory operation, or one copy between guest and host, is not interrupted; it is at most as long as the \
              memory quota"
                 .to_owned(),
+            "files are read, written and removed on the thread that drives the call, for as long as the host's disk takes; \
+             only bringing them to the disk is waited for elsewhere"
+                .to_owned(),
         ],
     }
 }
