@@ -1,7 +1,6 @@
 //! Compiling: in this process, or in one of its own, with both ends of it.
 
 use std::ffi::OsStr;
-use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -31,10 +30,7 @@ pub(crate) fn here(engine: &Engine, wasm: &[u8], attempt: &Attempt) -> Result<Mo
 
 /// Has `program` compile `wasm`.
 pub(crate) fn in_process(program: &Path, engine: &Engine, wasm: &[u8], attempt: &Attempt) -> Result<Module> {
-    let mut code = Vec::new();
-    process::compile(program, &[OsStr::new(ASKED)], wasm, attempt)?
-        .read_to_end(&mut code)
-        .map_err(|error| Error::new(ErrorKind::Io, "load", "the compiled code cannot be read").source(error))?;
+    let code = process::compile(program, &[OsStr::new(ASKED)], wasm, attempt)?;
     // SAFETY: the code was written by the program that this host's options name for it, which is trusted as the engine in
     // this process is: it writes the unmodified output of `Module::serialize`. The file it came in is sealed.
     unsafe { Module::deserialize(engine, code) }.map_err(|error| {

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -245,17 +244,15 @@ impl Shared {
         structure::validate(artifact.bytes())?;
         if let Some(program) = &self.compiler {
             let code = compile::in_process(program, provided.allocation, artifact.bytes(), attempt)?;
-            if let Some(cache) = &self.cache {
-                let mut bytes = Vec::new();
-                let kept = (&code).read_to_end(&mut bytes).and_then(|_| cache.put(name, &bytes));
-                if let Err(error) = kept {
-                    notes.push(format!("the compiled code could not be kept in the cache: {error}"));
-                }
+            if let Some(cache) = &self.cache
+                && let Err(error) = cache.put(name, &code)
+            {
+                notes.push(format!("the compiled code could not be kept in the cache: {error}"));
             }
-            // SAFETY: the file is sealed, in anonymous memory, and was written by the program that this host's options name
-            // for it, which is trusted as the engine in this process is: it writes the unmodified output of
-            // `Engine::precompile_module`.
-            return unsafe { wasmtime::Module::deserialize_open_file(&provided.engine, code) }.map_err(|error| {
+            // SAFETY: the code was written by the program that this host's options name for it, which is trusted as the
+            // engine in this process is: it writes the unmodified output of `Engine::precompile_module`. The file it came
+            // in is sealed.
+            return unsafe { wasmtime::Module::deserialize(&provided.engine, code) }.map_err(|error| {
                 Error::new(ErrorKind::Internal, "load", "the compiler's code does not fit this engine")
                     .help("name a compiler of the same version, or none")
                     .source(error.to_string())
@@ -378,6 +375,9 @@ fn capabilities(instances: u32) -> Capabilities {
             "up to a million units of fuel are not counted when a guest is stopped or traps".to_owned(),
             "one bulk memory operation, or one copy between guest and host, is not interrupted; it is at most as long as the \
              memory quota"
+                .to_owned(),
+            "files are read, written and removed on the thread that drives the call, for as long as the host's disk takes; \
+             only bringing them to the disk is waited for elsewhere"
                 .to_owned(),
         ],
     }

@@ -1,7 +1,6 @@
 //! Compiling in a process of its own: both ends of it.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -24,7 +23,7 @@ fn name(allocation: Allocation) -> &'static str {
 }
 
 /// Has `program` compile `wasm`.
-pub(crate) fn in_process(program: &Path, allocation: Allocation, wasm: &[u8], attempt: &Attempt) -> Result<File> {
+pub(crate) fn in_process(program: &Path, allocation: Allocation, wasm: &[u8], attempt: &Attempt) -> Result<Vec<u8>> {
     process::compile(program, &[OsStr::new(ASKED), OsStr::new(name(allocation))], wasm, attempt)
 }
 

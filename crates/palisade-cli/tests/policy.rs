@@ -50,16 +50,22 @@ fn nothing_outside_a_granted_directory_is_reached() {
 #[test]
 fn files_grow_up_to_the_disk_quota_and_not_a_byte_more() {
     let palisade = Palisade::new();
-    let run = |name: &str, limit: &str| {
-        let options = ["--json", "--dir", ".::/work:rw", "--disk", limit];
+    // A new file is charged a block and its name, besides what is written.
+    let run = |name: &str, bytes: u64| {
+        let entry = 4096 + name.len() as u64;
+        let limit = (entry + bytes).to_string();
+        let options = ["--json", "--dir", ".::/work:rw", "--disk", &limit];
         let report = palisade.guest(&makes_file(name), &options).json();
         let made = std::fs::read(palisade.folder().join(name)).expect("the file the guest made");
-        (made.len(), report["usage"]["disk_bytes"].as_u64(), report["outcome"]["kind"].as_str().map(str::to_owned))
+        let used = report["usage"]["disk_bytes"].as_u64().map(|used| used - entry);
+        (made.len(), used, report["outcome"]["kind"].as_str().map(str::to_owned))
     };
-    assert_eq!(run("exactly", "4"), (4, Some(4), Some("completed".into())));
+    assert_eq!(run("exactly", 4), (4, Some(4), Some("completed".into())));
     // As on a full disk, the guest learns it: by a short write, and by an error, at which this one aborts.
-    assert_eq!(run("less", "3"), (3, Some(3), Some("completed".into())));
-    assert_eq!(run("nothing", "0"), (0, Some(0), Some("trapped".into())));
+    assert_eq!(run("less", 3), (3, Some(3), Some("completed".into())));
+    assert_eq!(run("nothing", 0), (0, Some(0), Some("trapped".into())));
+    let ended = palisade.guest(&makes_file("none"), &["--dir", ".::/work:rw", "--disk", "0"]);
+    assert!(ended.code != 0 && !palisade.folder().join("none").exists(), "{ended:?}");
 }
 
 #[test]

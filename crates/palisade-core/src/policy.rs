@@ -78,7 +78,8 @@ pub struct Quota {
     #[serde(with = "serde_optional::count")]
     #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub open_files: Option<u64>,
-    /// Bytes by which a call may grow files in granted directories. Default 64 MiB.
+    /// Bytes by which a call may grow files in granted directories. A backend may charge 4096 bytes and its name for each new
+    /// entry of a directory besides, as the Wasm backends do, so that zero makes nothing. Default 64 MiB.
     #[serde(with = "serde_optional::bytes")]
     #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Quantity"))]
     pub disk_bytes: Option<u64>,

@@ -33,7 +33,7 @@ pub struct Usage {
     pub log_bytes: u64,
     /// Most files and directories open at once.
     pub open_files_peak: u64,
-    /// Bytes by which files grew.
+    /// Bytes by which files grew, and what new entries of directories were charged.
     pub disk_bytes: u64,
     /// Host functions called.
     pub host_calls: u64,

@@ -978,8 +978,8 @@ mod poll {
             })
         };
         assert_eq!(poll(&mut guest, 0), Ok(Errno::Inval));
-        assert_eq!(poll(&mut guest, 4096), Ok(Errno::Success));
-        assert_eq!(poll(&mut guest, 4097), Ok(Errno::Inval));
+        assert_eq!(poll(&mut guest, 1024), Ok(Errno::Success));
+        assert_eq!(poll(&mut guest, 1025), Ok(Errno::Inval));
         assert_eq!(poll(&mut guest, -1), Ok(Errno::Inval));
     }
 }

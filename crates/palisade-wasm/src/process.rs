@@ -26,14 +26,14 @@ const CODE_BYTES_MAX: u64 = 1 << 30;
 /// Most of a compiler's complaint that is shown.
 const COMPLAINT_BYTES_MAX: u64 = 2000;
 
-/// Has `program` compile `wasm`. Gives the code in a sealed file, positioned at its start. Blocks until the process has ended,
-/// which it does at once when the attempt is given up.
+/// Has `program` compile `wasm`. Gives the code. Blocks until the process has ended, which it does at once when the attempt is
+/// given up.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::InvalidArtifact`] when the artifact does not compile within the bounds, [`ErrorKind::Io`] when the program
 /// cannot be run.
-pub fn compile(program: &Path, arguments: &[&OsStr], wasm: &[u8], attempt: &Attempt) -> Result<File> {
+pub fn compile(program: &Path, arguments: &[&OsStr], wasm: &[u8], attempt: &Attempt) -> Result<Vec<u8>> {
     let failed = |error: io::Error| {
         Error::new(ErrorKind::Io, "load", format!("the compiler `{}` cannot be run", program.display()))
             .help("name a program that compiles (`BackendOptions::compiler`), or none")
@@ -66,8 +66,7 @@ pub fn compile(program: &Path, arguments: &[&OsStr], wasm: &[u8], attempt: &Atte
     attempt.is_done();
     let status = status.map_err(failed)?;
     if status.success() {
-        seal(&mut code).map_err(failed)?;
-        return Ok(code);
+        return read(&mut code).map_err(failed);
     }
     if status.code().is_some() {
         let mut text = Vec::new();
@@ -134,10 +133,13 @@ fn memory_file(name: &str) -> io::Result<File> {
     Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into())
 }
 
-/// Makes sure that nobody changes the file any more, and goes to its start.
-fn seal(file: &mut File) -> io::Result<()> {
+/// What is in the file, once nobody can change it any more.
+fn read(file: &mut File) -> io::Result<Vec<u8>> {
     rustix::fs::fcntl_add_seals(&*file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    file.rewind()
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -148,11 +150,7 @@ mod tests {
 
     /// A shell command in place of a compiler.
     fn shell(command: &str, attempt: &Attempt) -> Result<Vec<u8>> {
-        let mut code = compile(Path::new("/bin/sh"), &[OsStr::new("-c"), OsStr::new(command)], b"artifact", attempt)?;
-        let mut bytes = Vec::new();
-        code.read_to_end(&mut bytes).unwrap();
-        assert!(code.write_all(b"x").is_err(), "it is sealed");
-        Ok(bytes)
+        compile(Path::new("/bin/sh"), &[OsStr::new("-c"), OsStr::new(command)], b"artifact", attempt)
     }
 
     #[test]
@@ -162,6 +160,15 @@ mod tests {
             b"compiled artifact\n"
         );
         assert_eq!(shell("echo \"[$HOME$PALISADE]\"; pwd", &Attempt::default()).unwrap(), b"[]\n/\n");
+    }
+
+    #[test]
+    fn what_was_read_cannot_change() {
+        let mut file = memory_file("test").unwrap();
+        let mut other = file.try_clone().unwrap();
+        other.write_all(b"code").unwrap();
+        assert_eq!(read(&mut file).unwrap(), b"code");
+        assert!(other.write_all(b"x").is_err());
     }
 
     #[test]
