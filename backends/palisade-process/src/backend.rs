@@ -64,6 +64,7 @@ pub(crate) struct Shared {
     /// Where CPU time can be counted over all processes of a guest.
     pub(crate) cpu_groups: Option<CpuGroups>,
     pub(crate) interpreters: Interpreters,
+    pub(crate) fuse: palisade_filesystems::Fuse,
     instances: Arc<AtomicU64>,
     /// Instances that are parked ahead of need.
     pub(crate) parked: Arc<AtomicUsize>,
@@ -191,6 +192,7 @@ impl ProcessSandbox {
             memory_groups,
             cpu_groups: CpuGroups::find(),
             interpreters: Interpreters::new(&options.interpreters),
+            fuse: options.fuse.into(),
             instances: Arc::default(),
             parked: Arc::default(),
         };

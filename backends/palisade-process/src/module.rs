@@ -14,6 +14,8 @@ use palisade_core::{
     HostFunctions, Instance, Layer, Module, ModuleInfo, Policy, Prepared, Result,
 };
 
+use palisade_filesystems::Fuse;
+
 use crate::backend::Shared;
 use crate::elf::Elf;
 use crate::instance::{Process, ProcessInstance};
@@ -283,13 +285,15 @@ impl ProcessModule {
             rules.push((path, landlock::FILE));
         }
         for (host, guest) in &directories {
-            mounts.push(directory(host, text(guest)?, false, true, |_| Ok(None))?);
+            mounts.push(directory(host, text(guest)?, false, true, Fuse::Granted, |_| Ok(None))?);
             rules.push((text(guest)?, landlock::directory(false, true, shared.landlock_abi)));
         }
         for grant in &policy.grants.directories {
             let guest = guest_path(&grant.guest)?;
             let writable = grant.access == Access::ReadWrite;
-            mounts.push(directory(&grant.host, guest.clone(), writable, false, |found| self.owners(grant, found))?);
+            mounts.push(directory(&grant.host, guest.clone(), writable, false, shared.fuse, |found| {
+                self.owners(grant, found)
+            })?);
             rules.push((guest, landlock::directory(writable, false, shared.landlock_abi)));
         }
         if let Some(scratch) = &policy.grants.scratch {
@@ -362,6 +366,7 @@ fn directory(
     guest: String,
     writable: bool,
     executable: bool,
+    fuse: Fuse,
     owners: impl FnOnce(&std::fs::Metadata) -> Result<Option<(u32, u32)>>,
 ) -> Result<Mount> {
     let failed = |error: std::io::Error| {
@@ -376,7 +381,7 @@ fn directory(
     if !found.is_dir() {
         return Err(failed(std::io::ErrorKind::NotADirectory.into()));
     }
-    special::refuse(&real).map_err(|error| error.context("field", "grants.directories"))?;
+    special::refuse(&real, fuse).map_err(|error| error.context("field", "grants.directories"))?;
     Ok(Mount::Directory {
         source: text(&real)?,
         target: guest,

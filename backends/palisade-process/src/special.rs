@@ -1,54 +1,34 @@
-//! File systems that are not files: what lies in them is the kernel, other processes or devices.
+//! Directories that are not files: what lies in them is the kernel, other processes or devices.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use palisade_core::{Error, ErrorKind, Result};
+use palisade_filesystems::{Fuse, special_directory};
 
-/// Their numbers (`linux/magic.h`) and names. A directory on one of them is granted to nobody: a file there may be the
-/// memory of a process, a switch of the kernel or a terminal.
-const SPECIAL: [(u64, &str); 19] = [
-    (0x9fa0, "proc"),
-    (0x6265_6572, "sysfs"),
-    (0x0027_e0eb, "cgroup"),
-    (0x6367_7270, "cgroup2"),
-    (0x6462_6720, "debugfs"),
-    (0x7472_6163, "tracefs"),
-    (0x7363_6673, "securityfs"),
-    (0x6265_6570, "configfs"),
-    (0x1cd1, "devpts"),
-    (0xcafe_4a11, "bpf"),
-    (0x6165_676c, "pstore"),
-    (0xde5e_81e4, "efivarfs"),
-    (0x1980_0202, "mqueue"),
-    (0x4249_4e4d, "binfmt_misc"),
-    (0x9584_58f6, "hugetlbfs"),
-    (0x6e73_6673, "nsfs"),
-    (0xf97c_ff8c, "selinuxfs"),
-    (0x4341_5d53, "smackfs"),
-    (0x6c6f_6f70, "binderfs"),
-];
-
-/// Refuses `directory` when it lies on such a file system.
+/// Refuses `directory` when it lies on a special file system. What is mounted below it is not shown to guests.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::InvalidPolicy`] naming the file system, [`ErrorKind::Io`] when it cannot be looked at.
-pub(crate) fn refuse(directory: &Path) -> Result<()> {
+pub(crate) fn refuse(directory: &Path, fuse: Fuse) -> Result<()> {
     let place = directory.display();
-    let found = rustix::fs::statfs(directory).map_err(|error| {
-        Error::new(ErrorKind::Io, "prepare", format!("the granted directory {place} cannot be looked at"))
-            .source(std::io::Error::from(error))
+    let open = |flags: i32| File::options().read(true).custom_flags(flags | libc::O_DIRECTORY).open(directory);
+    // One that cannot be read can be looked at all the same, unless it lies in memory.
+    let found = open(0).or_else(|_| open(libc::O_PATH)).and_then(|opened| special_directory(&opened, fuse));
+    let found = found.map_err(|error| {
+        Error::new(ErrorKind::Io, "prepare", format!("the granted directory {place} cannot be looked at")).source(error)
     })?;
-    // The number has 32 bits; the field is signed and as wide as a word.
-    let number = u64::from(found.f_type as u32);
-    match SPECIAL.iter().find(|(special, _)| *special == number) {
-        None => Ok(()),
-        Some((_, name)) => {
-            let message = format!("the granted directory {place} is on `{name}`, which holds no files of its own");
-            let help = "grant a directory of ordinary files; copy there what the guest needs";
-            Err(Error::new(ErrorKind::InvalidPolicy, "prepare", message).help(help))
+    let Some(name) = found else { return Ok(()) };
+    let message = format!("the granted directory {place} is on `{name}`, which holds no files of its own");
+    let help = match name {
+        "fuse" => {
+            "whoever serves it may let the guest wait for ever; open the backend with `fuse` (`--fuse`) to allow it"
         }
-    }
+        _ => "grant a directory of ordinary files; copy there what the guest needs",
+    };
+    Err(Error::new(ErrorKind::InvalidPolicy, "prepare", message).help(help))
 }
 
 #[cfg(test)]
@@ -57,13 +37,13 @@ mod tests {
 
     #[test]
     fn directories_that_are_not_files_are_refused() {
-        for special in ["/proc", "/proc/self", "/sys", "/dev/pts"] {
+        for special in ["/proc", "/proc/self", "/sys", "/dev", "/dev/pts"] {
             if Path::new(special).exists() {
-                let error = refuse(Path::new(special)).unwrap_err();
+                let error = refuse(Path::new(special), Fuse::Refused).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::InvalidPolicy, "{special}");
             }
         }
-        refuse(&std::env::temp_dir()).unwrap();
-        refuse(Path::new("/")).unwrap();
+        refuse(&std::env::temp_dir(), Fuse::Refused).unwrap();
+        refuse(Path::new("/"), Fuse::Refused).unwrap();
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::exit::Exit;
 use crate::table::table;
-use crate::{backend_options, output};
+use crate::{Machine, backend_options, output};
 
 #[derive(Debug, Args)]
 pub(crate) struct Backends {
@@ -18,7 +18,7 @@ pub(crate) struct Backends {
 pub(crate) fn run(options: &Backends) -> Result<Exit> {
     let mut all = Vec::new();
     for registration in palisade::backends() {
-        let sandbox = (registration.open)(&backend_options(false))?;
+        let sandbox = (registration.open)(&backend_options(false, &Machine::default()))?;
         all.push((registration, sandbox.capabilities().clone()));
     }
     if options.json {

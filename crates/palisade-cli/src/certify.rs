@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::exit::Exit;
 use crate::table::{printable, table};
-use crate::{backend_options, components, output};
+use crate::{Machine, backend_options, components, output};
 
 /// Backends of this repository: name on the certificate, and what they are known to fail.
 const SHIPPED: &[(&str, &str, &str)] = &[
@@ -192,7 +192,7 @@ fn shipped(name: &'static str) -> (&'static str, &'static str) {
 }
 
 fn open(registration: &BackendRegistration) -> Result<Arc<dyn Sandbox>> {
-    (registration.open)(&backend_options(false))
+    (registration.open)(&backend_options(false, &Machine::default()))
 }
 
 /// The backend of a check's process, which has but one.

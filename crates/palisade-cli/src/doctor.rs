@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::exit::Exit;
 use crate::table::table;
-use crate::{backend_options, output};
+use crate::{Machine, backend_options, output};
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
@@ -17,7 +17,7 @@ pub(crate) struct Doctor {
 
 /// Lets every backend try out this machine. The exit code is 0 when nothing is missing, else 1.
 pub(crate) fn run(options: &Doctor) -> Result<Exit> {
-    let options_of_backends = backend_options(true);
+    let options_of_backends = backend_options(true, &Machine::default());
     let all: Vec<_> = palisade::backends()
         .into_iter()
         .map(|registration| (registration.name, (registration.probe)(&options_of_backends)))

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::exit::Exit;
 use crate::table::{printable, table};
-use crate::{backend_for, open_backend, output, plugin};
+use crate::{Machine, backend_for, open_backend, output, plugin};
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
@@ -29,7 +29,7 @@ pub(crate) struct Inspect {
 pub(crate) async fn run(options: Inspect) -> Result<Exit> {
     let artifact = plugin::read(&options.plugin, false)?;
     let backend = options.backend.as_deref().unwrap_or(backend_for(&artifact));
-    let module = open_backend(backend, !options.no_cache)?.load(artifact.clone()).await?;
+    let module = open_backend(backend, !options.no_cache, &Machine::default())?.load(artifact.clone()).await?;
     match options.json {
         true => {
             let mut report = json!(module.info());

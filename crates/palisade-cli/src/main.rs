@@ -162,10 +162,20 @@ fn one_line(text: &str) -> String {
     }
 }
 
+/// What the person at the command line lets policies use of this machine, which no policy can take by itself.
+#[derive(Debug, Default)]
+struct Machine {
+    /// Interpreters by their paths.
+    interpreters: Vec<std::path::PathBuf>,
+    /// Directories on FUSE.
+    fuse: bool,
+}
+
 /// Options of a backend, with the cache where this user keeps such things. Artifacts are compiled by this program in a
 /// process of its own.
-fn backend_options(cache: bool) -> BackendOptions {
-    let options = BackendOptions::new().compiler("/proc/self/exe");
+fn backend_options(cache: bool, machine: &Machine) -> BackendOptions {
+    let mut options = BackendOptions::new().compiler("/proc/self/exe").fuse(machine.fuse);
+    options.interpreters.clone_from(&machine.interpreters);
     // The key is data, so that clearing caches does not touch it.
     match (cache, home_directory("XDG_CACHE_HOME", ".cache"), home_directory("XDG_DATA_HOME", ".local/share")) {
         (true, Some(cache), Some(data)) => options.cache(cache.join("palisade"), data.join("palisade/cache.key")),
@@ -186,13 +196,13 @@ fn backend_for(artifact: &Artifact) -> &'static str {
 }
 
 /// Opens a backend; a cache that cannot be used costs time, not the run.
-fn open_backend(name: &str, cache: bool) -> Result<std::sync::Arc<dyn palisade::Sandbox>, Error> {
-    let options = backend_options(cache);
+fn open_backend(name: &str, cache: bool, machine: &Machine) -> Result<std::sync::Arc<dyn palisade::Sandbox>, Error> {
+    let options = backend_options(cache, machine);
     match palisade::open(name, &options) {
         Err(error) if options.cache.is_some() && error.kind() == palisade::ErrorKind::Io => {
             let source = std::error::Error::source(&error).map(|source| format!(" ({source})")).unwrap_or_default();
             output::note(&format!("{}{source}; going on without it", error.message()));
-            palisade::open(name, &backend_options(false))
+            palisade::open(name, &backend_options(false, machine))
         }
         other => other,
     }

@@ -90,6 +90,12 @@ impl PolicyOptions {
         self.interpreter.is_some()
     }
 
+    /// The interpreter that the person at the command line names by its path, and so lists. One that a policy file names is
+    /// the file's word only.
+    pub(crate) fn listed_interpreters(&self) -> Vec<PathBuf> {
+        self.interpreter.iter().filter(|name| name.contains('/')).map(PathBuf::from).collect()
+    }
+
     /// Whether anything at all is asked for.
     pub(crate) fn is_given(&self) -> bool {
         let limits = [

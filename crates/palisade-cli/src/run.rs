@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::exit::Exit;
 use crate::policy::PolicyOptions;
-use crate::{backend_for, open_backend, output, plugin, stdin};
+use crate::{Machine, backend_for, open_backend, output, plugin, stdin};
 
 /// Largest input given as a file.
 const INPUT_BYTES_MAX: u64 = 1 << 30;
@@ -47,6 +47,9 @@ pub(crate) struct Run {
     /// Do not keep or use compiled code on disk
     #[arg(long)]
     no_cache: bool,
+    /// Let directories on FUSE or virtiofs be granted: whoever serves them may let the guest, and this command, wait
+    #[arg(long)]
+    fuse: bool,
     #[command(flatten)]
     policy: PolicyOptions,
 }
@@ -55,7 +58,9 @@ pub(crate) async fn run(options: Run) -> Result<Exit> {
     let artifact = plugin::read(&options.plugin, options.policy.names_interpreter())?;
     let policy = options.policy.policy(artifact.kind())?;
     let input = input(&options.input)?;
-    let sandbox = open_backend(options.backend.as_deref().unwrap_or(backend_for(&artifact)), !options.no_cache)?;
+    let machine = Machine { interpreters: options.policy.listed_interpreters(), fuse: options.fuse };
+    let backend = options.backend.as_deref().unwrap_or(backend_for(&artifact));
+    let sandbox = open_backend(backend, !options.no_cache, &machine)?;
     let module = {
         let _spinner = Spinner::start(&format!("loading {}", artifact.name()));
         sandbox.load(artifact.clone()).await?

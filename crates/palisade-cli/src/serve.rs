@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use palisade::{Error, ErrorKind, Result, Sandbox, units};
 use palisade_fabric::{Journal, LocalScheduler, PrometheusSink, Rate, SchedulerOptions, SqliteJournal, TenantLimits};
-use palisade_rpc::{ByKind, Limits, Listener, Plugins, Server, Service, ServiceOptions, Token};
+use palisade_rpc::{ByKind, Ceiling, Limits, Listener, Plugins, Server, Service, ServiceOptions, Token};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -18,12 +18,14 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::exit::Exit;
-use crate::{daemon, open_backend, output, plugin};
+use crate::{Machine, backend_options, daemon, open_backend, output, plugin};
 
 /// Most bytes of the file that keeps the tasks.
 const JOURNAL_BYTES_MAX: u64 = 16 << 30;
 /// Largest file with a token.
 const TOKEN_FILE_BYTES_MAX: u64 = 4096;
+/// Largest file with a ceiling.
+const CEILING_BYTES_MAX: u64 = 1 << 20;
 /// Time that requests under way get when the daemon ends.
 const ANSWER_GRACE: Duration = Duration::from_secs(2);
 
@@ -41,6 +43,19 @@ pub(crate) struct Serve {
     /// File with the token for clients on TCP, which others may not read
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
+    /// The most that any plugin, agent or task may be given, as TOML: see the runbook [default: no directory, interpreter or
+    /// child process, and a bound on every quota]
+    #[arg(long, value_name = "FILE")]
+    ceiling: Option<PathBuf>,
+    /// List an interpreter by its path, for policies that name it; may be given several times
+    #[arg(long, value_name = "PATH")]
+    interpreter: Vec<PathBuf>,
+    /// Let directories on FUSE or virtiofs be granted: whoever serves them may let guests, and the daemon, wait
+    #[arg(long)]
+    fuse: bool,
+    /// Start although the journal is damaged, with what is provably left of it; the damaged files are kept beside it
+    #[arg(long, conflicts_with = "ephemeral")]
+    recover: bool,
     /// Keep tasks and plugins in memory only
     #[arg(long)]
     ephemeral: bool,
@@ -94,13 +109,35 @@ fn log(format: LogFormat, level: &str) {
     let level = level.parse().unwrap_or(LevelFilter::INFO);
     // What engines say is for their own developers.
     let ours = Targets::new().with_target("palisade", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| Escaping(Vec::new())).with_ansi(false);
     let registry = tracing_subscriber::registry();
     // Fails when somebody logs already, which is as good.
     let _ = match format {
         LogFormat::Text => registry.with(lines.with_filter(ours)).try_init(),
         LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(ours)).try_init(),
     };
+}
+
+/// Writes a line of the log as a whole, with what is no text escaped: fields hold what clients and guests chose.
+struct Escaping(Vec<u8>);
+
+impl std::io::Write for Escaping {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Escaping {
+    fn drop(&mut self) {
+        // That nobody reads the log changes nothing for the daemon.
+        let line = palisade::text::escaped(&String::from_utf8_lossy(&self.0));
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }
 }
 
 /// Says what everybody wants to know who started a daemon.
@@ -121,6 +158,8 @@ fn warn(format: LogFormat, message: &str) {
 
 pub(crate) fn run(options: &Serve) -> Result<Exit> {
     log(options.log, &options.log_level);
+    // Whatever is made from here on is its owner's only.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(workers) = options.workers {
         runtime.worker_threads(usize::from(workers));
@@ -156,12 +195,20 @@ async fn serve(options: &Serve) -> Result<Exit> {
         Plugins::in_memory()
     } else {
         // It locks its file, so that no second daemon comes further than this.
-        let journal: Box<dyn Journal> = Box::new(SqliteJournal::new(data.join("tasks.sqlite"), JOURNAL_BYTES_MAX)?);
+        let open = if options.recover { SqliteJournal::recover } else { SqliteJournal::new };
+        let journal: Box<dyn Journal> = Box::new(open(data.join("tasks.sqlite"), JOURNAL_BYTES_MAX)?);
         scheduler.journal = Some(journal);
         Plugins::open(data.join("plugins"))?
     };
     let scheduler = Arc::new(LocalScheduler::open(scheduler)?);
-    let backends = ByKind::new(backends(&options.backend, options.log)?)?;
+    let machine = Machine { interpreters: options.interpreter.clone(), fuse: options.fuse };
+    let backends = ByKind::new(backends(&options.backend, options.log, &machine)?)?;
+    let mut own = vec![data.clone(), socket.clone()];
+    own.extend(options.token_file.clone());
+    if let Some(cache) = backend_options(true, &machine).cache {
+        own.extend([cache.directory, cache.key_file]);
+    }
+    let ceiling = options.ceiling.as_deref().map_or_else(|| Ok(Ceiling::default()), read_ceiling)?.protect(own);
     let mut listeners = vec![Listener::unix(&socket).await?];
     if let (Some(address), Some(token)) = (options.listen, token) {
         listeners.push(Listener::tcp(address, token).await?);
@@ -173,6 +220,7 @@ async fn serve(options: &Serve) -> Result<Exit> {
     service.events = scheduler.events();
     service.durable = !options.ephemeral;
     service.tasks_max = options.tasks as usize;
+    service.ceiling = ceiling;
     let service = Service::start(service).await?;
     let names: Vec<_> = listeners.iter().map(Listener::name).collect();
     let server = Server::start(Arc::clone(&service), listeners, Limits::default());
@@ -218,14 +266,14 @@ impl Signals {
 
 /// The named backends, or those that are linked. One that nobody named and that this machine cannot have is left out,
 /// with a note: what needs it is refused.
-fn backends(names: &[String], log: LogFormat) -> Result<Vec<Arc<dyn Sandbox>>> {
+fn backends(names: &[String], log: LogFormat, machine: &Machine) -> Result<Vec<Arc<dyn Sandbox>>> {
     if !names.is_empty() {
-        return names.iter().map(|name| open_backend(name, true)).collect();
+        return names.iter().map(|name| open_backend(name, true, machine)).collect();
     }
     let mut opened = Vec::new();
     let mut last = None;
     for name in ["wasmtime", "process"] {
-        match open_backend(name, true) {
+        match open_backend(name, true, machine) {
             Ok(backend) => opened.push(backend),
             Err(error) => {
                 warn(log, &format!("without backend {name}: {error}"));
@@ -239,9 +287,26 @@ fn backends(names: &[String], log: LogFormat) -> Result<Vec<Arc<dyn Sandbox>>> {
     }
 }
 
+/// Makes the directory of the daemon's own, or takes one that others cannot look into: in it lie the inputs and outcomes of
+/// everybody's tasks.
 fn make_private(directory: &Path) -> Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(|error| io_error(&format!("cannot make the directory {}", directory.display()), error))
+    let failed = |error| io_error(&format!("cannot make the directory {}", directory.display()), error);
+    let found = made.and_then(|()| fs::metadata(directory)).map_err(failed)?;
+    let mode = found.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let message = format!("others may look into or write the directory {}", directory.display());
+        return Err(Error::new(ErrorKind::InvalidInput, "serve", message)
+            .context("mode", format!("{mode:03o}"))
+            .help(format!("chmod 700 {}", directory.display())));
+    }
+    Ok(())
+}
+
+/// Reads the file that says what may be given at most.
+fn read_ceiling(path: &Path) -> Result<Ceiling> {
+    let bytes = plugin::read_file(path, "read the ceiling", CEILING_BYTES_MAX)?;
+    Ceiling::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| error.context("file", path.display()))
 }
 
 /// Reads the token, which is worth nothing where everybody on this machine can read or replace it. Its group may read it.

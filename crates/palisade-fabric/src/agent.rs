@@ -493,7 +493,7 @@ pub(crate) fn name(completion: &Completion) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use palisade_core::{DirectoryGrant, Execution, Quota, Usage};
+    use palisade_core::{Execution, Usage};
 
     use super::*;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
     Artifact, BoxFuture, Bytes, CancelToken, Capabilities, Completion, Error, ErrorKind, Fence, HostFunctions, Lease,
-    LeaseRequest, Module, Outcome, Phase, Priority, Resource, Result, Sandbox, Scheduler, SchedulerMode,
+    LeaseRequest, Module, Outcome, Phase, Priority, Quota, Resource, Result, Sandbox, Scheduler, SchedulerMode,
     SchedulerStats, Submission, Task, TaskId, TaskPage, TaskQuery, TaskRecord, TaskState, Tenant,
 };
 use palisade_fabric::{
@@ -115,6 +115,19 @@ fn task(verb: &str, input: impl Into<Bytes>) -> Task {
     let mut task = Task::new(probe(verb).hash());
     task.input = input.into();
     task.retry.attempts_max = 1;
+    task
+}
+
+/// A task that calls the host function `wait`.
+fn waiting() -> Task {
+    let mut task = task("host", [&1u32.to_le_bytes()[..], b"wait"].concat());
+    task.policy.grants.host_functions.insert("wait".into());
+    task
+}
+
+/// With no bounds but those of its agent.
+fn unbounded(mut task: Task) -> Task {
+    task.policy.quota = Quota::unlimited();
     task
 }
 
@@ -286,7 +299,7 @@ async fn leases_are_renewed_as_long_as_a_task_runs() {
     let mut template = AgentTemplate::new("host", probe("host"));
     template.policy.grants.host_functions.insert("wait".into());
     executor.spawn(template).unwrap();
-    let id = scheduler.submit(task("host", [&1u32.to_le_bytes()[..], b"wait"].concat())).await.unwrap().task;
+    let id = scheduler.submit(waiting()).await.unwrap().task;
     // Each time it was renewed, most of another lease passes.
     for renewals in 1..=8 {
         let renewed = async {
@@ -353,8 +366,7 @@ async fn a_busy_agent_holds_nobodys_places() {
     });
     let (mut slow, mut quick) = (Vec::new(), Vec::new());
     for _ in 0..WAITING {
-        let waits = task("host", [&1u32.to_le_bytes()[..], b"wait"].concat());
-        slow.push(setting.submit(of("slow", waits)).await);
+        slow.push(setting.submit(of("slow", waiting())).await);
     }
     // Behind all of these, of the same tenant and another.
     for number in 0..100 {
@@ -547,7 +559,7 @@ async fn fresh_instances_share_nothing_and_kept_ones_go_on_until_they_end_badly(
         });
         let mut states = Vec::new();
         for _ in 0..3 {
-            states.push(setting.run(task("grow", pages(60))).await.state);
+            states.push(setting.run(unbounded(task("grow", pages(60)))).await.state);
         }
         assert_eq!(states, expected, "{mode:?}");
     }
@@ -560,7 +572,7 @@ async fn malformed_tasks_end_no_agent_and_cost_no_instance() {
         template.instances = InstanceMode::Kept;
         template.policy.quota.memory_bytes = Some(100 << 16);
     });
-    let grow = || task("grow", Bytes::copy_from_slice(&30u32.to_le_bytes()));
+    let grow = || unbounded(task("grow", Bytes::copy_from_slice(&30u32.to_le_bytes())));
     assert_eq!(setting.run(grow()).await.state, TaskState::Completed);
     for number in 0..20 {
         let mut malformed = task("grow", "");
@@ -991,7 +1003,7 @@ async fn figures_of_attempts_and_agents_are_told() {
     setting.spawn("sleep");
     setting.spawn("crash");
     for length in [100, 500] {
-        assert_eq!(setting.run(task("echo", vec![b'.'; length])).await.state, TaskState::Completed);
+        assert_eq!(setting.run(unbounded(task("echo", vec![b'.'; length]))).await.state, TaskState::Completed);
     }
     let instances = |from| sink.value("palisade_task_instances_total", &[("from", from)]);
     assert_eq!((instances("new"), instances("kept")), (Some(1.0), Some(1.0)));

@@ -9,8 +9,8 @@ use palisade_core::{
     TaskQuery, Tenant, TraceContext,
 };
 use palisade_fabric::{
-    AdmitTask, AgentMemory, AgentState, Drained, EventFilter, Events, Executor, ExecutorOptions, LocalScheduler, PrometheusSink,
-    Subscription, admit, narrowed,
+    AdmitTask, AgentMemory, AgentState, Drained, EventFilter, Events, Executor, ExecutorOptions, LocalScheduler,
+    PrometheusSink, Subscription, admit, narrowed,
 };
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
@@ -181,13 +181,17 @@ impl Service {
         self.events.subscribe(EventFilter { task, tenant, plugin })
     }
 
-    /// Whether the scheduler can keep what it is given.
+    /// Whether the scheduler can keep what it is given, and its tasks are run.
     ///
     /// # Errors
     ///
-    /// Those of [`LocalScheduler::check`].
+    /// Those of [`LocalScheduler::check`] and [`Executor::check`].
     pub fn check(&self) -> Result<()> {
-        self.scheduler.check()
+        self.scheduler.check()?;
+        match &*self.executor() {
+            Some(executor) => executor.check(),
+            None => Ok(()),
+        }
     }
 
     /// Whether the service takes tasks.

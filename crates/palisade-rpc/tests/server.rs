@@ -26,6 +26,8 @@ async fn service_over(scheduler: Arc<LocalScheduler>) -> Arc<Service> {
     let events = scheduler.events();
     let mut options = ServiceOptions::new(scheduler, backends, Plugins::in_memory(), metrics);
     options.events = events;
+    // What may be given is tested elsewhere.
+    options.ceiling = palisade_rpc::Ceiling::unlimited();
     Service::start(options).await.unwrap()
 }
 
