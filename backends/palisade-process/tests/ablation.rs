@@ -83,7 +83,9 @@ fn status(pid: u32, name: &str) -> Result<String, String> {
 
 /// What `look` says about the process of a parked instance.
 fn of_each(look: fn(u32) -> Result<(), String>) -> Result<(), String> {
-    let (_instance, processes) = parked(&plugin())?;
+    let (mut instance, processes) = parked(&plugin())?;
+    // What answers a call is locked in; what was just cloned need not be yet.
+    block_on(instance.call(Call::new().entry("echo"))).map_err(|error| error.to_string())?;
     processes.into_iter().try_for_each(look)
 }
 

@@ -118,7 +118,8 @@ struct Daemon {
 impl Daemon {
     fn start(palisade: &Palisade) -> Daemon {
         let mut command = palisade.command();
-        command.args(["serve", "--ephemeral", "--workers", "2", "--backend", "process"]);
+        palisade.file("ceiling.toml", "interpreters = ['sh']");
+        command.args(["serve", "--ephemeral", "--workers", "2", "--backend", "process", "--ceiling", "ceiling.toml"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();

@@ -39,7 +39,7 @@ fn a_tenants_limits_hold_and_survive_the_daemon() {
         let arguments = [&["submit", "spin.wat", "--tenant", "a", "--wall-time", "1h"], options].concat();
         palisade.run(arguments)
     };
-    ok(&palisade.run(["submit", &spin(), "--tenant", "other", "--delay", "1h"]));
+    ok(&palisade.run(["submit", &spin(), "--tenant", "other", "--wall-time", "1h", "--delay", "1h"]));
     let running = ok(&submit(&[]));
     ok(&submit(&["--delay", "1h"]));
     ok(&submit(&[]));

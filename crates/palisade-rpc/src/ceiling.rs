@@ -76,7 +76,7 @@ impl Default for Bound {
     /// time and the threads.
     fn default() -> Self {
         let mut quota = Quota::default();
-        quota.wall_time = Some(Duration::from_secs(600));
+        quota.wall_time = Some(Duration::from_secs(3600));
         quota.memory_bytes = Some(1 << 30);
         quota.stack_bytes = Some(16 << 20);
         quota.output_bytes = Some(128 << 20);
@@ -354,7 +354,7 @@ mod tests {
              kinds = ['wasm', 'script']
              [quota]
              memory_bytes = '2GiB'
-             wall_time = '1h'
+             wall_time = '2h'
              [agent]
              tasks_max = 4
              [tenant.mail]
