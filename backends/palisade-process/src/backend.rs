@@ -345,6 +345,7 @@ fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
             "a scratch directory is bounded in whole pages, and what is in it counts as memory where control groups count",
             "the guest is process 1 of its namespace: signals it sends to itself without handling them are ignored",
             "caches and timing of the processor are shared with neighbours",
+            "what a guest makes in a directory of a host that is an ordinary user is that user's own",
         ])
         .map(str::to_owned)
         .collect(),

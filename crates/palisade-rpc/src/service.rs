@@ -1,7 +1,7 @@
 //! What the daemon does: the methods, over a scheduler and an executor.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
@@ -83,8 +83,8 @@ pub struct Service {
     durable: bool,
     ceiling: Arc<Ceiling>,
     started: Instant,
-    /// `None` once it closes.
-    executor: Mutex<Option<Executor>>,
+    /// `None` once it closes. Some of what is done with it waits for the disk, and others use it meanwhile.
+    executor: RwLock<Option<Executor>>,
     /// Changes of plugins and their agents happen one after the other, each as a whole.
     changing: tokio::sync::Mutex<()>,
     /// Tells those who wait for tasks that the service is over.
@@ -138,7 +138,7 @@ impl Service {
             durable,
             ceiling,
             started: Instant::now(),
-            executor: Mutex::new(Some(executor)),
+            executor: RwLock::new(Some(executor)),
             changing: tokio::sync::Mutex::default(),
             over: watch::Sender::new(false),
         }))
@@ -149,7 +149,7 @@ impl Service {
     pub async fn close(&self, grace: Duration) -> Closed {
         // A scheduler that fails takes no tasks either.
         let _ = self.scheduler.set_mode(SchedulerMode::Draining).await;
-        let executor = self.executor().take();
+        let executor = self.executor.write().unwrap_or_else(PoisonError::into_inner).take();
         let closed = match executor {
             Some(executor) => {
                 let Drained { in_time, unsaved, .. } = executor.drain(grace).await;
@@ -199,9 +199,9 @@ impl Service {
         self.executor().is_some()
     }
 
-    // Whole after each statement.
-    fn executor(&self) -> MutexGuard<'_, Option<Executor>> {
-        self.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    // It is there or not, whoever panicked meanwhile.
+    fn executor(&self) -> RwLockReadGuard<'_, Option<Executor>> {
+        self.executor.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with_executor<T>(&self, what: impl FnOnce(&Executor) -> Result<T>) -> Result<T> {
