@@ -396,14 +396,20 @@ impl Agent {
         self.lock().running
     }
 
-    /// Prepares the module for tasks with `policy`.
-    pub(crate) fn prepare(
+    /// Prepares the module for tasks with `policy`, on a thread that may block: a backend may build a jail for it.
+    pub(crate) async fn prepare(
         &self,
-        module: &Arc<dyn Module>,
+        module: Arc<dyn Module>,
         policy: &Policy,
         weights: &Arc<AtomicUsize>,
     ) -> Result<Arc<Line>> {
-        let prepared = module.prepare(narrowed(policy, &self.template.policy)?, self.host.clone())?;
+        let (asked, host) = (narrowed(policy, &self.template.policy)?, self.host.clone());
+        let prepared = match tokio::task::spawn_blocking(move || module.prepare(asked, host)).await {
+            Ok(prepared) => prepared?,
+            // It ends the task that it came from, as everywhere.
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return Err(Error::new(ErrorKind::Exhausted, "prepare", "the runtime is shutting down")),
+        };
         let line = Line::new(prepared, self.template.artifact.bytes().len(), weights);
         // What goes is dropped outside of the lock.
         let (line, _gone) = self.lock().lines.insert(policy, line, Instant::now());

@@ -911,7 +911,9 @@ async fn call(
                 let module = unless_cancelled(token, shared.modules.get(&agent.template.artifact)).await;
                 let module = module.ok_or(Ended::Cancelled)?.map_err(broken)?;
                 // Refused where the task asks for too much, which is no fault of the agent.
-                let line = agent.prepare(&module, &lease.task.policy, &shared.weights)?;
+                let prepared =
+                    unless_cancelled(token, agent.prepare(module, &lease.task.policy, &shared.weights)).await;
+                let line = prepared.ok_or(Ended::Cancelled)??;
                 shared.bound_lines();
                 line
             }

@@ -38,6 +38,8 @@ struct Watched {
     underway: AtomicUsize,
     /// Loading panics.
     panics: bool,
+    /// The artifact of this name is prepared when it is let go.
+    slow: Option<(&'static str, Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>)>,
     loading: Notify,
 }
 
@@ -51,8 +53,25 @@ impl Watched {
             room: usize::MAX,
             underway: AtomicUsize::new(0),
             panics: false,
+            slow: None,
             loading: Notify::new(),
         }
+    }
+}
+
+/// A module of the reference backend whose preparation waits until it is let go.
+#[derive(Debug)]
+struct Slow(Arc<dyn Module>, Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>);
+
+impl Module for Slow {
+    fn info(&self) -> &palisade_core::ModuleInfo {
+        self.0.info()
+    }
+
+    fn prepare(&self, policy: palisade_core::Policy, host: HostFunctions) -> Result<Arc<dyn palisade_core::Prepared>> {
+        let (let_go, changed) = &*self.1;
+        drop(changed.wait_while(let_go.lock().unwrap(), |let_go| !*let_go).unwrap());
+        self.0.prepare(policy, host)
     }
 }
 
@@ -83,7 +102,12 @@ impl Sandbox for Watched {
             if self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
                 return Err(Error::new(ErrorKind::Io, "load", "the disk stutters"));
             }
-            self.inner.load(artifact).await
+            let slow = self.slow.as_ref().filter(|(verb, _)| artifact.hash() == probe(verb).hash());
+            let module = self.inner.load(artifact).await?;
+            Ok(match slow {
+                Some((_, gate)) => Arc::new(Slow(module, Arc::clone(gate))),
+                None => module,
+            })
         })
     }
 }
@@ -1029,4 +1053,21 @@ async fn figures_of_attempts_and_agents_are_told() {
     setting.scheduler.cancel(cancelled).await.unwrap();
     until("the end is told", || kills().len() == 2).await;
     until("the agent's rest is told", || told() == [1.0, 2.0, 0.0, 0.0, 0.0]).await;
+}
+
+/// On one thread: whoever blocks it blocks everybody.
+#[tokio::test]
+async fn preparing_holds_nobody_up() {
+    let gate = Arc::new((std::sync::Mutex::new(false), std::sync::Condvar::new()));
+    let mut sandbox = Watched::new();
+    sandbox.slow = Some(("count", Arc::clone(&gate)));
+    let setting = start(sandbox, |_| {});
+    setting.spawn("count");
+    setting.spawn("echo");
+    let slow = setting.submit(task("count", 1u64.to_le_bytes().to_vec())).await;
+    let record = tokio::time::timeout(Duration::from_secs(60), setting.run(task("echo", "x"))).await;
+    assert_eq!(record.expect("others run meanwhile").state, TaskState::Completed);
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+    assert_eq!(setting.scheduler.wait(slow).await.unwrap().state, TaskState::Completed);
 }
