@@ -1,9 +1,10 @@
 //! What a task runs under: its own policy, which asks for no more than its agent's gives.
 
-use palisade_core::{Policy, Resource, Result};
+use palisade_core::{Policy, Quota, Resource, Result};
 
 /// The policy a task with policy `task` runs under, when its agent may give `agent`. It reaches what the task asks for and
-/// nothing else that the agent has. A quota that the task leaves open is the agent's.
+/// nothing else that the agent has. A quota that the task lifts, or leaves at its default, is the agent's where that is
+/// smaller: nobody asked for more there.
 ///
 /// # Errors
 ///
@@ -11,9 +12,12 @@ use palisade_core::{Policy, Resource, Result};
 /// not give.
 pub fn narrowed(task: &Policy, agent: &Policy) -> Result<Policy> {
     let mut policy = task.clone();
+    let default = Quota::default();
     for resource in Resource::ALL {
-        if policy.quota.get(resource).is_none() {
-            policy.quota.set(resource, agent.quota.get(resource));
+        let (asked, most) = (task.quota.get(resource), agent.quota.get(resource));
+        let beyond = most.is_some_and(|most| asked.is_none_or(|asked| asked > most));
+        if beyond && (asked.is_none() || asked == default.get(resource)) {
+            policy.quota.set(resource, most);
         }
     }
     policy.within(agent)?;
@@ -22,7 +26,7 @@ pub fn narrowed(task: &Policy, agent: &Policy) -> Result<Policy> {
 
 #[cfg(test)]
 mod tests {
-    use palisade_core::{Clocks, DirectoryGrant, ErrorKind, Grants, Quota, Randomness};
+    use palisade_core::{Clocks, DirectoryGrant, ErrorKind, Grants, Randomness};
 
     use super::*;
 
@@ -45,6 +49,12 @@ mod tests {
         let policy = narrowed(&task, &agent).unwrap();
         assert_eq!(policy.grants, Grants::default(), "it reaches nothing that it did not ask for");
         assert_eq!(policy.quota, agent.quota, "what a task leaves open, the agent bounds");
+        let untouched = narrowed(&Policy::default(), &agent).unwrap();
+        assert_eq!(
+            (untouched.quota.fuel, untouched.quota.memory_bytes),
+            (Some(100), Some(1000)),
+            "it asked for no more"
+        );
         task.quota.fuel = Some(99);
         task.quota.cpu_time = Some(std::time::Duration::from_secs(1));
         task.grants.directories.push(DirectoryGrant::read_only("/srv", "/elsewhere"));

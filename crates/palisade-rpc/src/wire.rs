@@ -143,8 +143,8 @@ pub struct SubmitTask {
     /// On whose behalf. Default `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// What it runs under, within the plugin's: what it asks to reach and nothing else. A quota that is lifted is the
-    /// plugin's. Default: the plugin's policy.
+    /// What it runs under, within the plugin's: what it asks to reach and nothing else. A quota that is lifted or
+    /// left at its default is the plugin's, where that is smaller. Default: the plugin's policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
     /// When to try again.
