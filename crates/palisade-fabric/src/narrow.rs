@@ -1,10 +1,10 @@
 //! What a task runs under: its own policy, which asks for no more than its agent's gives.
 
-use palisade_core::{Policy, Quota, Resource, Result};
+use palisade_core::{Clocks, Policy, Quota, Randomness, Resource, Result};
 
 /// The policy a task with policy `task` runs under, when its agent may give `agent`. It reaches what the task asks for and
 /// nothing else that the agent has. A quota that the task lifts, or leaves at its default, is the agent's where that is
-/// smaller: nobody asked for more there.
+/// smaller, and so are clocks and randomness left at their default: nobody asked for more there.
 ///
 /// # Errors
 ///
@@ -20,13 +20,22 @@ pub fn narrowed(task: &Policy, agent: &Policy) -> Result<Policy> {
             policy.quota.set(resource, most);
         }
     }
+    let (asked, given) = (&mut policy.grants, &agent.grants);
+    if asked.randomness == Randomness::default() {
+        asked.randomness = given.randomness;
+    }
+    if asked.clocks == Clocks::default()
+        && let (Clocks::Coarse { step }, Clocks::Coarse { step: least }) = (asked.clocks, given.clocks)
+    {
+        asked.clocks = Clocks::Coarse { step: step.max(least) };
+    }
     policy.within(agent)?;
     Ok(policy)
 }
 
 #[cfg(test)]
 mod tests {
-    use palisade_core::{Clocks, DirectoryGrant, ErrorKind, Grants, Randomness};
+    use palisade_core::{DirectoryGrant, ErrorKind, Grants};
 
     use super::*;
 
@@ -63,6 +72,20 @@ mod tests {
         assert_eq!((policy.quota.fuel, policy.quota.memory_bytes), (Some(99), Some(1000)));
         assert_eq!(policy.quota.cpu_time, task.quota.cpu_time);
         assert_eq!(policy.grants, task.grants, "what it asked for is what it gets: the seed, the access, the clocks");
+    }
+
+    #[test]
+    fn clocks_and_randomness_are_the_agents_unless_the_task_asks() {
+        let mut agent = agent();
+        agent.grants.randomness = Randomness::Seeded(7);
+        agent.grants.clocks = Clocks::Coarse { step: std::time::Duration::from_millis(10) };
+        let mut task = Policy::default();
+        let grants = narrowed(&task, &agent).unwrap().grants;
+        assert_eq!((grants.randomness, grants.clocks), (agent.grants.randomness, agent.grants.clocks));
+        task.grants.randomness = Randomness::Seeded(8);
+        assert_eq!(narrowed(&task, &agent).unwrap().grants.randomness, Randomness::Seeded(8));
+        task.grants.clocks = Clocks::Fine;
+        assert!(narrowed(&task, &agent).is_err());
     }
 
     #[test]
