@@ -37,15 +37,14 @@ fn run_all(backend: Backend) -> Vec<CheckReport> {
 }
 
 /// Leaves out what cannot notice a fault, or would only notice it after a wait that another check has too: faults of native
-/// programs and of modules do not touch each other's profiles, and checks of native programs that wait for a clock run on
-/// faults about clocks.
+/// programs and of modules do not touch each other's profiles, and checks that wait for a clock run on their own fault.
 fn can_notice(backend: Backend, check: &Check) -> bool {
     let Backend::One(Some(fault)) = backend else { return true };
     let is_native = |name: &str| name.starts_with("native-");
-    let waits = |control: &str| control.contains("time") || control.contains("cancel") || control.contains("dropped");
+    let waits = ["time", "deadline", "cancel", "drop", "busy", "random-calls"];
+    let waits = waits.iter().any(|word| check.control.contains(word));
     let fault = fault.as_str();
-    is_native(fault) == is_native(check.control)
-        && (!is_native(fault) || check.control == fault || !waits(check.control) || waits(fault))
+    check.control == fault || (is_native(fault) == is_native(check.control) && !waits)
 }
 
 /// Checks of duties that a backend which allows everything fulfils: they are about working, not about stopping. Each is
