@@ -8,6 +8,7 @@ use palisade_core::{Artifact, ArtifactKind};
 const WASM: &[(&str, &str)] = &[
     ("args", include_str!("../probes/args.wat")),
     ("argument", include_str!("../probes/argument.wat")),
+    ("bomb", include_str!("../probes/bomb.wat")),
     ("clock", include_str!("../probes/clock.wat")),
     ("count", include_str!("../probes/count.wat")),
     ("echo", include_str!("../probes/echo.wat")),

@@ -59,6 +59,18 @@ const WORKS_WHEN_ALL_IS_ALLOWED: &[(&str, &str)] = &[
     ("core.usage.memory-peak", "usage is measured"),
     ("core.usage.fuel-repeats", "fuel is measured"),
     ("core.usage.cpu-time", "CPU time is measured"),
+    ("core.usage.input", "input is measured"),
+    ("core.usage.output", "output is measured"),
+    ("core.usage.log", "what is logged is measured"),
+    ("core.usage.open-files", "open files are measured"),
+    ("core.usage.disk", "what is written is measured"),
+    ("core.usage.host-calls", "host calls are measured"),
+    ("core.capabilities.constant", "what is declared stays"),
+    ("core.call.initialize-first", "modules are set up"),
+    ("core.load.runs-nothing", "nothing runs too early"),
+    ("core.instance.runs-nothing", "nothing runs too early"),
+    ("core.load.without-artifact", "modules stand alone"),
+    ("core.sink.thread", "sinks are called where they should be"),
 ];
 
 #[test]

@@ -68,6 +68,21 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         "bills and alarms that lie",
     ),
     must(
+        "core.load.runs-nothing",
+        "Loading an artifact and making an instance of it MUST NOT run any of its code.",
+        "code that runs outside of every quota",
+    ),
+    must(
+        "core.load.independent",
+        "A module MUST work when the artifact it was made of is gone.",
+        "plugins that fail once their bytes are freed",
+    ),
+    must(
+        "core.sink.thread",
+        "A sink MUST be called on the thread that drives the call.",
+        "sinks that are called while their owner changes them",
+    ),
+    must(
         "core.capabilities.constant",
         "What a backend declares MUST stay the same for as long as it is open.",
         "policies that are admitted by what is not true any more",
@@ -266,6 +281,34 @@ pub(super) const CHECKS: &[Check] = &[
         needs: REACTOR,
         control: "no-cpu-time",
         run: cpu_time,
+    },
+    Check {
+        id: "core.load.runs-nothing",
+        requires: &["core.load.runs-nothing"],
+        needs: REACTOR,
+        control: "starts-when-loaded",
+        run: load_runs_nothing,
+    },
+    Check {
+        id: "core.instance.runs-nothing",
+        requires: &["core.load.runs-nothing"],
+        needs: REACTOR,
+        control: "starts-when-made",
+        run: instance_runs_nothing,
+    },
+    Check {
+        id: "core.load.without-artifact",
+        requires: &["core.load.independent"],
+        needs: REACTOR,
+        control: "needs-artifact",
+        run: load_independent,
+    },
+    Check {
+        id: "core.sink.thread",
+        requires: &["core.sink.thread"],
+        needs: REACTOR,
+        control: "sinks-elsewhere",
+        run: sink_thread,
     },
     Check {
         id: "core.capabilities.constant",
@@ -1459,4 +1502,92 @@ fn usage_host_calls(ctx: &mut Context) -> Result<(), Failure> {
     let policy = granting(ctx, &functions);
     let calls = [("host", host_input(7, "f"), 7), ("host", host_input(0, "f"), 0)];
     expect_usage(ctx, calls, &policy, functions, |usage| usage.host_calls)
+}
+
+/// What its start function does shows when it ran.
+fn load_runs_nothing(ctx: &mut Context) -> Result<(), Failure> {
+    runs_nothing(ctx, |ctx| ctx.block_on(ctx.sandbox().load(ctx.artifact("bomb"))).map(drop))
+}
+
+/// A pool of instances that are made ahead would run code for nobody.
+fn instance_runs_nothing(ctx: &mut Context) -> Result<(), Failure> {
+    runs_nothing(ctx, |ctx| {
+        let prepared = ctx.try_prepare("bomb", &ctx.generous(), HostFunctions::new())?;
+        ctx.block_on(prepared.instantiate()).map(drop)
+    })
+}
+
+/// Requires that `before`, which comes before a call of a module that traps at its start, does not fail.
+fn runs_nothing(ctx: &mut Context, before: fn(&Context) -> palisade_core::Result<()>) -> Result<(), Failure> {
+    let policy = ctx.generous();
+    ctx.baseline(|ctx| {
+        let execution = ctx.run("start", 1u64.to_le_bytes().to_vec(), &policy)?;
+        ctx.expect_completed("a module with a start function", &execution)
+    })?;
+    ctx.enforced(|ctx| {
+        let done = before(ctx);
+        let seen = done.as_ref().err().map_or("done".to_owned(), ToString::to_string);
+        ctx.expect("before a call", seen, done.is_ok())?;
+        let execution = ctx.run("bomb", "", &policy)?;
+        let trapped = matches!(execution.outcome, Outcome::Trapped { trap: TrapKind::Unreachable, .. });
+        ctx.expect("its call", &execution.outcome, trapped)
+    })?;
+    ctx.recovery()
+}
+
+/// Whoever loads a plugin frees its bytes.
+fn load_independent(ctx: &mut Context) -> Result<(), Failure> {
+    let policy = ctx.generous();
+    ctx.baseline(|ctx| {
+        let execution = ctx.run("echo", "", &policy)?;
+        ctx.expect_completed("echo", &execution)
+    })?;
+    ctx.enforced(|ctx| {
+        let artifact = ctx.artifact("echo");
+        let module = ctx.block_on(ctx.sandbox().load(artifact.clone()));
+        drop(artifact);
+        let made = module.and_then(|module| module.prepare(policy.clone(), HostFunctions::new()));
+        let prepared = made.map_err(|error| ctx.failure(format!("without its artifact: {error}")))?;
+        let call = Call::new().input("text");
+        let made = ctx.block_on(palisade_core::PreparedExt::run(&*prepared, call));
+        let execution = made.map_err(|error| ctx.failure(format!("without its artifact: {error}")))?;
+        ctx.expect_completed("echo without its artifact", &execution)?;
+        ctx.expect("its output", execution.output.len(), execution.output == "text".as_bytes())
+    })?;
+    ctx.recovery()
+}
+
+/// Notes the threads it is called on.
+#[derive(Debug, Default)]
+struct Threads(std::sync::Mutex<Vec<std::thread::ThreadId>>);
+
+impl OutputSink for Threads {
+    fn write(&self, _: OutputStream, _: &[u8]) {
+        if let Ok(mut seen) = self.0.lock() {
+            seen.push(std::thread::current().id());
+        }
+    }
+}
+
+/// Sinks hold what belongs to their caller's thread.
+fn sink_thread(ctx: &mut Context) -> Result<(), Failure> {
+    let policy = ctx.generous();
+    ctx.baseline(|ctx| {
+        let execution = ctx.run("write", numbers(&[0, 10, 3]), &policy)?;
+        ctx.expect_completed("writing", &execution)
+    })?;
+    ctx.enforced(|ctx| {
+        for stream in 0..3 {
+            let sink = Arc::new(Threads::default());
+            let call = Call::new().input(numbers(&[stream, 10, 3])).sink(Arc::clone(&sink) as Arc<dyn OutputSink>);
+            let execution = ctx.call("write", call, &policy, HostFunctions::new())?;
+            ctx.expect_completed("writing to a sink", &execution)?;
+            let seen = sink.0.lock().map(|seen| seen.clone()).unwrap_or_default();
+            let own = seen.iter().filter(|thread| **thread == std::thread::current().id()).count();
+            let told = format!("{own} of {} here", seen.len());
+            ctx.expect("calls of the sink", told, own > 0 && own == seen.len())?;
+        }
+        Ok(())
+    })?;
+    ctx.recovery()
 }

@@ -103,6 +103,8 @@ pub trait Instance: Send + fmt::Debug {
     /// * A [`CancelToken`] that is cancelled before the call ends it before guest code runs; one that is cancelled after
     ///   the call ended changes nothing, neither for it nor for the next call.
     /// * A panic of a host function ends this call only, as `Crashed`.
+    /// * Of a WebAssembly module that exports a function `_initialize` without parameters or results, that function runs
+    ///   before the first call's entry, once in each instance and within that call's quota.
     ///
     /// # Errors
     ///

@@ -156,6 +156,14 @@ faults! {
     IgnoresInstances = "ignores-instances",
     /// Grants of one module reach the next.
     MixesAgents = "mixes-agents",
+    /// Start functions run when a module is loaded.
+    StartsWhenLoaded = "starts-when-loaded",
+    /// Start functions run when an instance is made.
+    StartsWhenMade = "starts-when-made",
+    /// A module does not work without its artifact.
+    NeedsArtifact = "needs-artifact",
+    /// Sinks are called on a thread of the backend's.
+    SinksElsewhere = "sinks-elsewhere",
     /// What is declared changes when a guest traps.
     ChangesCapabilities = "changes-capabilities",
     /// Arguments may have NUL bytes.
@@ -529,6 +537,10 @@ impl Wrong {
                     | Fault::NeverResets
                     | Fault::SpreadsExhaustion
                     | Fault::StaleCancel
+                    | Fault::StartsWhenLoaded
+                    | Fault::StartsWhenMade
+                    | Fault::NeedsArtifact
+                    | Fault::SinksElsewhere
                     | Fault::ChangesCapabilities
                     | Fault::SkipsInitialize
                     | Fault::NoInputUsage

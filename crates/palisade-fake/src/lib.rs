@@ -167,10 +167,14 @@ impl Sandbox for Fake {
             if !well_formed && !self.0.has(Fault::AcceptsMalformed) {
                 return refused(ErrorKind::InvalidArtifact, "the artifact is not what it claims to be");
             }
+            if artifact.name() == "bomb" && self.0.has(Fault::StartsWhenLoaded) {
+                return refused(ErrorKind::Internal, "it trapped");
+            }
             let mut info = ModuleInfo::new(&artifact, Abi::Reactor);
             info.entries = vec![Entry { name: entry(artifact.name()).to_owned(), returns_code: false }];
             info.has_start = artifact.name() == "start";
-            Ok(Arc::new(FakeModule { shared: Arc::clone(&self.0), info }) as Arc<dyn Module>)
+            let bytes = self.0.has(Fault::NeedsArtifact).then(|| artifact.bytes().clone());
+            Ok(Arc::new(FakeModule { shared: Arc::clone(&self.0), info, bytes }) as Arc<dyn Module>)
         })
     }
 }
@@ -224,6 +228,8 @@ fn is_well_formed(bytes: &[u8]) -> bool {
 struct FakeModule {
     shared: Arc<Shared>,
     info: ModuleInfo,
+    /// Of the artifact, when a fault needs them.
+    bytes: Option<palisade_core::Bytes>,
 }
 
 impl Module for FakeModule {
@@ -234,6 +240,9 @@ impl Module for FakeModule {
     fn prepare(&self, policy: Policy, host: HostFunctions) -> Result<Arc<dyn Prepared>> {
         if self.shared.wrong.is(Universal::Brick) {
             return Err(Error::new(ErrorKind::Denied, "prepare", "this backend refuses everything"));
+        }
+        if self.bytes.as_ref().is_some_and(palisade_core::Bytes::is_unique) {
+            return Err(Error::new(ErrorKind::Internal, "prepare", "the artifact is gone"));
         }
         if !self.shared.has(Fault::AcceptsUndeclared) {
             self.shared.capabilities.admit(&policy)?;
@@ -317,6 +326,9 @@ impl Prepared for FakePrepared {
 
     fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Instance>>> {
         Box::pin(async move {
+            if self.verb == "bomb" && self.shared.has(Fault::StartsWhenMade) {
+                return Err(Error::new(ErrorKind::Internal, "instantiate", "it trapped"));
+            }
             let slot = Slot::take(&self.shared)?;
             let mut state = State::default();
             let leaks = self.shared.leaks();

@@ -211,6 +211,7 @@ impl<'a> Machine<'a> {
         match verb {
             "echo" => self.write(verb, OutputStream::Output, &input)?,
             "exit" => return Ok(number(0).cast_signed()),
+            "bomb" => return trap(1),
             "trap" => return trap(number(0)),
             "count" => {
                 self.write(verb, OutputStream::Error, b"started")?;
@@ -450,6 +451,9 @@ impl<'a> Machine<'a> {
         }
         let kept = &bytes[..fits as usize];
         match (&self.call.sink, stream) {
+            (Some(sink), _) if self.shared.has(Fault::SinksElsewhere) => {
+                std::thread::scope(|scope| drop(scope.spawn(|| sink.write(stream, kept))));
+            }
             (Some(sink), _) => sink.write(stream, kept),
             (None, OutputStream::Output) => self.output.extend_from_slice(kept),
             (None, OutputStream::Error) => self.error.extend_from_slice(kept),
