@@ -1538,21 +1538,24 @@ fn runs_nothing(ctx: &mut Context, before: fn(&Context) -> palisade_core::Result
 /// Whoever loads a plugin frees its bytes.
 fn load_independent(ctx: &mut Context) -> Result<(), Failure> {
     let policy = ctx.generous();
+    let echo = |ctx: &mut Context, artifact: Artifact, kept: Option<Artifact>| {
+        let module = ctx.block_on(ctx.sandbox().load(artifact));
+        let made = module.and_then(|module| module.prepare(policy.clone(), HostFunctions::new()));
+        let prepared = made.map_err(|error| ctx.failure(error.to_string()))?;
+        let call = Call::new().input("text");
+        let made = ctx.block_on(palisade_core::PreparedExt::run(&*prepared, call));
+        let execution = made.map_err(|error| ctx.failure(error.to_string()))?;
+        drop(kept);
+        ctx.expect_completed("echo", &execution)?;
+        ctx.expect("its output", execution.output.len(), execution.output == "text".as_bytes())
+    };
     ctx.baseline(|ctx| {
-        let execution = ctx.run("echo", "", &policy)?;
-        ctx.expect_completed("echo", &execution)
+        let artifact = ctx.artifact("echo");
+        echo(ctx, artifact.clone(), Some(artifact))
     })?;
     ctx.enforced(|ctx| {
         let artifact = ctx.artifact("echo");
-        let module = ctx.block_on(ctx.sandbox().load(artifact.clone()));
-        drop(artifact);
-        let made = module.and_then(|module| module.prepare(policy.clone(), HostFunctions::new()));
-        let prepared = made.map_err(|error| ctx.failure(format!("without its artifact: {error}")))?;
-        let call = Call::new().input("text");
-        let made = ctx.block_on(palisade_core::PreparedExt::run(&*prepared, call));
-        let execution = made.map_err(|error| ctx.failure(format!("without its artifact: {error}")))?;
-        ctx.expect_completed("echo without its artifact", &execution)?;
-        ctx.expect("its output", execution.output.len(), execution.output == "text".as_bytes())
+        echo(ctx, artifact, None)
     })?;
     ctx.recovery()
 }
