@@ -43,7 +43,7 @@ const TABLE: Table = &[
             ("A [`CancelToken`]", 0x777a_6711_1969_934d, &["core.cancel.anywhere"]),
             ("A panic of a host", 0x2d42_a66b_a166_4e33, &["core.host.functions"]),
             ("Of a WebAssembly", 0x8690_cd6e_8550_83ce, &["core.call.initialize"]),
-            ("Called on the thread", 0x5a29_91ea_e668_72ab, &["core.sink.thread"]),
+            ("Called in the order", 0x60cb_1140_7c4c_bf4a, &["core.sink.order"]),
         ],
     ),
     (

@@ -70,7 +70,7 @@ const WORKS_WHEN_ALL_IS_ALLOWED: &[(&str, &str)] = &[
     ("core.load.runs-nothing", "nothing runs too early"),
     ("core.instance.runs-nothing", "nothing runs too early"),
     ("core.load.without-artifact", "modules stand alone"),
-    ("core.sink.thread", "sinks are called where they should be"),
+    ("core.sink.order", "output arrives in order"),
 ];
 
 #[test]

@@ -78,9 +78,9 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         "plugins that fail once their bytes are freed",
     ),
     must(
-        "core.sink.thread",
-        "A sink MUST be called on the thread that drives the call.",
-        "sinks that are called while their owner changes them",
+        "core.sink.order",
+        "A sink MUST get what a guest writes in the order in which it wrote it, and all of it before the call ends.",
+        "output that is mixed up, or comes when nobody listens any more",
     ),
     must(
         "core.capabilities.constant",
@@ -304,11 +304,11 @@ pub(super) const CHECKS: &[Check] = &[
         run: load_independent,
     },
     Check {
-        id: "core.sink.thread",
-        requires: &["core.sink.thread"],
-        needs: REACTOR,
-        control: "sinks-elsewhere",
-        run: sink_thread,
+        id: "core.sink.order",
+        requires: &["core.sink.order"],
+        needs: &[Need::Abi(Abi::Reactor), Need::Abi(Abi::Command)],
+        control: "mixes-up-sinks",
+        run: sink_order,
     },
     Check {
         id: "core.capabilities.constant",
@@ -1560,37 +1560,48 @@ fn load_independent(ctx: &mut Context) -> Result<(), Failure> {
     ctx.recovery()
 }
 
-/// Notes the threads it is called on.
+/// Keeps what it is given.
 #[derive(Debug, Default)]
-struct Threads(std::sync::Mutex<Vec<std::thread::ThreadId>>);
+struct Keeping(std::sync::Mutex<Vec<u8>>);
 
-impl OutputSink for Threads {
-    fn write(&self, _: OutputStream, _: &[u8]) {
-        if let Ok(mut seen) = self.0.lock() {
-            seen.push(std::thread::current().id());
+impl OutputSink for Keeping {
+    fn write(&self, _: OutputStream, bytes: &[u8]) {
+        if let Ok(mut kept) = self.0.lock() {
+            kept.extend_from_slice(bytes);
         }
     }
 }
 
-/// Sinks hold what belongs to their caller's thread.
-fn sink_thread(ctx: &mut Context) -> Result<(), Failure> {
+/// Input in pieces that are there at once.
+struct Pieces(std::vec::IntoIter<Bytes>);
+
+impl futures_core::Stream for Pieces {
+    type Item = std::io::Result<Bytes>;
+
+    fn poll_next(mut self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(self.0.next().map(Ok))
+    }
+}
+
+/// Whoever forwards output as it comes has no way to put it right afterwards.
+fn sink_order(ctx: &mut Context) -> Result<(), Failure> {
     let policy = ctx.generous();
+    let pieces: Vec<Bytes> = (0..8).map(|_| ctx.nonce().into()).collect();
+    let whole = pieces.concat();
+    let input = || palisade_core::Input::Stream(Box::pin(Pieces(pieces.clone().into_iter())));
     ctx.baseline(|ctx| {
-        let execution = ctx.run("write", numbers(&[0, 10, 3]), &policy)?;
-        ctx.expect_completed("writing", &execution)
+        let execution = ctx.run("stdin", input(), &policy)?;
+        ctx.expect_completed("copying", &execution)?;
+        ctx.expect("without a sink", execution.output.len(), execution.output == whole)
     })?;
     ctx.enforced(|ctx| {
-        for stream in 0..3 {
-            let sink = Arc::new(Threads::default());
-            let call = Call::new().input(numbers(&[stream, 10, 3])).sink(Arc::clone(&sink) as Arc<dyn OutputSink>);
-            let execution = ctx.call("write", call, &policy, HostFunctions::new())?;
-            ctx.expect_completed("writing to a sink", &execution)?;
-            let seen = sink.0.lock().map(|seen| seen.clone()).unwrap_or_default();
-            let own = seen.iter().filter(|thread| **thread == std::thread::current().id()).count();
-            let told = format!("{own} of {} here", seen.len());
-            ctx.expect("calls of the sink", told, own > 0 && own == seen.len())?;
-        }
-        Ok(())
+        let sink = Arc::new(Keeping::default());
+        let call = Call::new().input(input()).sink(Arc::clone(&sink) as Arc<dyn OutputSink>);
+        let execution = ctx.call("stdin", call, &policy, HostFunctions::new())?;
+        ctx.expect_completed("copying to a sink", &execution)?;
+        let kept = sink.0.lock().map(|kept| kept.clone()).unwrap_or_default();
+        let seen = format!("{} of {} bytes", kept.len(), whole.len());
+        ctx.expect("what the sink got, in this order", seen, kept == whole)
     })?;
     ctx.recovery()
 }

@@ -253,7 +253,8 @@ pub trait OutputSink: Send + Sync + fmt::Debug {
     ///
     /// # Behavior
     ///
-    /// * Called on the thread that drives the call; must not block.
+    /// * Called in the order in which the guest wrote, and not after the call ended; on the thread that drives the call, or
+    ///   on the guest's where it has one. It must not block.
     fn write(&self, stream: OutputStream, bytes: &[u8]);
 }
 

@@ -162,8 +162,8 @@ faults! {
     StartsWhenMade = "starts-when-made",
     /// A module does not work without its artifact.
     NeedsArtifact = "needs-artifact",
-    /// Sinks are called on a thread of the backend's.
-    SinksElsewhere = "sinks-elsewhere",
+    /// Sinks get the latest piece first.
+    MixesUpSinks = "mixes-up-sinks",
     /// What is declared changes when a guest traps.
     ChangesCapabilities = "changes-capabilities",
     /// Arguments may have NUL bytes.
@@ -540,7 +540,7 @@ impl Wrong {
                     | Fault::StartsWhenLoaded
                     | Fault::StartsWhenMade
                     | Fault::NeedsArtifact
-                    | Fault::SinksElsewhere
+                    | Fault::MixesUpSinks
                     | Fault::ChangesCapabilities
                     | Fault::SkipsInitialize
                     | Fault::NoInputUsage

@@ -62,6 +62,8 @@ pub(crate) struct Machine<'a> {
     output: Vec<u8>,
     error: Vec<u8>,
     log: Vec<LogRecord>,
+    /// What a sink gets at the end, when the fault asks for it.
+    held_back: Vec<(OutputStream, Vec<u8>)>,
 }
 
 impl<'a> Machine<'a> {
@@ -95,6 +97,7 @@ impl<'a> Machine<'a> {
             output: Vec::new(),
             error: Vec::new(),
             log: Vec::new(),
+            held_back: Vec::new(),
         }
     }
 
@@ -113,6 +116,9 @@ impl<'a> Machine<'a> {
             _ => {}
         }
         self.disturb(&mut outcome);
+        if let Some(sink) = &self.call.sink {
+            self.held_back.iter().rev().for_each(|(stream, bytes)| sink.write(*stream, bytes));
+        }
         self.usage.wall_time = self.begun.elapsed();
         if self.shared.has(Fault::NoCpuTime) {
             self.usage.cpu_time = Duration::ZERO;
@@ -451,9 +457,7 @@ impl<'a> Machine<'a> {
         }
         let kept = &bytes[..fits as usize];
         match (&self.call.sink, stream) {
-            (Some(sink), _) if self.shared.has(Fault::SinksElsewhere) => {
-                std::thread::scope(|scope| drop(scope.spawn(|| sink.write(stream, kept))));
-            }
+            (Some(_), _) if self.shared.has(Fault::MixesUpSinks) => self.held_back.push((stream, kept.to_vec())),
             (Some(sink), _) => sink.write(stream, kept),
             (None, OutputStream::Output) => self.output.extend_from_slice(kept),
             (None, OutputStream::Error) => self.error.extend_from_slice(kept),
