@@ -15,6 +15,8 @@ unsafe extern "C" {
     fn _exit(code: i32) -> !;
     fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
     fn getppid() -> i32;
+    fn getpid() -> i32;
+    fn getpgrp() -> i32;
     fn raise(signal: i32) -> i32;
     fn abort() -> !;
 }
@@ -57,6 +59,26 @@ mod number {
     pub const SCHED_SETAFFINITY: i64 = 203;
     pub const NAME_TO_HANDLE_AT: i64 = 303;
     pub const VMSPLICE: i64 = 278;
+    pub const OPEN: i64 = 2;
+    pub const CREAT: i64 = 85;
+    pub const CHMOD: i64 = 90;
+    pub const FCHMOD: i64 = 91;
+    pub const OPENAT: i64 = 257;
+    pub const MKNODAT: i64 = 259;
+    pub const FCHOWNAT: i64 = 260;
+    pub const FCHMODAT: i64 = 268;
+    pub const TIMER_CREATE: i64 = 222;
+    pub const SIGNALFD4: i64 = 289;
+    pub const MSGGET: i64 = 68;
+    pub const MSGCTL: i64 = 71;
+    pub const SEMGET: i64 = 64;
+    pub const SEMCTL: i64 = 66;
+    pub const SETPRIORITY: i64 = 141;
+    pub const SCHED_SETSCHEDULER: i64 = 144;
+    pub const IOPRIO_SET: i64 = 251;
+    pub const PROCESS_VM_WRITEV: i64 = 311;
+    pub const SETRESGID: i64 = 119;
+    pub const SETSID: i64 = 112;
 }
 #[cfg(target_arch = "aarch64")]
 mod number {
@@ -95,8 +117,28 @@ mod number {
     pub const SCHED_SETAFFINITY: i64 = 122;
     pub const NAME_TO_HANDLE_AT: i64 = 264;
     pub const VMSPLICE: i64 = 75;
+    pub const OPENAT: i64 = 56;
+    pub const MKNODAT: i64 = 33;
+    pub const FCHOWNAT: i64 = 54;
+    pub const FCHMODAT: i64 = 53;
+    pub const FCHMOD: i64 = 52;
+    pub const TIMER_CREATE: i64 = 107;
+    pub const SIGNALFD4: i64 = 74;
+    pub const MSGGET: i64 = 186;
+    pub const MSGCTL: i64 = 187;
+    pub const SEMGET: i64 = 190;
+    pub const SEMCTL: i64 = 191;
+    pub const SETPRIORITY: i64 = 140;
+    pub const SCHED_SETSCHEDULER: i64 = 119;
+    pub const IOPRIO_SET: i64 = 30;
+    pub const PROCESS_VM_WRITEV: i64 = 271;
+    pub const SETRESGID: i64 = 149;
+    pub const SETSID: i64 = 157;
 }
 const IO_URING_SETUP: i64 = 425;
+const PIDFD_OPEN: i64 = 434;
+const OPENAT2: i64 = 437;
+const FCHMODAT2: i64 = 452;
 
 type Attack = Result<String, std::io::Error>;
 
@@ -147,6 +189,26 @@ fn attack(name: &str, argument: &str) -> Attack {
             let mut mount = 0i32;
             let at_cwd = -100i64 as u64;
             done(number::NAME_TO_HANDLE_AT, [at_cwd, path.as_ptr() as u64, handle.as_mut_ptr() as u64, &raw mut mount as u64, 0, 0])
+        }
+        "rename-file" => std::fs::rename(argument, format!("{argument}-renamed")).map(|()| "renamed".into()),
+        "link-file" => std::fs::hard_link(argument, format!("{argument}-linked")).map(|()| "linked".into()),
+        "make-link" => std::os::unix::fs::symlink("anywhere", argument).map(|()| "made".into()),
+        "make-pipe" => {
+            let path = std::ffi::CString::new(argument)?;
+            done(number::MKNODAT, [AT_CWD, path.as_ptr() as u64, 0o010644, 0, 0, 0])
+        }
+        "set-times" => {
+            let file = std::fs::File::open(argument)?;
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH).map(|()| "set".into())
+        }
+        "lock-record" => {
+            // F_SETLK of the whole file, for reading. 64-bit systems lay this out alike.
+            let lock = [0u64; 4];
+            let file = std::fs::File::open(argument)?;
+            done(number::FCNTL, [file.as_raw_fd() as u64, 6, lock.as_ptr() as u64, 0, 0, 0])
+        }
+        name if name.starts_with("set-id-") || name == "set-group-id" || name == "change-owner" => {
+            leave_a_right(name, argument)
         }
         "lock-file" => {
             let file = std::fs::File::open(argument)?;
@@ -239,6 +301,21 @@ fn attack(name: &str, argument: &str) -> Attack {
             let mask = [1u64; 16];
             done(number::SCHED_SETAFFINITY, [0, 128, mask.as_ptr() as u64, 0, 0, 0])
         }
+        "write-process-memory" => {
+            let (text, mut copy) = ([7u8; 8], [0u8; 8]);
+            let from = [text.as_ptr() as u64, 8];
+            let to = [copy.as_mut_ptr() as u64, 8];
+            let pid = call(number::GETPID, [0; 6])? as u64;
+            done(number::PROCESS_VM_WRITEV, [pid, from.as_ptr() as u64, 1, to.as_ptr() as u64, 1, 0])
+        }
+        "change-group" => done(number::SETRESGID, [u64::MAX, u64::MAX, u64::MAX, 0, 0, 0]),
+        "new-session" => done(number::SETSID, [0; 6]),
+        "set-priority" => done(number::SETPRIORITY, [0, 0, 19, 0, 0, 0]),
+        "set-disk-priority" => done(number::IOPRIO_SET, [1, 0, (2 << 13) | 7, 0, 0, 0]),
+        "set-scheduler" => {
+            const SCHED_BATCH: u64 = 3;
+            done(number::SCHED_SETSCHEDULER, [0, SCHED_BATCH, [0u64; 2].as_ptr() as u64, 0, 0, 0])
+        }
         // Code.
         "writable-code" => done(number::MMAP, [0, 4096, 7, 0x22, u64::MAX, 0]),
         "make-executable" => page().and_then(|page| done(number::MPROTECT, [page as u64, 4096, 5, 0, 0, 0])),
@@ -256,6 +333,17 @@ fn attack(name: &str, argument: &str) -> Attack {
             done(number::SHMCTL, [id as u64, 0, 0, 0, 0, 0])
         }
         "find-shared-memory" => done(number::SHMGET, [argument.parse().unwrap_or(0), 0, 0, 0, 0, 0]),
+        "signalfd" => done(number::SIGNALFD4, [u64::MAX, [0u64; 1].as_ptr() as u64, 8, 0, 0, 0]),
+        "timer" => done(number::TIMER_CREATE, [1, 0, [0u64; 1].as_mut_ptr() as u64, 0, 0, 0]),
+        // Removed at once: they would outlive this process.
+        "old-message-queue" => {
+            let id = call(number::MSGGET, [0, 0o1600, 0, 0, 0, 0])?;
+            done(number::MSGCTL, [id as u64, 0, 0, 0, 0, 0])
+        }
+        "semaphore" => {
+            let id = call(number::SEMGET, [0, 1, 0o1600, 0, 0, 0])?;
+            done(number::SEMCTL, [id as u64, 0, 0, 0, 0, 0])
+        }
         "message-queue" => {
             let name = std::ffi::CString::new(argument)?;
             let opened = done(number::MQ_OPEN, [name.as_ptr() as u64, 0o102, 0o600, 0, 0, 0]);
@@ -291,6 +379,13 @@ fn attack(name: &str, argument: &str) -> Attack {
             0 => Err(refused("the parent is not visible")),
             pid => done(number::KILL, [pid as u64, 0, 0, 0, 0, 0]),
         },
+        // A group of its own reaches nobody else.
+        "signal-group" => match unsafe { getpgrp() == getpid() } {
+            true => Err(refused("it is alone in its group")),
+            false => done(number::KILL, [0; 6]),
+        },
+        "signal-all" => done(number::KILL, [u64::MAX, 0, 0, 0, 0, 0]),
+        "descriptor-of-process" => done(PIDFD_OPEN, [argument.parse().unwrap_or(0), 0, 0, 0, 0, 0]),
         "signal-process" => done(number::KILL, [argument.parse().unwrap_or(0), 0, 0, 0, 0, 0]),
         "limits-of-process" => {
             let limit = [0u64; 2];
@@ -328,6 +423,53 @@ fn attack(name: &str, argument: &str) -> Attack {
             eprintln!("no attack {name}");
             std::process::exit(64)
         }
+    }
+}
+
+const AT_CWD: u64 = -100i64 as u64;
+
+/// Tries to leave a file in `directory` that gives whoever runs it the rights of its owner, or that is somebody else's.
+/// `plain` is there, and the caller's own.
+fn leave_a_right(name: &str, directory: &str) -> Attack {
+    const CREATE: u64 = 0o101;
+    const MODE: u64 = 0o4755;
+    let plain = std::ffi::CString::new(format!("{directory}/plain"))?;
+    let fresh = std::ffi::CString::new(format!("{directory}/fresh"))?;
+    let (plain, fresh) = (plain.as_ptr() as u64, fresh.as_ptr() as u64);
+    let chmod = |mode: u64| {
+        #[cfg(target_arch = "x86_64")]
+        return done(number::CHMOD, [plain, mode, 0, 0, 0, 0]);
+        #[cfg(not(target_arch = "x86_64"))]
+        return done(number::FCHMODAT, [AT_CWD, plain, mode, 0, 0, 0]);
+    };
+    let openat = || done(number::OPENAT, [AT_CWD, fresh, CREATE, MODE, 0, 0]);
+    // What this kernel is too old for is tried by the call it replaces.
+    let or_older = |tried: Attack, older: &dyn Fn() -> Attack| match tried {
+        Err(error) if error.raw_os_error() == Some(38) => older(),
+        tried => tried,
+    };
+    let fchmodat = || done(number::FCHMODAT, [AT_CWD, plain, MODE, 0, 0, 0]);
+    match name {
+        "set-id-chmod" => chmod(MODE),
+        "set-group-id" => chmod(0o2755),
+        "set-id-fchmod" => {
+            let file = std::fs::File::open(format!("{directory}/plain"))?;
+            done(number::FCHMOD, [file.as_raw_fd() as u64, MODE, 0, 0, 0, 0])
+        }
+        "set-id-fchmodat" => fchmodat(),
+        "set-id-fchmodat2" => or_older(done(FCHMODAT2, [AT_CWD, plain, MODE, 0, 0, 0]), &fchmodat),
+        #[cfg(target_arch = "x86_64")]
+        "set-id-open" => done(number::OPEN, [fresh, CREATE, MODE, 0, 0, 0]),
+        #[cfg(target_arch = "x86_64")]
+        "set-id-creat" => done(number::CREAT, [fresh, MODE, 0, 0, 0, 0]),
+        "set-id-open" | "set-id-creat" | "set-id-openat" => openat(),
+        "set-id-openat2" => {
+            let how = [CREATE, MODE, 0];
+            or_older(done(OPENAT2, [AT_CWD, fresh, how.as_ptr() as u64, 24, 0, 0]), &openat)
+        }
+        "set-id-mknodat" => done(number::MKNODAT, [AT_CWD, fresh, 0o100000 | MODE, 0, 0, 0]),
+        // To whom it belongs already: nobody asks whether it is changed, only whether it could ever be.
+        _ => done(number::FCHOWNAT, [AT_CWD, plain, u64::MAX, u64::MAX, 0, 0]),
     }
 }
 

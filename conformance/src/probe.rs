@@ -7,6 +7,8 @@ use palisade_core::{Artifact, ArtifactKind};
 /// Verbs and their sources as WebAssembly text.
 const WASM: &[(&str, &str)] = &[
     ("args", include_str!("../probes/args.wat")),
+    ("argument", include_str!("../probes/argument.wat")),
+    ("bomb", include_str!("../probes/bomb.wat")),
     ("clock", include_str!("../probes/clock.wat")),
     ("count", include_str!("../probes/count.wat")),
     ("echo", include_str!("../probes/echo.wat")),
@@ -16,8 +18,11 @@ const WASM: &[(&str, &str)] = &[
     ("grow", include_str!("../probes/grow.wat")),
     ("host", include_str!("../probes/host.wat")),
     ("large", include_str!("../probes/large.wat")),
+    ("list", include_str!("../probes/list.wat")),
     ("open", include_str!("../probes/open.wat")),
     ("random", include_str!("../probes/random.wat")),
+    ("randoms", include_str!("../probes/randoms.wat")),
+    ("reactor", include_str!("../probes/reactor.wat")),
     ("recurse", include_str!("../probes/recurse.wat")),
     ("sleep", include_str!("../probes/sleep.wat")),
     ("socket", include_str!("../probes/socket.wat")),

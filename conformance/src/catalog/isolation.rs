@@ -21,6 +21,16 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         "tampering with what others rely on",
     ),
     must(
+        "isolation.files.opened-when-prepared",
+        "A guest MUST see the directory that was there when its module was prepared, whatever its path leads to afterwards.",
+        "whoever can rename a directory decides what guests see",
+    ),
+    must(
+        "isolation.files.no-special",
+        "File systems that are the kernel's own, as procfs, MUST NOT be granted, nor be reached where they lie below a grant.",
+        "the host's memory, processes and devices as files",
+    ),
+    must(
         "isolation.environment.granted-only",
         "A guest MUST see the environment variables and arguments it was given, and no others.",
         "secrets in the host's environment or another call's arguments",
@@ -107,6 +117,34 @@ pub(super) const CHECKS: &[Check] = &[
         needs: WRITE,
         control: "links-read-only",
         run: hard_link,
+    },
+    Check {
+        id: "isolation.files.renamed-directory",
+        requires: &["isolation.files.opened-when-prepared"],
+        needs: READ,
+        control: "opens-late",
+        run: renamed_directory,
+    },
+    Check {
+        id: "isolation.files.special-grant",
+        requires: &["isolation.files.no-special"],
+        needs: READ,
+        control: "grants-special-directories",
+        run: special_grant,
+    },
+    Check {
+        id: "isolation.files.special-below",
+        requires: &["isolation.files.no-special"],
+        needs: READ,
+        control: "follows-into-special-directories",
+        run: special_below,
+    },
+    Check {
+        id: "isolation.clock.long-steps",
+        requires: &["isolation.clock.timing-attack-resistance"],
+        needs: &[REACTOR, COMMAND, Need::Grant(GrantKind::ClocksCoarse)],
+        control: "shortens-long-steps",
+        run: clock_long_steps,
     },
     Check {
         id: "isolation.environment.of-the-host",
@@ -200,6 +238,17 @@ fn request(operation: u32, directory: u32, path: &str, other: u32, other_path: &
 /// Input of the probe `file` for writing a file.
 pub(super) fn write_request(directory: u32, path: &str, data: &[u8]) -> Vec<u8> {
     request(WRITE_FILE, directory, path, 0, "", data)
+}
+
+/// Input of the probe `file` for making an entry of each kind beside `file`, and the entry's name.
+pub(super) fn make_requests() -> [(&'static str, Vec<u8>); 4] {
+    const MAKE_LINK: u32 = 6;
+    [
+        ("directory", request(MAKE_DIRECTORY, 3, "directory", 0, "", b"")),
+        ("new", write_request(3, "new", b"")),
+        ("hard", request(LINK, 3, "file", 3, "hard", b"")),
+        ("soft", request(MAKE_LINK, 3, "soft", 0, "file", b"")),
+    ]
 }
 
 fn read_request(directory: u32, path: &str) -> Vec<u8> {
@@ -670,5 +719,112 @@ fn agents(ctx: &mut Context) -> Result<(), Failure> {
         Ok(())
     })?;
     drop(guests);
+    ctx.recovery()
+}
+
+/// Whoever can rename a directory must not choose what guests see of the host.
+fn renamed_directory(ctx: &mut Context) -> Result<(), Failure> {
+    let (first, second) = (ctx.nonce(), ctx.nonce());
+    let folder = ctx.make_directory("granted")?;
+    put(ctx, &folder.join("file"), &first)?;
+    let policy = reading(ctx, &[&folder]);
+    let prepared = ctx.baseline(|ctx| {
+        let prepared = ctx.prepare("file", &policy, HostFunctions::new())?;
+        let call = Call::new().input(read_request(3, "file"));
+        let execution = ctx.block_on(palisade_core::PreparedExt::run(&*prepared, call));
+        let execution = execution.map_err(|error| ctx.failure(error.to_string()))?;
+        expect_read(ctx, "before it was renamed", &execution, &first)?;
+        Ok(prepared)
+    })?;
+    ctx.enforced(|ctx| {
+        let moved = std::fs::rename(&folder, ctx.scratch().join("moved"));
+        moved.map_err(|error| ctx.failure(format!("cannot rename a directory: {error}")))?;
+        ctx.make_directory("granted")?;
+        put(ctx, &folder.join("file"), &second)?;
+        let call = Call::new().input(read_request(3, "file"));
+        let execution = ctx.block_on(palisade_core::PreparedExt::run(&*prepared, call));
+        let execution = execution.map_err(|error| ctx.failure(error.to_string()))?;
+        let leak = contains(&execution.output, &second);
+        ctx.expect("what lies at its path now", leak, !leak)?;
+        expect_read(ctx, "after it was renamed", &execution, &first)
+    })?;
+    drop(prepared);
+    ctx.recovery()
+}
+
+/// Directories of this machine that are the kernel itself.
+pub(super) fn special_directories(ctx: &Context) -> Result<Vec<&'static Path>, Failure> {
+    let known = [("/proc", "/proc/self/maps"), ("/proc/self", "/proc/self/maps"), ("/sys", "/sys/kernel")];
+    let there: Vec<_> =
+        known.into_iter().filter(|(_, sign)| Path::new(sign).exists()).map(|(path, _)| Path::new(path)).collect();
+    if there.is_empty() { Err(ctx.blocked("this machine has no procfs")) } else { Ok(there) }
+}
+
+/// What looks like files there is the host itself.
+fn special_grant(ctx: &mut Context) -> Result<(), Failure> {
+    let ordinary = ctx.make_directory("ordinary")?;
+    ctx.baseline(|ctx| {
+        let policy = reading(ctx, &[&ordinary]);
+        ctx.prepare("file", &policy, HostFunctions::new()).map(drop)
+    })?;
+    let special = special_directories(ctx)?;
+    ctx.enforced(|ctx| {
+        for path in special {
+            let policy = reading(ctx, &[path]);
+            ctx.expect_refused(&path.to_string_lossy(), "file", &policy, ErrorKind::InvalidPolicy)?;
+        }
+        Ok(())
+    })?;
+    ctx.recovery()
+}
+
+/// A grant of all files is not one of the kernel's.
+fn special_below(ctx: &mut Context) -> Result<(), Failure> {
+    let nonce = ctx.nonce();
+    put(ctx, &ctx.scratch().join("file"), &nonce)?;
+    special_directories(ctx)?;
+    let policy = reading(ctx, &[Path::new("/")]);
+    ctx.baseline(|ctx| {
+        let path = ctx.scratch().join("file").to_string_lossy().trim_start_matches('/').to_owned();
+        let execution = ctx.run("file", read_request(3, &path), &policy)?;
+        expect_read(ctx, "an ordinary file", &execution, &nonce)
+    })?;
+    ctx.enforced(|ctx| {
+        for path in ["proc/self/maps", "proc/version", "proc/self/environ"] {
+            let execution = ctx.run("file", read_request(3, path), &policy)?;
+            ctx.expect_completed(path, &execution)?;
+            let (errno, len) = (number_at(&execution.output, 0), execution.output.len());
+            ctx.expect(path, format!("errno {errno}, {len} bytes"), errno != 0 && len <= 8)?;
+        }
+        Ok(())
+    })?;
+    ctx.recovery()
+}
+
+/// A step that a backend cannot make must be refused, not made shorter.
+fn clock_long_steps(ctx: &mut Context) -> Result<(), Failure> {
+    const STEP: u64 = 3_600_000_000_000;
+    ctx.baseline(|ctx| {
+        let execution = ctx.run("clock", numbers(&[0, 10]), &ctx.generous())?;
+        ctx.expect_completed("reading a clock", &execution)
+    })?;
+    ctx.enforced(|ctx| {
+        let mut policy = ctx.generous();
+        policy.grants.clocks = Clocks::Coarse { step: std::time::Duration::from_nanos(STEP) };
+        match ctx.try_prepare("clock", &policy, HostFunctions::new()) {
+            Err(error) => ctx.expect("steps of an hour", &error, error.kind() == ErrorKind::Unsupported),
+            Ok(_) => {
+                for id in [0, 1] {
+                    let execution = ctx.run("clock", numbers(&[id, 100]), &policy)?;
+                    ctx.expect_completed("reading a clock", &execution)?;
+                    let (times, _) = execution.output.as_chunks::<8>();
+                    let between = times.iter().filter(|time| !u64::from_le_bytes(**time).is_multiple_of(STEP)).count();
+                    let seen = format!("{between} of {}", times.len());
+                    ctx.expect("readings between steps of an hour", seen, between == 0 && times.len() == 100)?;
+                }
+                Ok(())
+            }
+        }
+    })?;
     ctx.recovery()
 }

@@ -7,7 +7,13 @@ mod process;
 mod quota;
 pub mod scheduler;
 
-use crate::{Check, Requirement};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::time::Duration;
+
+use palisade_core::{Call, Execution, HostFunctions, Policy, Prepared, PreparedExt, Resource};
+
+use crate::{Check, Context, Failure, Requirement};
 
 /// Every check, profile by profile.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
@@ -38,6 +44,85 @@ fn number_at(output: &[u8], index: usize) -> u32 {
 /// Whether `nonce` is somewhere in `bytes`.
 fn contains(bytes: &[u8], nonce: &str) -> bool {
     bytes.windows(nonce.len()).any(|window| window == nonce.as_bytes())
+}
+
+/// How long a guest waits, in checks of what its host does meanwhile.
+const IDLE: Duration = Duration::from_millis(500);
+/// Most CPU time of a host that waits so long: what it takes to begin and end a call, many times over.
+const IDLE_CPU_TIME: Duration = Duration::from_millis(60);
+/// Most times a call's future is polled meanwhile, for the same. A host that goes round is polled more often even where
+/// many others want the processor.
+const IDLE_POLLS: u32 = 100;
+
+/// Makes a call that waits until its wall time, [`IDLE`], is over, and requires that this process did nothing meanwhile.
+fn expect_idle(ctx: &mut Context, prepared: &dyn Prepared, call: Call) -> Result<(), Failure> {
+    let mut polls = 0;
+    let made = ctx.block_on(async {
+        let mut instance = prepared.instantiate().await?;
+        let before = own_cpu_time();
+        let mut running = pin!(instance.call(call));
+        let execution = poll_fn(|context| {
+            polls += 1;
+            running.as_mut().poll(context)
+        });
+        let execution = tokio::time::timeout(IDLE + PATIENCE, execution).await.ok().transpose()?;
+        Ok(execution.map(|execution| (execution, own_cpu_time().saturating_sub(before))))
+    });
+    let made = made.map_err(|error: palisade_core::Error| ctx.failure(format!("a call that waits: {error}")))?;
+    let (execution, used) = made.ok_or_else(|| ctx.failure("a call that waits: nothing ended it"))?;
+    ctx.expect_exceeded("a guest that waits", &execution, Resource::WallTime)?;
+    ctx.expect("CPU time of its host", format!("{used:?} in {IDLE:?}"), used <= IDLE_CPU_TIME)?;
+    ctx.expect("times its future was polled", polls, polls <= IDLE_POLLS)
+}
+
+/// How long an end is waited for that must come at once. A guest that is not ended would go on for ever.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Makes one call that nothing but a limit ends, in a fresh instance. That it does not end in [`PATIENCE`] is a failure.
+fn ended(
+    ctx: &mut Context,
+    verb: &str,
+    call: Call,
+    policy: &Policy,
+    functions: HostFunctions,
+) -> Result<Execution, Failure> {
+    let prepared = ctx.prepare(verb, policy, functions)?;
+    match ctx.block_on(async { tokio::time::timeout(PATIENCE, prepared.run(call)).await }) {
+        Ok(made) => made.map_err(|error| ctx.failure(format!("probe `{verb}`: {error}"))),
+        Err(_) => Err(ctx.failure(format!("probe `{verb}`: it did not end in {PATIENCE:?}"))),
+    }
+}
+
+/// Makes one call in a fresh instance, and measures this process's CPU time of it.
+fn measured(ctx: &mut Context, prepared: &dyn Prepared, input: Vec<u8>) -> Result<(Execution, Duration), Failure> {
+    let before = own_cpu_time();
+    let made = ctx.block_on(prepared.run(Call::new().input(input)));
+    let execution = made.map_err(|error| ctx.failure(format!("a fresh instance: {error}")))?;
+    Ok((execution, own_cpu_time().saturating_sub(before)))
+}
+
+/// Rounds of the probe `count` that use about `time` of a processor here: compilers, interpreters and machines differ.
+fn rounds_lasting(ctx: &mut Context, time: Duration) -> Result<u64, Failure> {
+    const ENOUGH: Duration = Duration::from_millis(10);
+    const ROUNDS_MAX: u64 = 300_000_000;
+    let prepared = ctx.prepare("count", &ctx.generous(), HostFunctions::new())?;
+    let mut rounds: u64 = 1 << 16;
+    loop {
+        let (execution, used) = measured(ctx, &*prepared, rounds.to_le_bytes().to_vec())?;
+        ctx.expect_completed("a loop, to see how fast this is", &execution)?;
+        if used >= ENOUGH || rounds >= ROUNDS_MAX {
+            let scale = time.as_secs_f64() / used.max(Duration::from_micros(1)).as_secs_f64();
+            // Rounds of a loop of a second fit into 53 bits.
+            return Ok((rounds as f64 * scale) as u64);
+        }
+        rounds *= 4;
+    }
+}
+
+/// CPU time of this process, all its threads together, those that have ended among them.
+fn own_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use palisade_core::{
-    Call, CancelToken, DirectoryGrant, ErrorKind, Execution, GrantKind, LayerStatus, Outcome, Policy, PreparedExt,
-    Resource, TrapKind,
+    Artifact, ArtifactKind, Call, CancelToken, DirectoryGrant, ErrorKind, Execution, GrantKind, HostFunctions,
+    LayerStatus, Outcome, Policy, PreparedExt, Resource, TrapKind,
 };
 
 use super::must;
@@ -38,6 +38,26 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         "process.grants.read-only",
         "A native program MUST NOT change anything in a directory granted for reading.",
         "tampering with what others rely on",
+    ),
+    must(
+        "process.rights.none-left",
+        "Where a native program may write, it MUST NOT leave a set-id bit or somebody else's file behind, whatever call makes it.",
+        "a program of the host that anybody runs with another's rights",
+    ),
+    must(
+        "process.grants.no-special",
+        "File systems that are the kernel's own, as procfs, MUST NOT be granted, nor be reached where they lie below a grant.",
+        "the host's memory, processes and devices as files",
+    ),
+    must(
+        "process.wait.costs-nothing",
+        "While a native program waits, its host MUST NOT use a processor for it.",
+        "guests that starve behind their own host",
+    ),
+    must(
+        "process.interpreter.listed-only",
+        "A program that a policy names as interpreter MUST be refused, and MUST NOT run, unless the host listed it.",
+        "a policy that has anything executed outside of any jail",
     ),
     must(
         "process.descriptors.none-inherited",
@@ -121,6 +141,9 @@ const CALLS: &[&str] = &["process.call.streams"];
 const TYPED: &[&str] = &["process.call.typed-end"];
 const FILES: &[&str] = &["process.files.filesystem-isolation"];
 const READ_ONLY: &[&str] = &["process.grants.read-only"];
+const RIGHTS: &[&str] = &["process.rights.none-left"];
+const SPECIAL: &[&str] = &["process.grants.no-special"];
+const WAITS: &[&str] = &["process.wait.costs-nothing"];
 const DESCRIPTORS: &[&str] = &["process.descriptors.none-inherited"];
 const ENVIRONMENT: &[&str] = &["process.environment.granted-only"];
 const SYSCALLS: &[&str] = &["process.syscalls.syscall-restriction"];
@@ -190,6 +213,18 @@ macro_rules! granted {
             needs: &[Need::Grant(GrantKind::DirectoriesReadOnly)],
             control: $control,
             run: |context| granted(context, $name, $file),
+        }
+    };
+}
+
+macro_rules! right {
+    ($id:literal, $control:literal, $name:literal) => {
+        Check {
+            id: $id,
+            requires: RIGHTS,
+            needs: &[Need::Grant(GrantKind::DirectoriesReadWrite)],
+            control: $control,
+            run: |context| right(context, $name),
         }
     };
 }
@@ -274,6 +309,24 @@ pub(super) const CHECKS: &[Check] = &[
         "choose-processor",
         Argument::None
     ),
+    attack!(
+        "process.syscalls.write-process-memory",
+        SYSCALLS,
+        "native-write-process-memory",
+        "write-process-memory",
+        Argument::None
+    ),
+    attack!("process.syscalls.change-group", SYSCALLS, "native-change-group", "change-group", Argument::None),
+    attack!("process.syscalls.new-session", SYSCALLS, "native-new-session", "new-session", Argument::None),
+    attack!("process.syscalls.priority", SYSCALLS, "native-set-priority", "set-priority", Argument::None),
+    attack!(
+        "process.syscalls.disk-priority",
+        SYSCALLS,
+        "native-set-disk-priority",
+        "set-disk-priority",
+        Argument::None
+    ),
+    attack!("process.syscalls.scheduler", SYSCALLS, "native-set-scheduler", "set-scheduler", Argument::None),
     attack!("process.code.writable-code", CODE, "native-writable-code", "writable-code", Argument::None),
     attack!("process.code.make-executable", CODE, "native-make-executable", "make-executable", Argument::None),
     attack!("process.code.replace-program", CODE, "native-replace-program", "replace-program", Argument::None),
@@ -287,6 +340,16 @@ pub(super) const CHECKS: &[Check] = &[
     attack!("process.objects.shared-memory", OBJECTS, "native-shared-memory", "shared-memory", Argument::None),
     attack!("process.objects.message-queue", OBJECTS, "native-message-queue", "message-queue", Argument::Queue),
     attack!("process.objects.splice-memory", OBJECTS, "native-splice-memory", "splice-memory", Argument::None),
+    attack!("process.objects.signalfd", OBJECTS, "native-signalfd", "signalfd", Argument::None),
+    attack!("process.objects.timer", OBJECTS, "native-timer", "timer", Argument::None),
+    attack!(
+        "process.objects.old-message-queue",
+        OBJECTS,
+        "native-old-message-queue",
+        "old-message-queue",
+        Argument::None
+    ),
+    attack!("process.objects.semaphore", OBJECTS, "native-semaphore", "semaphore", Argument::None),
     attack!("process.processes.fork", FORKS, "native-fork", "fork", Argument::None),
     attack!("process.processes.fork-bomb", FORKS, "native-fork-bomb", "fork-bomb", Argument::None),
     attack!("process.processes.thread", FORKS, "native-thread", "thread", Argument::None),
@@ -307,6 +370,15 @@ pub(super) const CHECKS: &[Check] = &[
         Argument::OwnPid
     ),
     attack!("process.agents.clock-of-process", AGENTS, "native-clock-of-process", "clock-of-process", Argument::OwnPid),
+    attack!("process.agents.signal-group", AGENTS, "native-signal-group", "signal-group", Argument::None),
+    attack!("process.agents.signal-all", AGENTS, "native-signal-all", "signal-all", Argument::None),
+    attack!(
+        "process.agents.descriptor-of-process",
+        AGENTS,
+        "native-descriptor-of-process",
+        "descriptor-of-process",
+        Argument::OwnPid
+    ),
     attack!("process.network.listen", NETWORK, "native-listen", "listen", Argument::None),
     attack!("process.network.netlink", NETWORK, "native-netlink", "netlink", Argument::None),
     attack!("process.network.vsock", NETWORK, "native-vsock", "vsock", Argument::None),
@@ -333,6 +405,46 @@ pub(super) const CHECKS: &[Check] = &[
     granted!("process.grants.change-mode-read-only", READ_ONLY, "native-granted-change-mode", "change-mode", "file"),
     granted!("process.grants.lock", AGENTS, "native-granted-lock-file", "lock-file", "file"),
     granted!("process.grants.lease", AGENTS, "native-granted-lease-file", "lease-file", "file"),
+    granted!("process.grants.rename-read-only", READ_ONLY, "native-granted-rename-file", "rename-file", "file"),
+    granted!("process.grants.link-read-only", READ_ONLY, "native-granted-link-file", "link-file", "file"),
+    granted!("process.grants.make-link-read-only", READ_ONLY, "native-granted-make-link", "make-link", "new-link"),
+    granted!("process.grants.make-pipe-read-only", READ_ONLY, "native-granted-make-pipe", "make-pipe", "new-pipe"),
+    granted!("process.grants.set-times-read-only", READ_ONLY, "native-granted-set-times", "set-times", "file"),
+    granted!("process.grants.lock-record", AGENTS, "native-granted-lock-record", "lock-record", "file"),
+    right!("process.rights.set-id-chmod", "native-granted-set-id-chmod", "set-id-chmod"),
+    right!("process.rights.set-id-fchmod", "native-granted-set-id-fchmod", "set-id-fchmod"),
+    right!("process.rights.set-id-fchmodat", "native-granted-set-id-fchmodat", "set-id-fchmodat"),
+    right!("process.rights.set-id-fchmodat2", "native-granted-set-id-fchmodat2", "set-id-fchmodat2"),
+    right!("process.rights.set-id-open", "native-granted-set-id-open", "set-id-open"),
+    right!("process.rights.set-id-openat", "native-granted-set-id-openat", "set-id-openat"),
+    right!("process.rights.set-id-openat2", "native-granted-set-id-openat2", "set-id-openat2"),
+    right!("process.rights.set-id-creat", "native-granted-set-id-creat", "set-id-creat"),
+    right!("process.rights.set-id-mknodat", "native-granted-set-id-mknodat", "set-id-mknodat"),
+    right!("process.rights.set-group-id", "native-granted-set-group-id", "set-group-id"),
+    right!("process.rights.change-owner", "native-granted-change-owner", "change-owner"),
+    Check {
+        id: "process.grants.special",
+        requires: SPECIAL,
+        needs: &[Need::Grant(GrantKind::DirectoriesReadOnly)],
+        control: "native-grants-special-directories",
+        run: special_grant,
+    },
+    Check {
+        id: "process.grants.special-below",
+        requires: SPECIAL,
+        needs: &[Need::Grant(GrantKind::DirectoriesReadOnly)],
+        control: "native-follows-into-special-directories",
+        run: special_below,
+    },
+    check!("process.wait.sleep", WAITS, "native-busy-sleep", |context| waits(context, "sleep")),
+    check!("process.wait.input", WAITS, "native-busy-input", |context| waits(context, "read")),
+    Check {
+        id: "process.interpreter.by-path",
+        requires: &["process.interpreter.listed-only"],
+        needs: &[Need::Grant(GrantKind::Interpreter), Need::Artifact(ArtifactKind::Script)],
+        control: "native-runs-named-interpreter",
+        run: interpreter,
+    },
     check!("process.quota.wall-time-spin", TIMES, "native-ignores-wall-time", |context| wall_time(context, "spin")),
     check!("process.quota.wall-time-sleep", TIMES, "native-ignores-wall-time-sleep", |context| wall_time(
         context, "sleep"
@@ -543,7 +655,162 @@ fn granted(context: &mut Context, name: &str, file: &str) -> Result<(), Failure>
     context.recovery()
 }
 
-/// Names, sizes and modes of what is in a directory.
+/// Tries to leave a right behind in a directory granted for writing, and looks at the directory afterwards.
+fn right(context: &mut Context, name: &str) -> Result<(), Failure> {
+    let owned = |folder: &std::path::Path| std::os::unix::fs::MetadataExt::uid(&folder.metadata().ok()?).into();
+    context.baseline(|context| {
+        let folder = context.make_directory("outside")?;
+        context.outside(&["attack", "write-file", &folder.join("plain").to_string_lossy()])?;
+        outside(context, name, &folder.to_string_lossy())?;
+        let found = rights(&folder, owned(&folder.join("plain")));
+        let left = if name == "change-owner" { found.is_empty() } else { !found.is_empty() };
+        context.expect("what it left", found, left)
+    })?;
+    context.enforced(|context| {
+        let folder = context.make_directory("granted")?;
+        let owner = owned(&folder);
+        let mut policy = context.native_policy();
+        policy.grants.directories.push(DirectoryGrant::read_write(&folder, "/granted"));
+        policy.quota.disk_bytes = None;
+        let execution = context.native(&["attack", "write-file", "/granted/plain"], &policy)?;
+        let said = String::from_utf8_lossy(&execution.output).into_owned();
+        context.expect("an ordinary file", &said, said.starts_with("worked") && folder.join("plain").exists())?;
+        let execution = context.native(&["attack", name, "/granted"], &policy)?;
+        expect_stopped(context, &execution)?;
+        let found = rights(&folder, owner);
+        context.expect("seen from outside: what it left", &found, found.is_empty())
+    })?;
+    context.recovery()
+}
+
+/// Files in a directory that give a right, are no files, or are not `owner`'s.
+fn rights(folder: &std::path::Path, owner: Option<u32>) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let strange = |entry: std::fs::DirEntry| {
+        let found = entry.path().symlink_metadata().ok()?;
+        let ordinary = found.is_file() && found.mode() & 0o6000 == 0 && Some(found.uid()) == owner;
+        (!ordinary).then(|| format!("{} {:o} of {}", entry.file_name().to_string_lossy(), found.mode(), found.uid()))
+    };
+    let found: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().flatten().filter_map(strange).collect();
+    found.join(", ")
+}
+
+/// What looks like files there is the host itself.
+fn special_grant(context: &mut Context) -> Result<(), Failure> {
+    let granting = |context: &Context, path: &std::path::Path| {
+        let mut policy = context.native_policy();
+        policy.grants.directories.push(DirectoryGrant::read_only(path, "/granted"));
+        policy
+    };
+    let ordinary = context.make_directory("ordinary")?;
+    context.baseline(|context| context.prepare_native(&granting(context, &ordinary)).map(drop))?;
+    context.enforced(|context| {
+        for path in super::isolation::special_directories(context)? {
+            let policy = granting(context, path);
+            let module = context.block_on(context.sandbox().load(crate::probe::native("probe")));
+            match module.and_then(|module| module.prepare(policy, HostFunctions::new())) {
+                Ok(_) => context.expect(&path.to_string_lossy(), "granted", false)?,
+                Err(error) => {
+                    context.expect(&path.to_string_lossy(), &error, error.kind() == ErrorKind::InvalidPolicy)?;
+                }
+            }
+        }
+        Ok(())
+    })?;
+    context.recovery()
+}
+
+/// A grant of all files is not one of the kernel's.
+fn special_below(context: &mut Context) -> Result<(), Failure> {
+    super::isolation::special_directories(context)?;
+    let nonce = context.nonce();
+    let folder = context.make_directory("ordinary")?;
+    std::fs::write(folder.join("file"), &nonce).map_err(|error| context.failure(error.to_string()))?;
+    let granting = |context: &Context, path: &std::path::Path| {
+        let mut policy = context.native_policy();
+        policy.grants.directories.push(DirectoryGrant::read_only(path, "/granted"));
+        policy
+    };
+    context.baseline(|context| {
+        outside(context, "read-file", "/proc/version")?;
+        let policy = granting(context, &folder);
+        let execution = context.native(&["attack", "read-file", "/granted/file"], &policy)?;
+        let said = String::from_utf8_lossy(&execution.output).into_owned();
+        context.expect("an ordinary file", &said, said == format!("worked {nonce}"))
+    })?;
+    context.enforced(|context| {
+        let policy = granting(context, std::path::Path::new("/"));
+        for path in ["/granted/proc/version", "/granted/proc/self/status"] {
+            match context.native(&["attack", "read-file", path], &policy) {
+                Ok(execution) => expect_stopped(context, &execution)?,
+                // Not every user of a machine may show all of it; then nothing ran.
+                Err(error) => context.expect("a grant of all files", error.message, true)?,
+            }
+        }
+        Ok(())
+    })?;
+    context.recovery()
+}
+
+/// A program that waits until its wall time is over, while its host must wait as well.
+fn waits(context: &mut Context, verb: &str) -> Result<(), Failure> {
+    let mut policy = context.native_policy();
+    policy.quota.wall_time = Some(super::IDLE);
+    let prepared = context.baseline(|context| {
+        let execution = context.native(&["exit", "0"], &policy)?;
+        context.expect_completed("a program that does not wait", &execution)?;
+        context.prepare_native(&policy)
+    })?;
+    context.enforced(|context| {
+        let mut call = Call::new().arguments([verb]);
+        if verb == "read" {
+            call = call.input(context.late_input(Duration::from_secs(60), b"late", || {}));
+        }
+        super::expect_idle(context, &*prepared, call)
+    })?;
+    drop(prepared);
+    context.recovery()
+}
+
+/// A program at a path that a policy names. It would leave a mark.
+fn interpreter(context: &mut Context) -> Result<(), Failure> {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = context.make_directory("planted")?;
+    let (program, mark) = (folder.join("python3"), folder.join("mark"));
+    context.baseline(|context| {
+        let failed = |error: std::io::Error| context.failure(format!("cannot plant a program: {error}"));
+        std::fs::write(&program, format!("#!/bin/sh\n: > '{}'\n", mark.display())).map_err(failed)?;
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
+        std::process::Command::new(&program).status().map_err(failed)?;
+        let there = mark.exists();
+        std::fs::remove_file(&mark).map_err(failed)?;
+        context.expect("outside any sandbox, its mark", there, there)
+    })?;
+    context.enforced(|context| {
+        let script = Artifact::new(ArtifactKind::Script, "echo").named("script");
+        let module = context
+            .block_on(context.sandbox().load(script))
+            .map_err(|error| context.failure(format!("a script: {error}")))?;
+        let upwards = format!("{}{}", "../".repeat(16), program.display().to_string().trim_start_matches('/'));
+        for name in [program.display().to_string(), upwards] {
+            let mut policy = context.native_policy();
+            policy.grants.interpreter = Some(name);
+            match module.prepare(policy, HostFunctions::new()) {
+                Ok(_) => context.expect("an interpreter by its path", "accepted", false)?,
+                Err(error) => {
+                    let refused = error.kind() == ErrorKind::Denied;
+                    context.expect("an interpreter by its path", format!("{:?}", error.kind()), refused)?;
+                }
+            }
+            let ran = mark.exists();
+            context.expect("the planted program ran", ran, !ran)?;
+        }
+        Ok(())
+    })?;
+    context.recovery()
+}
+
+/// Names, sizes, modes, links and times of what is in a directory.
 fn listing(folder: &std::path::Path) -> String {
     use std::os::unix::fs::MetadataExt;
     let mut names: Vec<_> = std::fs::read_dir(folder)
@@ -552,7 +819,14 @@ fn listing(folder: &std::path::Path) -> String {
         .flatten()
         .filter_map(|entry| {
             let found = entry.metadata().ok()?;
-            Some(format!("{} {} {:o}", entry.file_name().to_string_lossy(), found.len(), found.mode()))
+            Some(format!(
+                "{} {} {:o} {} {}",
+                entry.file_name().to_string_lossy(),
+                found.len(),
+                found.mode(),
+                found.nlink(),
+                found.mtime()
+            ))
         })
         .collect();
     names.sort();

@@ -2,16 +2,16 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use palisade_core::{
-    Abi, Bytes, Call, DirectoryGrant, ErrorKind, Execution, GrantKind, HostFunctions, Input, Phase, Policy,
-    PreparedExt, Resource,
+    Abi, Bytes, Call, DirectoryGrant, ErrorKind, Execution, GrantKind, HostFunctions, Outcome, OutputSink,
+    OutputStream, Phase, Policy, PreparedExt, Resource,
 };
 
-use super::{must, number_at, numbers};
+use super::{ended, measured, must, number_at, numbers, rounds_lasting};
 use crate::{Check, Context, Failure, Need, Requirement};
 
 pub(super) const REQUIREMENTS: &[Requirement] = &[
@@ -194,6 +194,62 @@ pub(super) const CHECKS: &[Check] = &[
         run: disk_bytes,
     },
     Check {
+        id: "quota.wall-time.long-import",
+        requires: &["quota.time.wall-time"],
+        needs: &[REACTOR, COMMAND, Need::Quota(Resource::WallTime)],
+        control: "no-deadline-in-long-calls",
+        run: wall_time_long_import,
+    },
+    Check {
+        id: "quota.wall-time.many-imports",
+        requires: &["quota.time.wall-time"],
+        needs: &[REACTOR, COMMAND, Need::Quota(Resource::WallTime)],
+        control: "no-deadline-between-calls",
+        run: wall_time_many_imports,
+    },
+    Check {
+        id: "quota.cpu.fuel-in-a-start-function",
+        requires: &["quota.cpu.cpu-quota"],
+        needs: &[REACTOR, Need::Quota(Resource::Fuel)],
+        control: "ignores-fuel-start",
+        run: fuel_start,
+    },
+    Check {
+        id: "quota.memory.host-call-input",
+        requires: &["quota.memory.memory-quota"],
+        needs: &[REACTOR, HOST, Need::Quota(Resource::Memory)],
+        control: "ignores-host-input",
+        run: memory_host_input,
+    },
+    Check {
+        id: "quota.output.through-a-sink",
+        requires: &["quota.streams.exact"],
+        needs: &[REACTOR, Need::Quota(Resource::Output)],
+        control: "ignores-output-of-sinks",
+        run: output_sink,
+    },
+    Check {
+        id: "quota.log.through-a-sink",
+        requires: &["quota.streams.exact"],
+        needs: &[REACTOR, Need::Quota(Resource::Log)],
+        control: "ignores-log-of-sinks",
+        run: log_sink,
+    },
+    Check {
+        id: "quota.reset.host-calls",
+        requires: &["quota.reset.per-call"],
+        needs: &[REACTOR, HOST, Need::Quota(Resource::HostCalls)],
+        control: "never-resets-host-calls",
+        run: next_host_calls,
+    },
+    Check {
+        id: "quota.files.nothing-at-all",
+        requires: &["quota.files.exact"],
+        needs: &[REACTOR, COMMAND, Need::Quota(Resource::Disk), Need::Grant(GrantKind::DirectoriesReadWrite)],
+        control: "makes-entries-for-nothing",
+        run: disk_nothing,
+    },
+    Check {
         id: "quota.reset.next-call",
         requires: &["quota.reset.per-call"],
         needs: &[REACTOR, Need::Quota(Resource::Output)],
@@ -225,80 +281,175 @@ pub(super) const CHECKS: &[Check] = &[
 
 /// A deadline well below [`LASTS`].
 const DEADLINE: Duration = Duration::from_millis(15);
-/// How long what should be ended would last.
-const LASTS: Duration = Duration::from_millis(50);
-/// Rounds of a loop that last well above the deadline, and yet end.
+/// How long what should be ended would last, in CPU time where it is a loop.
+const LASTS: Duration = Duration::from_millis(300);
+/// What should be ended, where nothing else ends it.
+const NEVER: Duration = Duration::from_secs(3600);
+/// Longest deadline that is tried to reach the phase a check is about, on a machine that is busy.
+const DEADLINE_MAX: Duration = Duration::from_secs(2);
+/// Rounds of a loop that others end.
 const ROUNDS: u64 = 300_000_000;
 
-fn with_deadline(ctx: &Context) -> Policy {
+fn with_deadline(ctx: &Context, deadline: Duration) -> Policy {
     let mut policy = ctx.generous();
-    policy.quota.wall_time = Some(DEADLINE);
+    policy.quota.wall_time = Some(deadline);
     policy
 }
 
-/// The baseline and the deadline of one kind of waiting.
+/// Requires that a deadline of `deadline` ended it in `phase`, and that what is told is what was `seen`.
+fn expect_ended(
+    ctx: &mut Context,
+    execution: &Execution,
+    deadline: Duration,
+    phase: Phase,
+    seen: Duration,
+) -> Result<(), Failure> {
+    ctx.expect_exceeded_in("with a deadline", execution, Resource::WallTime, phase)?;
+    ctx.expect_exceeded("by more than the deadline", execution, Resource::WallTime)?;
+    let reported = execution.usage.wall_time;
+    let holds = reported > deadline && reported <= seen;
+    ctx.expect("reported time, and time seen from outside", format!("{reported:?}, {seen:?}"), holds)
+}
+
+/// Whether a busy machine took so long to begin that the deadline was over before what the check is about.
+fn ended_too_early(execution: &Execution, wanted: Phase) -> bool {
+    let early = matches!(&execution.outcome,
+        Outcome::QuotaExceeded { resource: Resource::WallTime, phase, .. } if *phase != wanted);
+    early && wanted != Phase::Starting
+}
+
+/// The baseline and the deadline of one kind of waiting. `run` is told how long the wait would be.
 fn expect_deadline(
     ctx: &mut Context,
-    phase: Phase,
-    mut run: impl FnMut(&mut Context, &Policy) -> Result<Execution, Failure>,
+    mut run: impl FnMut(&mut Context, &Policy, Duration) -> Result<Execution, Failure>,
 ) -> Result<(), Failure> {
     let policy = ctx.generous();
     ctx.baseline(|ctx| {
-        let execution = run(ctx, &policy)?;
+        let execution = run(ctx, &policy, 2 * DEADLINE)?;
         ctx.expect_completed("without a deadline", &execution)?;
         let wall = execution.usage.wall_time;
         ctx.expect("lasted longer than the deadline", format!("{wall:?}"), wall > DEADLINE)
     })?;
-    let policy = with_deadline(ctx);
     ctx.enforced(|ctx| {
-        let begun = std::time::Instant::now();
-        let execution = run(ctx, &policy)?;
-        let seen = begun.elapsed();
-        ctx.expect_exceeded_in("with a deadline", &execution, Resource::WallTime, phase)?;
-        ctx.expect_exceeded("by more than the deadline", &execution, Resource::WallTime)?;
-        let reported = execution.usage.wall_time;
-        let holds = reported > DEADLINE && reported <= seen;
-        ctx.expect("reported time, and time seen from outside", format!("{reported:?}, {seen:?}"), holds)
+        let mut deadline = DEADLINE;
+        loop {
+            let policy = with_deadline(ctx, deadline);
+            let begun = std::time::Instant::now();
+            let execution = run(ctx, &policy, NEVER)?;
+            let seen = begun.elapsed();
+            if ended_too_early(&execution, Phase::HostCall) && deadline < DEADLINE_MAX {
+                deadline *= 2;
+                continue;
+            }
+            return expect_ended(ctx, &execution, deadline, Phase::HostCall, seen);
+        }
+    })?;
+    ctx.recovery()
+}
+
+/// A loop that would use a processor for [`LASTS`] must be ended by its deadline before it used half of that: CPU time, since
+/// wall time says how busy the machine is.
+fn expect_loop_ended(ctx: &mut Context, verb: &str, phase: Phase) -> Result<(), Failure> {
+    let rounds = ctx.baseline(|ctx| rounds_lasting(ctx, LASTS))?;
+    let whole = ctx.baseline(|ctx| {
+        let prepared = ctx.prepare(verb, &ctx.generous(), HostFunctions::new())?;
+        let (execution, used) = measured(ctx, &*prepared, rounds.to_le_bytes().to_vec())?;
+        ctx.expect_completed("without a deadline", &execution)?;
+        ctx.expect("CPU time of the whole", format!("{used:?}"), used > 4 * DEADLINE)?;
+        Ok(used)
+    })?;
+    ctx.enforced(|ctx| {
+        let mut deadline = DEADLINE;
+        loop {
+            let prepared = ctx.prepare(verb, &with_deadline(ctx, deadline), HostFunctions::new())?;
+            let begun = std::time::Instant::now();
+            let (execution, used) = measured(ctx, &*prepared, rounds.to_le_bytes().to_vec())?;
+            let seen = begun.elapsed();
+            if ended_too_early(&execution, phase) && 4 * deadline < whole {
+                deadline *= 2;
+                continue;
+            }
+            expect_ended(ctx, &execution, deadline, phase, seen)?;
+            let seen = format!("{used:?} of {whole:?}");
+            return ctx.expect("CPU time until its end", seen, used < whole / 2);
+        }
     })?;
     ctx.recovery()
 }
 
 /// The commonest runaway.
 fn wall_time_loop(ctx: &mut Context) -> Result<(), Failure> {
-    expect_deadline(ctx, Phase::Running, |ctx, policy| ctx.run("count", ROUNDS.to_le_bytes().to_vec(), policy))
+    expect_loop_ended(ctx, "count", Phase::Running)
 }
 
 /// A start function runs before anybody called anything, where deadlines are easily forgotten.
 fn wall_time_start(ctx: &mut Context) -> Result<(), Failure> {
-    expect_deadline(ctx, Phase::Starting, |ctx, policy| ctx.run("start", ROUNDS.to_le_bytes().to_vec(), policy))
+    expect_loop_ended(ctx, "start", Phase::Starting)
+}
+
+/// Random bytes that take a processor for some time, by calls of `random_get`, must be ended by their deadline before half
+/// of that. `input` makes the probe's input of an amount.
+fn expect_imports_ended(ctx: &mut Context, input: fn(u32) -> [u32; 2], amount_max: u32) -> Result<(), Failure> {
+    const ENOUGH: Duration = Duration::from_millis(200);
+    let generous = ctx.generous();
+    let (amount, whole) = ctx.baseline(|ctx| {
+        let prepared = ctx.prepare("randoms", &generous, HostFunctions::new())?;
+        let mut amount = 64;
+        loop {
+            let (execution, used) = measured(ctx, &*prepared, numbers(&input(amount)))?;
+            ctx.expect_completed("without a deadline", &execution)?;
+            if used >= ENOUGH || amount >= amount_max {
+                ctx.expect("CPU time of the whole", format!("{used:?}"), used >= DEADLINE)?;
+                return Ok((amount, used));
+            }
+            amount *= 2;
+        }
+    })?;
+    ctx.enforced(|ctx| {
+        let prepared = ctx.prepare("randoms", &with_deadline(ctx, whole / 8), HostFunctions::new())?;
+        let (execution, used) = measured(ctx, &*prepared, numbers(&input(amount)))?;
+        ctx.expect_exceeded("with a deadline of an eighth", &execution, Resource::WallTime)?;
+        ctx.expect("CPU time until its end", format!("{used:?} of {whole:?}"), used < whole / 2)
+    })?;
+    ctx.recovery()
+}
+
+/// A call of an import that is asked for much is the host's own loop.
+fn wall_time_long_import(ctx: &mut Context) -> Result<(), Failure> {
+    expect_imports_ended(ctx, |amount| [amount, 1], 2048)
+}
+
+/// A guest that does nothing but call its host runs few instructions of its own.
+fn wall_time_many_imports(ctx: &mut Context) -> Result<(), Failure> {
+    expect_imports_ended(ctx, |amount| [1, amount], 1 << 16)
 }
 
 /// A sleeping guest runs no instruction that could be counted.
 fn wall_time_sleep(ctx: &mut Context) -> Result<(), Failure> {
-    let nanos = (LASTS.as_nanos() as u64).to_le_bytes().to_vec();
-    expect_deadline(ctx, Phase::HostCall, |ctx, policy| ctx.run("sleep", nanos.clone(), policy))
+    expect_deadline(ctx, |ctx, policy, time| {
+        let call = Call::new().input((time.as_nanos() as u64).to_le_bytes().to_vec());
+        ended(ctx, "sleep", call, policy, HostFunctions::new())
+    })
 }
 
 /// A guest must not get around its deadline by way of a slow host function.
 fn wall_time_host_call(ctx: &mut Context) -> Result<(), Failure> {
-    expect_deadline(ctx, Phase::HostCall, |ctx, policy| {
-        let functions = HostFunctions::new().add("f", |_| async {
-            tokio::time::sleep(LASTS).await;
+    expect_deadline(ctx, |ctx, policy, time| {
+        let functions = HostFunctions::new().add("f", move |_| async move {
+            tokio::time::sleep(time).await;
             Ok(Bytes::new())
         });
         let mut policy = policy.clone();
         policy.grants.host_functions.insert("f".to_owned());
-        ctx.call("host", Call::new().input(host_input(1)), &policy, functions)
+        ended(ctx, "host", Call::new().input(host_input(1)), &policy, functions)
     })
 }
 
 /// Input comes from somebody who may never send it.
 fn wall_time_input(ctx: &mut Context) -> Result<(), Failure> {
-    expect_deadline(ctx, Phase::HostCall, |ctx, policy| {
-        let input: Input = ctx.late_input(LASTS, b"late", || {});
-        let mut call = Call::new();
-        call.input = input;
-        ctx.call("stdin", call, policy, HostFunctions::new())
+    expect_deadline(ctx, |ctx, policy, time| {
+        let call = Call::new().input(ctx.late_input(time, b"late", || {}));
+        ended(ctx, "stdin", call, policy, HostFunctions::new())
     })
 }
 
@@ -310,13 +461,15 @@ fn host_input(times: u32) -> Vec<u8> {
 /// CPU time bounds the cost of a guest also when the machine is busy and wall time says little.
 fn cpu_time_loop(ctx: &mut Context) -> Result<(), Failure> {
     let mut policy = ctx.generous();
-    ctx.baseline(|ctx| {
-        let execution = ctx.run("count", ROUNDS.to_le_bytes().to_vec(), &policy)?;
-        ctx.expect_completed("without a bound", &execution)
+    let rounds = ctx.baseline(|ctx| {
+        let rounds = rounds_lasting(ctx, LASTS)?;
+        let execution = ctx.run("count", rounds.to_le_bytes().to_vec(), &policy)?;
+        ctx.expect_completed("without a bound", &execution)?;
+        Ok(rounds)
     })?;
     policy.quota.cpu_time = Some(DEADLINE);
     ctx.enforced(|ctx| {
-        let execution = ctx.run("count", ROUNDS.to_le_bytes().to_vec(), &policy)?;
+        let execution = ctx.run("count", rounds.to_le_bytes().to_vec(), &policy)?;
         ctx.expect_exceeded("a long loop", &execution, Resource::CpuTime)?;
         let execution = ctx.run("count", 1000u64.to_le_bytes().to_vec(), &policy)?;
         ctx.expect_completed("a short loop", &execution)
@@ -366,6 +519,11 @@ fn fuel(ctx: &mut Context) -> Result<(), Failure> {
     expect_exact(ctx, "count", &10_000u64.to_le_bytes(), Resource::Fuel, 10_000)
 }
 
+/// Code that runs before the entry costs as much as any.
+fn fuel_start(ctx: &mut Context) -> Result<(), Failure> {
+    expect_exact(ctx, "start", &10_000u64.to_le_bytes(), Resource::Fuel, 10_000)
+}
+
 /// A module can declare any amount before it runs an instruction.
 fn memory_initial(ctx: &mut Context) -> Result<(), Failure> {
     expect_exact(ctx, "large", b"", Resource::Memory, 32 << 16)
@@ -386,6 +544,44 @@ fn memory_tables(ctx: &mut Context) -> Result<(), Failure> {
 fn memory_host_buffers(ctx: &mut Context) -> Result<(), Failure> {
     // Sixteen writes of 32 KiB: half a mebibyte beside the guest's own memory of one page.
     expect_exact(ctx, "write", &numbers(&[0, 1 << 15, 16]), Resource::Memory, 1 << 19)
+}
+
+/// What a guest passes to a host function is held for as long as that runs, however long that is.
+fn memory_host_input(ctx: &mut Context) -> Result<(), Failure> {
+    const PASSED: u32 = 1 << 20;
+    let seen = Arc::new(AtomicU64::new(0));
+    let theirs = Arc::clone(&seen);
+    let functions = HostFunctions::new().add("f", move |call| {
+        theirs.fetch_add(call.input.len() as u64, Ordering::SeqCst);
+        async { Ok(Bytes::new()) }
+    });
+    let mut policy = ctx.generous();
+    policy.grants.host_functions.insert("f".to_owned());
+    let pass = |ctx: &mut Context, policy: &Policy, bytes: u32| {
+        seen.store(0, Ordering::SeqCst);
+        let execution = ctx.call("argument", Call::new().input(numbers(&[bytes])), policy, functions.clone())?;
+        Ok((execution, seen.load(Ordering::SeqCst)))
+    };
+    let least = ctx.baseline(|ctx| {
+        let (execution, seen) = pass(ctx, &policy, PASSED)?;
+        ctx.expect_completed("without a bound", &execution)?;
+        ctx.expect("bytes that the host saw", seen, seen == u64::from(PASSED))?;
+        let (execution, _) = pass(ctx, &policy, 1)?;
+        Ok(execution.usage.memory_peak_bytes)
+    })?;
+    ctx.enforced(|ctx| {
+        let (execution, _) = pass(ctx, &policy, PASSED)?;
+        let more = execution.usage.memory_peak_bytes.saturating_sub(least);
+        ctx.expect("peak memory beyond that of one byte", more, more >= u64::from(PASSED) - 1)?;
+        policy.quota.memory_bytes = Some(least + u64::from(PASSED / 2));
+        let (execution, seen) = pass(ctx, &policy, PASSED)?;
+        ctx.expect_exceeded("more than there is room for", &execution, Resource::Memory)?;
+        ctx.expect("bytes that the host saw", seen, seen == 0)?;
+        let (execution, seen) = pass(ctx, &policy, PASSED / 4)?;
+        ctx.expect_completed("what there is room for", &execution)?;
+        ctx.expect("bytes that the host saw", seen, seen == u64::from(PASSED / 4))
+    })?;
+    ctx.recovery()
 }
 
 /// Overflowing the host's stack kills the host.
@@ -455,6 +651,60 @@ fn output_exact(ctx: &mut Context) -> Result<(), Failure> {
 /// Error text ends in logs that somebody pays for.
 fn error_text(ctx: &mut Context) -> Result<(), Failure> {
     expect_exact_stream(ctx, 1, Resource::Log, |execution| execution.error.len())
+}
+
+/// Counts what it is given.
+#[derive(Debug, Default)]
+struct Counting {
+    output: AtomicU64,
+    log: AtomicU64,
+}
+
+impl OutputSink for Counting {
+    fn write(&self, stream: OutputStream, bytes: &[u8]) {
+        let count = if stream == OutputStream::Output { &self.output } else { &self.log };
+        count.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+    }
+}
+
+/// Writes of a stream through a sink, up to its limit and beyond.
+fn expect_exact_sink(ctx: &mut Context, stream: u32, resource: Resource) -> Result<(), Failure> {
+    let write = |ctx: &mut Context, policy: &Policy, [len, times]: [u32; 2]| {
+        let sink = Arc::new(Counting::default());
+        let call = Call::new().input(numbers(&[stream, len, times])).sink(Arc::clone(&sink) as Arc<dyn OutputSink>);
+        let execution = ctx.call("write", call, policy, HostFunctions::new())?;
+        let seen = if stream == 0 { &sink.output } else { &sink.log };
+        Ok((execution, seen.load(Ordering::SeqCst)))
+    };
+    let policy = ctx.generous();
+    ctx.baseline(|ctx| {
+        let (execution, seen) = write(ctx, &policy, [101, 2])?;
+        ctx.expect_completed("without a bound", &execution)?;
+        ctx.expect("bytes that the sink saw", seen, seen == 202)
+    })?;
+    let policy = with_streams(ctx, 100);
+    ctx.enforced(|ctx| {
+        let (execution, seen) = write(ctx, &policy, [50, 2])?;
+        ctx.expect_completed("exactly the limit", &execution)?;
+        ctx.expect("bytes that the sink saw", seen, seen == 100)?;
+        for input in [[101, 1], [1, 101], [32_768, 100]] {
+            let (execution, seen) = write(ctx, &policy, input)?;
+            ctx.expect_exceeded("more than the limit", &execution, resource)?;
+            ctx.expect("bytes that the sink saw", seen, seen <= 100)?;
+        }
+        Ok(())
+    })?;
+    ctx.recovery()
+}
+
+/// A sink may be a socket or a file: what goes there is a flood as well.
+fn output_sink(ctx: &mut Context) -> Result<(), Failure> {
+    expect_exact_sink(ctx, 0, Resource::Output)
+}
+
+/// Logs that go straight to a service are paid for by the line.
+fn log_sink(ctx: &mut Context) -> Result<(), Failure> {
+    expect_exact_sink(ctx, 1, Resource::Log)
 }
 
 /// A flood of small records is a flood: their bytes count. What a record itself costs may count too.
@@ -575,6 +825,68 @@ fn disk_bytes(ctx: &mut Context) -> Result<(), Failure> {
     ctx.recovery()
 }
 
+/// Entries of directories take room that bytes of files do not show.
+fn disk_nothing(ctx: &mut Context) -> Result<(), Failure> {
+    let folder = |ctx: &mut Context, name: &str| {
+        let folder = ctx.make_directory(name)?;
+        std::fs::write(folder.join("file"), "").map_err(|error| ctx.failure(error.to_string()))?;
+        let mut policy = ctx.generous();
+        policy.grants.directories.push(DirectoryGrant::read_write(&folder, "/files"));
+        Ok((folder, policy))
+    };
+    let makes = super::isolation::make_requests();
+    ctx.baseline(|ctx| {
+        let (folder, policy) = folder(ctx, "bounded-by-nothing")?;
+        for (name, request) in &makes {
+            let execution = ctx.run("file", request.clone(), &policy)?;
+            ctx.expect_completed("making an entry", &execution)?;
+            let there = folder.join(name).symlink_metadata().is_ok();
+            let errno = number_at(&execution.output, 0);
+            ctx.expect(name, format!("errno {errno}, there: {there}"), errno == 0 && there)?;
+        }
+        Ok(())
+    })?;
+    ctx.enforced(|ctx| {
+        let (folder, mut policy) = folder(ctx, "bounded-by-zero")?;
+        policy.quota.disk_bytes = Some(0);
+        for (name, request) in &makes {
+            let execution = ctx.run("file", request.clone(), &policy)?;
+            ctx.expect_completed("making an entry", &execution)?;
+            let there = folder.join(name).symlink_metadata().is_ok();
+            let errno = number_at(&execution.output, 0);
+            ctx.expect(name, format!("errno {errno}, there: {there}"), errno != 0 && !there)?;
+        }
+        Ok(())
+    })?;
+    ctx.recovery()
+}
+
+/// Each call may make its host calls anew.
+fn next_host_calls(ctx: &mut Context) -> Result<(), Failure> {
+    let functions = HostFunctions::new().add("f", |_| async { Ok(Bytes::new()) });
+    let mut policy = ctx.generous();
+    policy.grants.host_functions.insert("f".to_owned());
+    policy.quota.host_calls = Some(3);
+    let mut instance = ctx.baseline(|ctx| {
+        let mut instance = ctx.instance("host", &policy, functions)?;
+        let execution = ctx.call_again(&mut instance, Call::new().input(host_input(3)))?;
+        ctx.expect_completed("a first call that makes all of its host calls", &execution)?;
+        Ok(instance)
+    })?;
+    ctx.enforced(|ctx| {
+        for _ in 0..3 {
+            let execution = ctx.call_again(&mut instance, Call::new().input(host_input(3)))?;
+            ctx.expect_completed("the next call, making all of its own", &execution)?;
+            let told = execution.usage.host_calls;
+            ctx.expect("host calls told", told, told == 3)?;
+        }
+        let execution = ctx.call_again(&mut instance, Call::new().input(host_input(4)))?;
+        ctx.expect_exceeded("the next call, making one more", &execution, Resource::HostCalls)
+    })?;
+    drop(instance);
+    ctx.recovery()
+}
+
 /// An instance that serves many calls must give each its full quota.
 fn next_call(ctx: &mut Context) -> Result<(), Failure> {
     let policy = with_streams(ctx, 100);
@@ -675,7 +987,7 @@ fn at_the_same_time(ctx: &mut Context) -> Result<(), Failure> {
     let mut neighbour = ctx.baseline(|ctx| ctx.instance("stdin", &policy, HostFunctions::new()))?;
     let waits = Arc::new(AtomicBool::new(false));
     let theirs = Arc::clone(&waits);
-    let call = Call::new().input(ctx.late_input(LASTS, b"late", move || theirs.store(true, Ordering::SeqCst)));
+    let call = Call::new().input(ctx.late_input(4 * DEADLINE, b"late", move || theirs.store(true, Ordering::SeqCst)));
     let mut running = neighbour.call(call);
     ctx.baseline(|ctx| {
         let in_its_call = ctx.block_on(poll_fn(|context| {
@@ -690,7 +1002,7 @@ fn at_the_same_time(ctx: &mut Context) -> Result<(), Failure> {
         small.quota.memory_bytes = Some(4 << 16);
         let hog = ctx.prepare("write", &small, HostFunctions::new())?;
         let hungry = ctx.prepare("grow", &small, HostFunctions::new())?;
-        let endless = ctx.prepare("count", &with_deadline(ctx), HostFunctions::new())?;
+        let endless = ctx.prepare("count", &with_deadline(ctx, DEADLINE), HostFunctions::new())?;
         let busy = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().ok()?;
             runtime.block_on(endless.run(Call::new().input(ROUNDS.to_le_bytes().to_vec()))).ok()

@@ -103,6 +103,8 @@ pub trait Instance: Send + fmt::Debug {
     /// * A [`CancelToken`] that is cancelled before the call ends it before guest code runs; one that is cancelled after
     ///   the call ended changes nothing, neither for it nor for the next call.
     /// * A panic of a host function ends this call only, as `Crashed`.
+    /// * Of a WebAssembly module that exports a function `_initialize` without parameters or results, that function runs
+    ///   before the first call's entry, once in each instance and within that call's quota.
     ///
     /// # Errors
     ///
@@ -251,7 +253,8 @@ pub trait OutputSink: Send + Sync + fmt::Debug {
     ///
     /// # Behavior
     ///
-    /// * Called on the thread that drives the call; must not block.
+    /// * Called in the order in which the guest wrote, and not after the call ended; on the thread that drives the call, or
+    ///   on the guest's where it has one. It must not block.
     fn write(&self, stream: OutputStream, bytes: &[u8]);
 }
 

@@ -156,6 +156,78 @@ faults! {
     IgnoresInstances = "ignores-instances",
     /// Grants of one module reach the next.
     MixesAgents = "mixes-agents",
+    /// Start functions run when a module is loaded.
+    StartsWhenLoaded = "starts-when-loaded",
+    /// Start functions run when an instance is made.
+    StartsWhenMade = "starts-when-made",
+    /// A module does not work without its artifact.
+    NeedsArtifact = "needs-artifact",
+    /// Sinks get the latest piece first.
+    MixesUpSinks = "mixes-up-sinks",
+    /// What is declared changes when a guest traps.
+    ChangesCapabilities = "changes-capabilities",
+    /// Arguments may have NUL bytes.
+    AcceptsNul = "accepts-nul",
+    /// `_initialize` is not called.
+    SkipsInitialize = "skips-initialize",
+    /// A cookie beyond the end of a directory means its beginning.
+    WrapsCookies = "wraps-cookies",
+    /// Blocks may be nested as deep as they like.
+    AcceptsDeepNesting = "accepts-deep-nesting",
+    /// An instance goes on after a quota ended it.
+    RevivesAfterExhaustion = "revives-after-exhaustion",
+    /// An instance goes on after it was cancelled.
+    RevivesAfterBeingStopped = "revives-after-being-stopped",
+    /// An instance goes on after a host function panicked.
+    RevivesAfterPanics = "revives-after-panics",
+    /// An instance goes on after it was denied something.
+    RevivesAfterDenials = "revives-after-denials",
+    /// Grants of host functions that are not offered are forgotten.
+    GrantsUnknownFunctions = "grants-unknown-functions",
+    /// The last result of a host function can be read in the next call.
+    KeepsHostResults = "keeps-host-results",
+    /// The host goes round while a guest sleeps.
+    BusySleep = "busy-sleep",
+    /// The host goes round while a guest waits for input.
+    BusyInput = "busy-input",
+    /// The host goes round while a guest waits for a host function.
+    BusyHostCall = "busy-host-call",
+    /// Input is not measured.
+    NoInputUsage = "no-input-usage",
+    /// Output is not measured.
+    NoOutputUsage = "no-output-usage",
+    /// Log and error text are not measured.
+    NoLogUsage = "no-log-usage",
+    /// Open files are not measured.
+    NoOpenFilesUsage = "no-open-files-usage",
+    /// What is written to the disk is not measured.
+    NoDiskUsage = "no-disk-usage",
+    /// Host calls are not measured.
+    NoHostCallsUsage = "no-host-calls-usage",
+    /// Wall time does not stop a call of an import that takes long.
+    NoDeadlineInLongCalls = "no-deadline-in-long-calls",
+    /// Wall time does not stop a guest that calls imports without end.
+    NoDeadlineBetweenCalls = "no-deadline-between-calls",
+    /// Fuel of start functions is not bounded.
+    IgnoresFuelStart = "ignores-fuel-start",
+    /// What is passed to host functions is not counted.
+    IgnoresHostInput = "ignores-host-input",
+    /// Output that goes to a sink is not bounded.
+    IgnoresOutputOfSinks = "ignores-output-of-sinks",
+    /// Log and error text that go to a sink are not bounded.
+    IgnoresLogOfSinks = "ignores-log-of-sinks",
+    /// Host calls of one call count in the next.
+    NeverResetsHostCalls = "never-resets-host-calls",
+    /// New entries of directories are not charged.
+    MakesEntriesForNothing = "makes-entries-for-nothing",
+    /// Granted directories are looked up by their paths again and again.
+    OpensLate = "opens-late",
+    /// File systems of the kernel may be granted.
+    GrantsSpecialDirectories = "grants-special-directories",
+    /// File systems of the kernel are reached below a grant.
+    FollowsIntoSpecialDirectories = "follows-into-special-directories",
+    /// Steps of clocks are a second at most.
+    ShortensLongSteps = "shortens-long-steps",
     /// Output of native programs loses its last byte.
     NativeCorruptsOutput = "native-corrupts-output",
     /// A native program gets all arguments but the last.
@@ -286,6 +358,32 @@ faults! {
     NativeUnixSocket = "native-unix-socket",
     /// The attack `abstract-socket` works.
     NativeAbstractSocket = "native-abstract-socket",
+    /// The attack `write-process-memory` works.
+    NativeWriteProcessMemory = "native-write-process-memory",
+    /// The attack `change-group` works.
+    NativeChangeGroup = "native-change-group",
+    /// The attack `new-session` works.
+    NativeNewSession = "native-new-session",
+    /// The attack `set-priority` works.
+    NativeSetPriority = "native-set-priority",
+    /// The attack `set-disk-priority` works.
+    NativeSetDiskPriority = "native-set-disk-priority",
+    /// The attack `set-scheduler` works.
+    NativeSetScheduler = "native-set-scheduler",
+    /// The attack `signalfd` works.
+    NativeSignalfd = "native-signalfd",
+    /// The attack `timer` works.
+    NativeTimer = "native-timer",
+    /// The attack `old-message-queue` works.
+    NativeOldMessageQueue = "native-old-message-queue",
+    /// The attack `semaphore` works.
+    NativeSemaphore = "native-semaphore",
+    /// The attack `signal-group` works.
+    NativeSignalGroup = "native-signal-group",
+    /// The attack `signal-all` works.
+    NativeSignalAll = "native-signal-all",
+    /// The attack `descriptor-of-process` works.
+    NativeDescriptorOfProcess = "native-descriptor-of-process",
     /// The attack `write-file` works in a directory granted for reading.
     NativeGrantedWriteFile = "native-granted-write-file",
     /// The attack `make-directory` works in a directory granted for reading.
@@ -300,6 +398,50 @@ faults! {
     NativeGrantedLockFile = "native-granted-lock-file",
     /// The attack `lease-file` works in a directory granted for reading.
     NativeGrantedLeaseFile = "native-granted-lease-file",
+    /// The attack `rename-file` works in a directory granted for reading.
+    NativeGrantedRenameFile = "native-granted-rename-file",
+    /// The attack `link-file` works in a directory granted for reading.
+    NativeGrantedLinkFile = "native-granted-link-file",
+    /// The attack `make-link` works in a directory granted for reading.
+    NativeGrantedMakeLink = "native-granted-make-link",
+    /// The attack `make-pipe` works in a directory granted for reading.
+    NativeGrantedMakePipe = "native-granted-make-pipe",
+    /// The attack `set-times` works in a directory granted for reading.
+    NativeGrantedSetTimes = "native-granted-set-times",
+    /// The attack `lock-record` works in a directory granted for reading.
+    NativeGrantedLockRecord = "native-granted-lock-record",
+    /// The attack `set-id-chmod` works in a directory granted for writing.
+    NativeGrantedSetIdChmod = "native-granted-set-id-chmod",
+    /// The attack `set-id-fchmod` works in a directory granted for writing.
+    NativeGrantedSetIdFchmod = "native-granted-set-id-fchmod",
+    /// The attack `set-id-fchmodat` works in a directory granted for writing.
+    NativeGrantedSetIdFchmodat = "native-granted-set-id-fchmodat",
+    /// The attack `set-id-fchmodat2` works in a directory granted for writing.
+    NativeGrantedSetIdFchmodat2 = "native-granted-set-id-fchmodat2",
+    /// The attack `set-id-open` works in a directory granted for writing.
+    NativeGrantedSetIdOpen = "native-granted-set-id-open",
+    /// The attack `set-id-openat` works in a directory granted for writing.
+    NativeGrantedSetIdOpenat = "native-granted-set-id-openat",
+    /// The attack `set-id-openat2` works in a directory granted for writing.
+    NativeGrantedSetIdOpenat2 = "native-granted-set-id-openat2",
+    /// The attack `set-id-creat` works in a directory granted for writing.
+    NativeGrantedSetIdCreat = "native-granted-set-id-creat",
+    /// The attack `set-id-mknodat` works in a directory granted for writing.
+    NativeGrantedSetIdMknodat = "native-granted-set-id-mknodat",
+    /// The attack `set-group-id` works in a directory granted for writing, though it says that it was refused.
+    NativeGrantedSetGroupId = "native-granted-set-group-id",
+    /// The attack `change-owner` works in a directory granted for writing.
+    NativeGrantedChangeOwner = "native-granted-change-owner",
+    /// File systems of the kernel may be granted to native programs.
+    NativeGrantsSpecialDirectories = "native-grants-special-directories",
+    /// Native programs reach file systems of the kernel below a grant.
+    NativeFollowsIntoSpecialDirectories = "native-follows-into-special-directories",
+    /// The host of a program that sleeps goes round all the while.
+    NativeBusySleep = "native-busy-sleep",
+    /// The host of a program that waits for input goes round all the while.
+    NativeBusyInput = "native-busy-input",
+    /// What a policy names as interpreter is executed.
+    NativeRunsNamedInterpreter = "native-runs-named-interpreter",
     /// A spinning program has no deadline.
     NativeIgnoresWallTime = "native-ignores-wall-time",
     /// A sleeping program has no deadline.
@@ -395,6 +537,19 @@ impl Wrong {
                     | Fault::NeverResets
                     | Fault::SpreadsExhaustion
                     | Fault::StaleCancel
+                    | Fault::StartsWhenLoaded
+                    | Fault::StartsWhenMade
+                    | Fault::NeedsArtifact
+                    | Fault::MixesUpSinks
+                    | Fault::ChangesCapabilities
+                    | Fault::SkipsInitialize
+                    | Fault::NoInputUsage
+                    | Fault::NoOutputUsage
+                    | Fault::NoLogUsage
+                    | Fault::NoOpenFilesUsage
+                    | Fault::NoDiskUsage
+                    | Fault::NoHostCallsUsage
+                    | Fault::NeverResetsHostCalls
                     | Fault::NativeCorruptsOutput
                     | Fault::NativeLosesArguments
                     | Fault::NativeLosesExitCode

@@ -41,6 +41,11 @@ impl Request {
     }
 }
 
+/// Whether `path`, without links, lies on a file system of the kernel.
+pub(crate) fn is_special(path: &Path) -> bool {
+    path.starts_with("/proc") || path.starts_with("/sys")
+}
+
 /// The host's path for a guest's, and whether it may be changed.
 pub(crate) fn resolve(shared: &Shared, policy: &Policy, directory: u32, path: &str) -> Result<(PathBuf, Access), u32> {
     let index = directory.checked_sub(3).ok_or(BAD_DESCRIPTOR)? as usize;
@@ -70,7 +75,21 @@ pub(crate) fn resolve(shared: &Shared, policy: &Policy, directory: u32, path: &s
             return Err(NOT_PERMITTED);
         }
     }
+    if is_special(&at) && !shared.has(Fault::FollowsIntoSpecialDirectories) {
+        return Err(NOT_PERMITTED);
+    }
     Ok((at, grant.access))
+}
+
+impl Request {
+    /// Whether it makes an entry that is not there.
+    pub(crate) fn makes_an_entry(&self, shared: &Shared, policy: &Policy) -> bool {
+        match self.operation {
+            1 => resolve(shared, policy, self.directory, &self.path).is_ok_and(|(path, _)| !path.exists()),
+            4..=6 => true,
+            _ => false,
+        }
+    }
 }
 
 /// Performs a request, writing at most `room` bytes of data. Returns what was read, or nothing.
@@ -98,7 +117,7 @@ pub(crate) fn perform(shared: &Shared, policy: &Policy, request: &Request, room:
         3 => std::fs::rename(path, other()?),
         4 => std::fs::create_dir(path),
         5 => std::fs::hard_link(path, other()?),
-        // No probe needs symbolic links made by a guest here.
+        6 => std::os::unix::fs::symlink(&request.other_path, path),
         _ => return Err(NOT_PERMITTED),
     };
     done.map(|()| Vec::new()).map_err(failed)

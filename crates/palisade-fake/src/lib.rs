@@ -13,6 +13,7 @@
 //! [`FakeScheduler`] and [`FakeSink`] are the same for the other two traits of the contract.
 #![forbid(unsafe_code)]
 
+mod alarm;
 mod fault;
 mod files;
 mod machine;
@@ -22,6 +23,7 @@ mod scheduler;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -47,6 +49,8 @@ pub struct Fake(Arc<Shared>);
 struct Shared {
     wrong: Wrong,
     capabilities: Capabilities,
+    /// What is declared instead, once a guest trapped, when the fault asks for it.
+    changed: std::sync::OnceLock<Capabilities>,
     leaks: Mutex<Leaks>,
     /// Alive right now.
     instances: AtomicU64,
@@ -119,7 +123,7 @@ impl Fake {
         let capabilities = Capabilities {
             backend: "fake".to_owned(),
             engine: "none".to_owned(),
-            artifacts: [ArtifactKind::Wasm, ArtifactKind::Executable].into(),
+            artifacts: [ArtifactKind::Wasm, ArtifactKind::Executable, ArtifactKind::Script].into(),
             abis: [Abi::Command, Abi::Reactor].into(),
             quotas: BTreeMap::from(quotas),
             grants: grants.collect(),
@@ -130,13 +134,19 @@ impl Fake {
             fuel_deterministic: true,
             caveats: Vec::new(),
         };
-        Fake(Arc::new(Shared { wrong, capabilities, leaks: Mutex::default(), instances: AtomicU64::new(0) }))
+        Fake(Arc::new(Shared {
+            wrong,
+            capabilities,
+            changed: std::sync::OnceLock::new(),
+            leaks: Mutex::default(),
+            instances: AtomicU64::new(0),
+        }))
     }
 }
 
 impl Sandbox for Fake {
     fn capabilities(&self) -> &Capabilities {
-        &self.0.capabilities
+        self.0.changed.get().unwrap_or(&self.0.capabilities)
     }
 
     fn load(&self, artifact: Artifact) -> BoxFuture<'_, Result<Arc<dyn Module>>> {
@@ -146,19 +156,48 @@ impl Sandbox for Fake {
                 return refused(ErrorKind::InvalidArtifact, "this backend loads nothing");
             }
             let well_formed = match artifact.kind() {
-                ArtifactKind::Wasm => is_well_formed(artifact.bytes()),
+                ArtifactKind::Wasm => {
+                    let deep = nesting(artifact.bytes()) > NESTING_MAX && !self.0.has(Fault::AcceptsDeepNesting);
+                    is_well_formed(artifact.bytes()) && !deep
+                }
                 ArtifactKind::Executable => artifact.bytes().starts_with(b"\x7fELF"),
-                _ => return refused(ErrorKind::Unsupported, "only WebAssembly modules and executables are loaded"),
+                ArtifactKind::Script => true,
+                _ => return refused(ErrorKind::Unsupported, "native libraries are not loaded"),
             };
             if !well_formed && !self.0.has(Fault::AcceptsMalformed) {
                 return refused(ErrorKind::InvalidArtifact, "the artifact is not what it claims to be");
             }
+            if artifact.name() == "bomb" && self.0.has(Fault::StartsWhenLoaded) {
+                return refused(ErrorKind::Internal, "it trapped");
+            }
             let mut info = ModuleInfo::new(&artifact, Abi::Reactor);
-            info.entries = vec![Entry { name: Call::DEFAULT_ENTRY.to_owned(), returns_code: false }];
+            info.entries = vec![Entry { name: entry(artifact.name()).to_owned(), returns_code: false }];
             info.has_start = artifact.name() == "start";
-            Ok(Arc::new(FakeModule { shared: Arc::clone(&self.0), info }) as Arc<dyn Module>)
+            let bytes = self.0.has(Fault::NeedsArtifact).then(|| artifact.bytes().clone());
+            Ok(Arc::new(FakeModule { shared: Arc::clone(&self.0), info, bytes }) as Arc<dyn Module>)
         })
     }
+}
+
+/// The entry of the probe `verb`.
+fn entry(verb: &str) -> &'static str {
+    if verb == "reactor" { "run" } else { Call::DEFAULT_ENTRY }
+}
+
+const NESTING_MAX: usize = 1000;
+
+/// How many blocks without a type begin one right after another.
+fn nesting(bytes: &[u8]) -> usize {
+    let (mut longest, mut at, mut run) = (0, 0, 0);
+    while at < bytes.len() {
+        if bytes[at..].starts_with(&[0x02, 0x40]) {
+            (run, at) = (run + 1, at + 2);
+        } else {
+            (run, at) = (0, at + 1);
+        }
+        longest = longest.max(run);
+    }
+    longest
 }
 
 /// Whether `bytes` are the header of a module and whole sections.
@@ -189,6 +228,8 @@ fn is_well_formed(bytes: &[u8]) -> bool {
 struct FakeModule {
     shared: Arc<Shared>,
     info: ModuleInfo,
+    /// Of the artifact, when a fault needs them.
+    bytes: Option<palisade_core::Bytes>,
 }
 
 impl Module for FakeModule {
@@ -200,21 +241,48 @@ impl Module for FakeModule {
         if self.shared.wrong.is(Universal::Brick) {
             return Err(Error::new(ErrorKind::Denied, "prepare", "this backend refuses everything"));
         }
+        if self.bytes.as_ref().is_some_and(palisade_core::Bytes::is_unique) {
+            return Err(Error::new(ErrorKind::Internal, "prepare", "the artifact is gone"));
+        }
         if !self.shared.has(Fault::AcceptsUndeclared) {
             self.shared.capabilities.admit(&policy)?;
         }
         if self.info.name == "unknown" && !self.shared.has(Fault::StubsImports) {
             return Err(Error::new(ErrorKind::Unsupported, "prepare", "nothing provides `palisade_test.back_door`"));
         }
+        let native = self.info.artifact == ArtifactKind::Executable;
+        let special = if native { Fault::NativeGrantsSpecialDirectories } else { Fault::GrantsSpecialDirectories };
+        let mut opened = Vec::new();
         for directory in &policy.grants.directories {
-            if !directory.host.is_dir() {
-                let message = format!("{} is not a directory", directory.host.display());
-                return Err(Error::new(ErrorKind::NotFound, "prepare", message));
+            let failed =
+                |kind, message: &str| Error::new(kind, "prepare", format!("{} is {message}", directory.host.display()));
+            let host = directory.host.canonicalize().ok().filter(|host| host.is_dir());
+            let host = host.ok_or_else(|| failed(ErrorKind::NotFound, "not a directory"))?;
+            if files::is_special(&host) && !self.shared.has(special) {
+                return Err(failed(ErrorKind::InvalidPolicy, "on a file system of the kernel"));
             }
+            opened.push(File::open(host).map_err(|error| failed(ErrorKind::Io, &error.to_string()))?);
         }
-        let granted = host.granted(&policy.grants)?;
+        // A name would be looked up among the host's own; nobody listed a path.
+        if let Some(path) = policy.grants.interpreter.as_ref().filter(|name| name.contains('/')) {
+            if !self.shared.has(Fault::NativeRunsNamedInterpreter) {
+                return Err(Error::new(ErrorKind::Denied, "prepare", format!("{path} is no interpreter of this host")));
+            }
+            let status = std::process::Command::new(path).status();
+            status.map_err(|error| Error::new(ErrorKind::Io, "prepare", error.to_string()))?;
+        }
+        let granted = match host.granted(&policy.grants) {
+            Err(_) if self.shared.has(Fault::GrantsUnknownFunctions) => host.clone(),
+            granted => granted?,
+        };
         let functions = if self.shared.has(Fault::GrantsAllFunctions) { host } else { granted };
         let mut seen = policy.clone();
+        if !self.shared.has(Fault::OpensLate) && !self.shared.has(Fault::MixesAgents) {
+            for (directory, opened) in seen.grants.directories.iter_mut().zip(&opened) {
+                // Leads to what was opened, wherever that is by now.
+                directory.host = format!("/proc/self/fd/{}", opened.as_raw_fd()).into();
+            }
+        }
         if self.shared.has(Fault::MixesAgents) {
             // Keeps the grants of the first module that had any.
             let mut leaks = self.shared.leaks();
@@ -229,7 +297,8 @@ impl Module for FakeModule {
         Ok(Arc::new(FakePrepared {
             shared: Arc::clone(&self.shared),
             verb: self.info.name.clone(),
-            native: self.info.artifact == ArtifactKind::Executable,
+            native,
+            _opened: Arc::new(opened),
             policy,
             seen: Arc::new(seen),
             functions: Arc::new(functions),
@@ -246,6 +315,8 @@ struct FakePrepared {
     /// The policy the guest runs under: the same, unless a fault mixes it up.
     seen: Arc<Policy>,
     functions: Arc<HostFunctions>,
+    /// Granted directories.
+    _opened: Arc<Vec<File>>,
 }
 
 impl Prepared for FakePrepared {
@@ -255,6 +326,9 @@ impl Prepared for FakePrepared {
 
     fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Instance>>> {
         Box::pin(async move {
+            if self.verb == "bomb" && self.shared.has(Fault::StartsWhenMade) {
+                return Err(Error::new(ErrorKind::Internal, "instantiate", "it trapped"));
+            }
             let slot = Slot::take(&self.shared)?;
             let mut state = State::default();
             let leaks = self.shared.leaks();
@@ -271,6 +345,7 @@ impl Prepared for FakePrepared {
                 policy: Arc::clone(&self.seen),
                 functions: Arc::clone(&self.functions),
                 state,
+                _opened: Arc::clone(&self._opened),
                 _slot: slot,
             }) as Box<dyn Instance>)
         })
@@ -282,6 +357,10 @@ impl Prepared for FakePrepared {
 struct State {
     started: bool,
     dead: bool,
+    /// How the last call ended does not keep the next one away: a fault.
+    revived: bool,
+    /// What a host function gave back, when a fault keeps it.
+    last_result: palisade_core::Bytes,
     grown_bytes: u64,
     open: Vec<File>,
     traces: Traces,
@@ -297,6 +376,7 @@ struct FakeInstance {
     policy: Arc<Policy>,
     functions: Arc<HostFunctions>,
     state: State,
+    _opened: Arc<Vec<File>>,
     _slot: Slot,
 }
 
@@ -325,14 +405,17 @@ impl Instance for FakeInstance {
     fn call(&mut self, call: Call) -> BoxFuture<'_, Result<Execution>> {
         Box::pin(async move {
             let revives = if self.native { Fault::NativeKeepsDropped } else { Fault::RevivesInstances };
-            if self.state.dead && !self.shared.has(revives) {
+            if self.state.dead && !self.state.revived && !self.shared.has(revives) {
                 return Err(Error::new(ErrorKind::Stale, "call", "the instance ended abnormally"));
             }
-            if call.entry != Call::DEFAULT_ENTRY && !self.shared.has(Fault::RunsAnyEntry) {
+            let entry = entry(&self.verb);
+            if call.entry != entry && !self.shared.has(Fault::RunsAnyEntry) {
                 return Err(Error::new(ErrorKind::NotFound, "call", format!("no entry `{}`", call.entry))
-                    .help(format!("it offers: {}", Call::DEFAULT_ENTRY)));
+                    .help(format!("it offers: {entry}")));
             }
-            if self.native && call.arguments.iter().any(|argument| argument.contains('\0')) {
+            if (self.native || !self.shared.has(Fault::AcceptsNul))
+                && call.arguments.iter().any(|argument| argument.contains('\0'))
+            {
                 return Err(Error::new(ErrorKind::InvalidInput, "call", "an argument has a NUL byte"));
             }
             // A call that is dropped leaves this set.
@@ -345,6 +428,17 @@ impl Instance for FakeInstance {
             let machine = Machine::new(&self.shared, &self.policy, &self.functions, &mut self.state, call);
             let execution = machine.run(&self.verb).await;
             self.state.dead = !execution.outcome.leaves_instance_usable();
+            self.state.revived = match &execution.outcome {
+                Outcome::QuotaExceeded { .. } => self.shared.has(Fault::RevivesAfterExhaustion),
+                Outcome::Cancelled { .. } => self.shared.has(Fault::RevivesAfterBeingStopped),
+                Outcome::Crashed { .. } => self.shared.has(Fault::RevivesAfterPanics),
+                Outcome::Denied { .. } => self.shared.has(Fault::RevivesAfterDenials),
+                _ => false,
+            };
+            if matches!(execution.outcome, Outcome::Trapped { .. }) && self.shared.has(Fault::ChangesCapabilities) {
+                let less = Capabilities { instances_max: 1, ..self.shared.capabilities.clone() };
+                self.shared.changed.get_or_init(|| less);
+            }
             self.state.previous = execution.usage;
             Ok(execution)
         })

@@ -10,10 +10,11 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
-    Bytes, Call, Execution, HostFunctions, Input, Invocation, LogLevel, LogRecord, Outcome, OutputStream, Phase,
-    Policy, Randomness, Resource, TrapKind, Usage,
+    Bytes, Call, CancelToken, Clocks, Execution, HostFunctions, Input, Invocation, LogLevel, LogRecord, Outcome,
+    OutputStream, Phase, Policy, Randomness, Resource, TrapKind, Usage,
 };
 
+use crate::alarm::Alarm;
 use crate::{Fault, Shared, State, files};
 
 /// Rounds of a loop in a nanosecond, as this machine pretends.
@@ -35,13 +36,15 @@ enum Doing {
     Sleeping,
     HostCall,
     Input,
+    LongImport,
+    ManyImports,
 }
 
 impl Doing {
     fn phase(self) -> Phase {
         match self {
             Doing::Starting => Phase::Starting,
-            Doing::Running => Phase::Running,
+            Doing::Running | Doing::LongImport | Doing::ManyImports => Phase::Running,
             Doing::Sleeping | Doing::HostCall | Doing::Input => Phase::HostCall,
         }
     }
@@ -59,6 +62,8 @@ pub(crate) struct Machine<'a> {
     output: Vec<u8>,
     error: Vec<u8>,
     log: Vec<LogRecord>,
+    /// What a sink gets at the end, when the fault asks for it.
+    held_back: Vec<(OutputStream, Vec<u8>)>,
 }
 
 impl<'a> Machine<'a> {
@@ -77,6 +82,9 @@ impl<'a> Machine<'a> {
             usage.disk_bytes = state.previous.disk_bytes;
             usage.host_calls = state.previous.host_calls;
         }
+        if shared.has(Fault::NeverResetsHostCalls) {
+            usage.host_calls = state.previous.host_calls;
+        }
         Machine {
             shared,
             policy,
@@ -89,6 +97,7 @@ impl<'a> Machine<'a> {
             output: Vec::new(),
             error: Vec::new(),
             log: Vec::new(),
+            held_back: Vec::new(),
         }
     }
 
@@ -107,6 +116,9 @@ impl<'a> Machine<'a> {
             _ => {}
         }
         self.disturb(&mut outcome);
+        if let Some(sink) = &self.call.sink {
+            self.held_back.iter().rev().for_each(|(stream, bytes)| sink.write(*stream, bytes));
+        }
         self.usage.wall_time = self.begun.elapsed();
         if self.shared.has(Fault::NoCpuTime) {
             self.usage.cpu_time = Duration::ZERO;
@@ -116,6 +128,19 @@ impl<'a> Machine<'a> {
         }
         if self.shared.has(Fault::CorruptsOutput) {
             self.output.pop();
+        }
+        let figures = [
+            (Fault::NoInputUsage, &mut self.usage.input_bytes),
+            (Fault::NoOutputUsage, &mut self.usage.output_bytes),
+            (Fault::NoLogUsage, &mut self.usage.log_bytes),
+            (Fault::NoOpenFilesUsage, &mut self.usage.open_files_peak),
+            (Fault::NoDiskUsage, &mut self.usage.disk_bytes),
+            (Fault::NoHostCallsUsage, &mut self.usage.host_calls),
+        ];
+        for (fault, figure) in figures {
+            if self.shared.has(fault) {
+                *figure = 0;
+            }
         }
         let mut execution = Execution::new(outcome, self.usage);
         (execution.output, execution.error, execution.log) = (self.output.into(), self.error.into(), self.log);
@@ -151,7 +176,7 @@ impl<'a> Machine<'a> {
             return Err(outcome.clone());
         }
         if self.shared.has(Fault::StaleCancel) {
-            if leaks.tokens.iter().any(palisade_core::CancelToken::is_cancelled) {
+            if leaks.tokens.iter().any(CancelToken::is_cancelled) {
                 return Err(Outcome::Cancelled { phase: Phase::Starting });
             }
             leaks.tokens.extend(self.call.cancel.clone());
@@ -164,7 +189,7 @@ impl<'a> Machine<'a> {
         drop(leaks);
         if !self.shared.has(Fault::IgnoresCancelBefore) {
             self.check_cancel(Phase::Starting)?;
-        } else if self.call.cancel.as_ref().is_some_and(palisade_core::CancelToken::is_cancelled) {
+        } else if self.call.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
             self.call.cancel = None;
         }
         self.spend(FUEL_BASE, Doing::Starting)?;
@@ -192,6 +217,7 @@ impl<'a> Machine<'a> {
         match verb {
             "echo" => self.write(verb, OutputStream::Output, &input)?,
             "exit" => return Ok(number(0).cast_signed()),
+            "bomb" => return trap(1),
             "trap" => return trap(number(0)),
             "count" => {
                 self.write(verb, OutputStream::Error, b"started")?;
@@ -203,11 +229,26 @@ impl<'a> Machine<'a> {
             }
             "sleep" => {
                 let until = Instant::now() + Duration::from_nanos(long);
-                let sleep = poll_fn(|_| if Instant::now() < until { Poll::Pending } else { Poll::Ready(()) });
+                let mut alarm = Alarm::default();
+                let sleep = poll_fn(|context| {
+                    alarm.set(Some(until), context.waker());
+                    if Instant::now() < until { Poll::Pending } else { Poll::Ready(()) }
+                });
                 self.wait(Doing::Sleeping, pin!(sleep)).await?;
             }
             "stdin" => self.copy_input(verb).await?,
-            "host" => return self.call_host(verb, number(0), &input).await,
+            "randoms" => self.random_calls(verb, number(0), number(1)).await?,
+            "argument" => return self.call_host(verb, 1, b"\0\0\0\0f", u64::from(number(0))).await,
+            "list" => self.list(verb, long)?,
+            "reactor" => {
+                let times = u32::from(!self.shared.has(Fault::SkipsInitialize));
+                self.write(verb, OutputStream::Output, &times.to_le_bytes())?;
+            }
+            "host" if number(0) == 0 => {
+                let last = self.state.last_result.clone();
+                self.write(verb, OutputStream::Output, &last)?;
+            }
+            "host" => return self.call_host(verb, number(0), &input, 8).await,
             "grow" => self.grow(verb, u64::from(number(0)) * PAGE, Fault::IgnoresGrownMemory)?,
             "table" => self.grow(verb, u64::from(number(0)) * TABLE_ELEMENT_BYTES, Fault::IgnoresTables)?,
             "write" => {
@@ -273,6 +314,8 @@ impl<'a> Machine<'a> {
             Doing::Sleeping => (None, Fault::NoDeadlineSleep),
             Doing::HostCall => (Some(Fault::IgnoresCancelHostCall), Fault::NoDeadlineHostCall),
             Doing::Input => (Some(Fault::IgnoresCancelInput), Fault::NoDeadlineInput),
+            Doing::LongImport => (None, Fault::NoDeadlineInLongCalls),
+            Doing::ManyImports => (None, Fault::NoDeadlineBetweenCalls),
         };
         if !cancel_fault.is_some_and(|fault| self.shared.has(fault)) {
             self.check_cancel(doing.phase())?;
@@ -291,22 +334,36 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Drives `future` until it is ready or the call must end. Looks again whenever the executor has nothing better to
-    /// do: simple, and nobody waits long here.
+    /// Drives `future` until it is ready or the call must end, and waits for nothing else.
     async fn wait<F: Future>(&mut self, doing: Doing, mut future: Pin<&mut F>) -> Result<F::Output, Outcome> {
-        loop {
-            let polled = poll_fn(|context| {
-                Poll::Ready(match future.as_mut().poll(context) {
-                    Poll::Ready(value) => Some(value),
-                    Poll::Pending => None,
-                })
-            });
-            if let Some(value) = polled.await {
-                return Ok(value);
+        let busy = match doing {
+            Doing::Sleeping => self.shared.has(Fault::BusySleep),
+            Doing::HostCall => self.shared.has(Fault::BusyHostCall),
+            Doing::Input => self.shared.has(Fault::BusyInput),
+            _ => false,
+        };
+        let until = self.policy.quota.wall_time.map(|limit| self.begun + limit + Duration::from_nanos(1));
+        let mut alarm = Alarm::default();
+        let cancel = self.call.cancel.clone();
+        let mut cancelled = pin!(cancel.as_ref().map(CancelToken::cancelled));
+        // By value: a machine may be sent to another thread, but not shared with one.
+        let machine = &mut *self;
+        poll_fn(move |context| {
+            if let Poll::Ready(value) = future.as_mut().poll(context) {
+                return Poll::Ready(Ok(value));
             }
-            self.check(doing)?;
-            yield_now().await;
-        }
+            if let Some(cancelled) = cancelled.as_mut().as_pin_mut() {
+                // Asked below, where faults are.
+                let _ = cancelled.poll(context);
+            }
+            machine.check(doing)?;
+            alarm.set(until, context.waker());
+            if busy {
+                context.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Takes fuel for `rounds`.
@@ -314,7 +371,8 @@ impl<'a> Machine<'a> {
         let rounds = if self.shared.has(Fault::RandomFuel) { rounds + chance() % 1000 } else { rounds };
         let used = self.usage.fuel.saturating_add(rounds);
         let limit = self.limit(Resource::Fuel);
-        if used > limit && !self.shared.has(Fault::IgnoresFuel) {
+        let forgotten = doing == Doing::Starting && rounds > FUEL_BASE && self.shared.has(Fault::IgnoresFuelStart);
+        if used > limit && !forgotten && !self.shared.has(Fault::IgnoresFuel) {
             self.usage.fuel = limit;
             return Err(exceeded(Resource::Fuel, limit, used, doing.phase()));
         }
@@ -388,12 +446,18 @@ impl<'a> Machine<'a> {
         };
         let len = bytes.len() as u64;
         let limit = self.limit(resource);
-        let fits = if self.shared.has(fault) { len } else { len.min(limit.saturating_sub(used)) };
+        let of_sinks = match resource {
+            Resource::Output => Fault::IgnoresOutputOfSinks,
+            _ => Fault::IgnoresLogOfSinks,
+        };
+        let unbounded = self.shared.has(fault) || (self.call.sink.is_some() && self.shared.has(of_sinks));
+        let fits = if unbounded { len } else { len.min(limit.saturating_sub(used)) };
         if !self.shared.has(Fault::IgnoresHostBuffers) && self.call.sink.is_none() {
             self.admit_memory(self.memory(verb) + fits, Phase::Running)?;
         }
         let kept = &bytes[..fits as usize];
         match (&self.call.sink, stream) {
+            (Some(_), _) if self.shared.has(Fault::MixesUpSinks) => self.held_back.push((stream, kept.to_vec())),
             (Some(sink), _) => sink.write(stream, kept),
             (None, OutputStream::Output) => self.output.extend_from_slice(kept),
             (None, OutputStream::Error) => self.error.extend_from_slice(kept),
@@ -426,7 +490,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    async fn call_host(&mut self, verb: &str, times: u32, input: &[u8]) -> Result<i32, Outcome> {
+    /// `times` calls of the host function named behind the first number of `input`, each with `passed` bytes.
+    async fn call_host(&mut self, verb: &str, times: u32, input: &[u8], passed: u64) -> Result<i32, Outcome> {
         let name = String::from_utf8_lossy(input.get(4..).unwrap_or_default()).into_owned();
         let mut last = Ok(Bytes::new());
         for _ in 0..times {
@@ -434,7 +499,13 @@ impl<'a> Machine<'a> {
             if self.usage.host_calls >= limit && !self.shared.has(Fault::IgnoresHostCalls) {
                 return Err(exceeded(Resource::HostCalls, limit, self.usage.host_calls + 1, Phase::Running));
             }
-            let invocation = self.functions.invoke(&name, Bytes::from_static(b"argument"), self.call.trace.as_ref());
+            let held = self.memory(verb).saturating_add(passed);
+            if !self.shared.has(Fault::IgnoresHostInput) {
+                self.admit_memory(held, Phase::Running)?;
+                self.usage.memory_peak_bytes = self.usage.memory_peak_bytes.max(held);
+            }
+            let argument = b"argument".iter().copied().cycle().take(usize::try_from(passed).unwrap_or(0)).collect();
+            let invocation = self.functions.invoke(&name, argument, self.call.trace.as_ref());
             let invocation = invocation.ok_or_else(|| Outcome::Denied { grant: format!("host_functions: {name}") })?;
             self.usage.host_calls += 1;
             let mut kept = Kept { shared: self.shared, invocation: Some(invocation) };
@@ -451,6 +522,9 @@ impl<'a> Machine<'a> {
                 Err(panic) => return Err(Outcome::Crashed { message: format!("a host function panicked: {panic}") }),
             };
         }
+        if self.shared.has(Fault::KeepsHostResults) {
+            self.state.last_result = last.clone().unwrap_or_default();
+        }
         match last {
             Ok(result) => self.write(verb, OutputStream::Output, &result).map(|()| 0),
             Err(error) => self.write(verb, OutputStream::Error, error.0.as_bytes()).map(|()| 1),
@@ -463,7 +537,8 @@ impl<'a> Machine<'a> {
         let room =
             if self.shared.has(Fault::IgnoresDisk) { u64::MAX } else { limit.saturating_sub(self.usage.disk_bytes) };
         let writes = request.operation == 1;
-        let done = if writes && room == 0 && !request.data.is_empty() {
+        let makes = request.makes_an_entry(self.shared, self.policy) && !self.shared.has(Fault::MakesEntriesForNothing);
+        let done = if room == 0 && (makes || (writes && !request.data.is_empty())) {
             Err(files::QUOTA)
         } else {
             files::perform(self.shared, self.policy, &request, usize::try_from(room).unwrap_or(usize::MAX))
@@ -502,6 +577,27 @@ impl<'a> Machine<'a> {
         self.write(verb, OutputStream::Output, &[opened.to_le_bytes(), errno.to_le_bytes()].concat())
     }
 
+    /// Fills `pages` with random bytes, `times` times.
+    async fn random_calls(&mut self, verb: &str, pages: u32, times: u32) -> Result<(), Outcome> {
+        /// Rounds of a loop that a random byte costs.
+        const ROUNDS: u64 = 32;
+        self.grow(verb, u64::from(pages) * PAGE, Fault::IgnoresGrownMemory)?;
+        let doing = if times == 1 { Doing::LongImport } else { Doing::ManyImports };
+        self.count(u64::from(pages) * PAGE * u64::from(times) * ROUNDS, doing).await
+    }
+
+    /// Entries of the first granted directory behind `cookie`.
+    fn list(&mut self, verb: &str, cookie: u64) -> Result<(), Outcome> {
+        let names = self.policy.grants.directories.first().and_then(|directory| directory.host.read_dir().ok());
+        let names: Vec<_> = names.into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+        let beyond = cookie >= names.len() as u64;
+        let from = if beyond && self.shared.has(Fault::WrapsCookies) { 0 } else { cookie };
+        let from = usize::try_from(from).unwrap_or(usize::MAX).min(names.len());
+        let text: Vec<u8> = names[from..].iter().flat_map(|name| name.as_encoded_bytes().iter().copied()).collect();
+        let answer = [&files::SUCCESS.to_le_bytes()[..], &(text.len() as u32).to_le_bytes(), &text].concat();
+        self.write(verb, OutputStream::Output, &answer)
+    }
+
     fn environ(&mut self, verb: &str) -> Result<(), Outcome> {
         let mut text: String =
             self.policy.grants.environment.iter().map(|(name, value)| format!("{name}={value}\0")).collect();
@@ -530,7 +626,13 @@ impl<'a> Machine<'a> {
             let now = if id == 0 { since_1970 } else { self.begun.elapsed() };
             let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
             let fine = self.shared.has(Fault::FineClocks);
-            let seen = if fine { nanos } else { self.policy.grants.clocks.quantize(nanos) };
+            let clocks = match self.policy.grants.clocks {
+                Clocks::Coarse { step } if self.shared.has(Fault::ShortensLongSteps) => {
+                    Clocks::Coarse { step: step.min(Duration::from_secs(1)) }
+                }
+                clocks => clocks,
+            };
+            let seen = if fine { nanos } else { clocks.quantize(nanos) };
             readings.extend_from_slice(&seen.to_le_bytes());
         }
         self.write(verb, OutputStream::Output, &readings)
@@ -604,6 +706,7 @@ fn trap(kind: u32) -> Result<i32, Outcome> {
 fn initial_bytes(verb: &str) -> u64 {
     PAGE * match verb {
         "large" => 32,
+        "argument" => 17,
         "traces" => 4,
         "echo" | "file" | "environ" | "args" | "clock" => 2,
         _ => 1,

@@ -1,14 +1,16 @@
 //! One call of the native probe: interprets its arguments and enforces the policy while doing so.
 
 use std::fs::File;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use palisade_core::{
-    Call, CancelToken, Execution, Input, Layer, LayerStatus, Outcome, Phase, Policy, Resource, TrapKind, Usage,
+    Access, Call, CancelToken, Execution, Input, Layer, LayerStatus, Outcome, Phase, Policy, Resource, TrapKind, Usage,
 };
 
+use crate::alarm::Alarm;
 use crate::{Fault, Shared};
 
 /// Memory of a program that does nothing.
@@ -149,9 +151,27 @@ impl<'a> Program<'a> {
             return self.say(said);
         }
         let granted = self.policy.grants.directories.iter().find_map(|directory| {
-            Some(directory.host.join(target.strip_prefix(&directory.guest)?.trim_start_matches('/')))
+            let path = directory.host.join(target.strip_prefix(&directory.guest)?.trim_start_matches('/'));
+            Some((path, directory.access == Access::ReadWrite))
         });
-        if let (Some(path), "read-file") = (&granted, name.as_str()) {
+        if let (Some((path, true)), "write-file") = (&granted, name.as_str()) {
+            return match self.put(path, "written") {
+                Ok(()) => self.say("worked written"),
+                Err(error) => self.say(format!("refused {error}")),
+            };
+        }
+        if let (Some((path, true)), true) = (&granted, self.has(Fault::NativeGrantedSetGroupId)) {
+            // What is left although the guest heard nothing of it: the host must look.
+            use std::os::unix::fs::PermissionsExt;
+            let mode = std::fs::Permissions::from_mode(0o2755);
+            let left = std::fs::set_permissions(path.join("plain"), mode);
+            return self.say(if left.is_ok() { "refused" } else { "worked" });
+        }
+        if let (Some((path, _)), "read-file") = (&granted, name.as_str()) {
+            let special = path.canonicalize().is_ok_and(|path| crate::files::is_special(&path));
+            if special && !self.has(Fault::NativeFollowsIntoSpecialDirectories) {
+                return self.say("refused");
+            }
             let text = std::fs::read_to_string(path).unwrap_or_default();
             return self.say(format!("worked {text}"));
         }
@@ -161,6 +181,14 @@ impl<'a> Program<'a> {
         let control = if granted.is_some() { format!("native-granted-{name}") } else { format!("native-{name}") };
         let works = self.shared.wrong.has_named(&control);
         self.say(if works { "worked" } else { "refused" })
+    }
+
+    /// Makes a file that is its directory's owner's, as a jail of that user would.
+    fn put(&self, path: &std::path::Path, text: &str) -> std::io::Result<()> {
+        use std::os::unix::fs::{MetadataExt, chown};
+        std::fs::write(path, text)?;
+        let Some(owner) = path.parent().map(std::path::Path::metadata).transpose()? else { return Ok(()) };
+        chown(path, Some(owner.uid()), Some(owner.gid()))
     }
 
     fn touch(&mut self, fault: Fault) -> Result<(), Outcome> {
@@ -202,8 +230,21 @@ impl<'a> Program<'a> {
             Some(fault) if cpu_limit.is_some() => self.has(fault),
             _ => self.has(unending),
         };
+        // What does not burn waits for what can end it, and for nothing else.
+        let busy = match self.arguments.first().map(String::as_str) {
+            Some("sleep") => self.has(Fault::NativeBusySleep),
+            Some("read") => self.has(Fault::NativeBusyInput),
+            _ => true,
+        };
+        let until = self.policy.quota.wall_time.map(|limit| self.begun + limit + Duration::from_nanos(1));
+        let mut alarm = Alarm::default();
+        let cancel = self.cancel.clone();
+        let mut cancelled = pin!(cancel.as_ref().map(CancelToken::cancelled));
         poll_fn(|context| {
             self.look_at_input(context);
+            if let Some(cancelled) = cancelled.as_mut().as_pin_mut() {
+                let _ = cancelled.poll(context);
+            }
             if self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
                 let cancelled = Outcome::Cancelled { phase: Phase::Running };
                 return Poll::Ready(if self.has(Fault::NativeIgnoresCancel) { Ok(()) } else { Err(cancelled) });
@@ -219,7 +260,11 @@ impl<'a> Program<'a> {
             if self.policy.quota.wall_time.is_some_and(|limit| elapsed > limit) {
                 return Poll::Ready(Err(self.exceeded(Resource::WallTime, nanos)));
             }
-            context.waker().wake_by_ref();
+            if busy {
+                context.waker().wake_by_ref();
+            } else {
+                alarm.set(until, context.waker());
+            }
             Poll::Pending
         })
         .await
@@ -228,7 +273,14 @@ impl<'a> Program<'a> {
     /// Takes what comes, as a pipe would.
     fn look_at_input(&mut self, context: &mut Context<'_>) {
         if let Input::Stream(stream) = &mut self.input {
-            while let Poll::Ready(Some(_)) = stream.as_mut().poll_next(context) {}
+            loop {
+                match stream.as_mut().poll_next(context) {
+                    Poll::Ready(Some(_)) => {}
+                    // A stream that ended is not asked again.
+                    Poll::Ready(None) => break self.input = Input::default(),
+                    Poll::Pending => break,
+                }
+            }
         }
     }
 }
