@@ -1,28 +1,32 @@
 //! Fuzz targets: everything of Palisade that reads bytes from a guest, a file or a socket. Each takes any bytes and panics
 //! when a promise is broken; whatever else it does with them is fine.
 //!
-//! The tests of this crate call them with mutated seeds. For a search that is guided by coverage, on any toolchain with a
-//! C++ compiler:
+//! The tests of this crate call them with mutated seeds, and with the inputs in `corpus`. For a search that is guided by
+//! coverage, on any toolchain with a C++ compiler:
 //!
 //! ```sh
 //! fuzz/run wasi 60    # the target, and for how many seconds
+//! fuzz/run all 20     # as CI does
 //! ```
 #![forbid(unsafe_code)]
 
 mod certificate;
-#[cfg(feature = "native")]
+mod daemon;
+mod http;
+mod journal;
 mod native;
 mod policy;
-mod socket;
+mod rpc;
 mod wasi;
 #[cfg(feature = "wasm")]
 mod wasm;
 
 pub use certificate::certificate;
-#[cfg(feature = "native")]
+pub use http::http;
+pub use journal::journal;
 pub use native::native;
 pub use policy::policy;
-pub use socket::socket;
+pub use rpc::rpc;
 pub use wasi::wasi;
 #[cfg(feature = "wasm")]
 pub use wasm::wasm;
@@ -33,10 +37,11 @@ pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 /// Every target.
 pub const TARGETS: &[Target] = &[
     ("certificate", certificate, certificate::seeds),
-    #[cfg(feature = "native")]
+    ("http", http, http::seeds),
+    ("journal", journal, journal::seeds),
     ("native", native, native::seeds),
     ("policy", policy, policy::seeds),
-    ("socket", socket, socket::seeds),
+    ("rpc", rpc, rpc::seeds),
     ("wasi", wasi, wasi::seeds),
     #[cfg(feature = "wasm")]
     ("wasm", wasm, wasm::seeds),

@@ -1,4 +1,7 @@
-//! Every target, with its seeds and with what comes of changing them.
+//! Every target, with its seeds, with the inputs that a search found, and with what comes of changing them.
+
+use std::fs;
+use std::path::Path;
 
 use palisade_fuzz::TARGETS;
 use proptest::prelude::*;
@@ -51,12 +54,25 @@ fn apply(data: &mut Vec<u8>, change: &Change) {
     }
 }
 
+/// The inputs in `corpus`, in the order of their names.
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+}
+
 #[test]
 fn targets_hold_on_changed_seeds_and_on_noise() {
     for (name, target, seeds) in TARGETS {
         let seeds = seeds();
         assert!(!seeds.is_empty(), "{name}");
         seeds.iter().for_each(|seed| target(seed));
+        let corpus = corpus(name);
+        assert!(!corpus.is_empty(), "{name}: `fuzz/run {name} merge FOLDER` writes a corpus");
+        corpus.iter().for_each(|input| target(input));
+        let seeds = [seeds, corpus].concat();
         let mutated = (any::<prop::sample::Index>(), prop::collection::vec(change(), 0..6));
         let noise = prop::collection::vec(any::<u8>(), 0..512);
         let input = prop_oneof![
