@@ -18,7 +18,6 @@ mod native;
 mod policy;
 mod rpc;
 mod wasi;
-#[cfg(feature = "wasm")]
 mod wasm;
 
 pub use certificate::certificate;
@@ -28,7 +27,6 @@ pub use native::native;
 pub use policy::policy;
 pub use rpc::rpc;
 pub use wasi::wasi;
-#[cfg(feature = "wasm")]
 pub use wasm::wasm;
 
 /// A target: its name, the function, and seeds to start from.
@@ -43,6 +41,5 @@ pub const TARGETS: &[Target] = &[
     ("policy", policy, policy::seeds),
     ("rpc", rpc, rpc::seeds),
     ("wasi", wasi, wasi::seeds),
-    #[cfg(feature = "wasm")]
     ("wasm", wasm, wasm::seeds),
 ];

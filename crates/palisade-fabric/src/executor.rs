@@ -30,7 +30,9 @@ use crate::{AgentMemory, AgentReport, AgentTemplate, Events, InstanceMode, NullS
 
 /// Whether a task may run at all, asked before each attempt: see [`ExecutorOptions::admit`].
 #[derive(Clone)]
-pub struct AdmitTask(Arc<dyn Fn(&Task) -> Result<()> + Send + Sync>);
+pub struct AdmitTask(Arc<Admit>);
+
+type Admit = dyn Fn(&Task) -> Result<()> + Send + Sync;
 
 impl AdmitTask {
     /// Asks `admit`, which must not wait for anything.
