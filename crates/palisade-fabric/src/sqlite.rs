@@ -251,7 +251,9 @@ impl Journal for SqliteJournal {
                 format!("the latest {missing} of {} commits are missing; its log is damaged or gone", self.commits_min);
             return Err(corrupt(&self.path, &what));
         }
-        let (epoch, commits) = (epoch + 1, commits + 1);
+        let (Some(epoch), Some(commits)) = (epoch.checked_add(1), commits.checked_add(1)) else {
+            return Err(corrupt(&self.path, "the epoch or the count of commits is beyond what there can be"));
+        };
         let failed = |error| failure("open", &self.path, error);
         // Committed before it is told: a statement that returns rows gives them before.
         let transaction = self.connection.transaction().map_err(failed)?;
