@@ -39,7 +39,7 @@ struct Watched {
     /// Loading panics.
     panics: bool,
     /// The artifact of this name is prepared when it is let go.
-    slow: Option<(&'static str, Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>)>,
+    slow: Option<(&'static str, Gate)>,
     loading: Notify,
 }
 
@@ -59,9 +59,12 @@ impl Watched {
     }
 }
 
+/// What waits here goes on when it is let go.
+type Gate = Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>;
+
 /// A module of the reference backend whose preparation waits until it is let go.
 #[derive(Debug)]
-struct Slow(Arc<dyn Module>, Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>);
+struct Slow(Arc<dyn Module>, Gate);
 
 impl Module for Slow {
     fn info(&self) -> &palisade_core::ModuleInfo {

@@ -75,16 +75,18 @@ impl Default for Bound {
     /// No directory, no interpreter, no child processes; every quota has a bound. CPU time and fuel are bounded by the wall
     /// time and the threads.
     fn default() -> Self {
-        let mut quota = Quota::default();
-        quota.wall_time = Some(Duration::from_secs(3600));
-        quota.memory_bytes = Some(1 << 30);
-        quota.stack_bytes = Some(16 << 20);
-        quota.output_bytes = Some(128 << 20);
-        quota.log_bytes = Some(16 << 20);
-        quota.open_files = Some(1024);
-        quota.disk_bytes = Some(256 << 20);
-        quota.host_calls = Some(10_000_000);
-        quota.threads = Some(64);
+        let quota = Quota {
+            wall_time: Some(Duration::from_secs(3600)),
+            memory_bytes: Some(1 << 30),
+            stack_bytes: Some(16 << 20),
+            output_bytes: Some(128 << 20),
+            log_bytes: Some(16 << 20),
+            open_files: Some(1024),
+            disk_bytes: Some(256 << 20),
+            host_calls: Some(10_000_000),
+            threads: Some(64),
+            ..Quota::default()
+        };
         let offered = AgentMemory::new(MemoryLimits::default()).add_to(HostFunctions::new());
         let grants = Grants {
             scratch: Some("/".into()),
