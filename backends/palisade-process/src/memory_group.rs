@@ -159,15 +159,34 @@ pub(crate) fn candidates(own: &str, mounts: &str, controller: &str) -> Vec<(Vers
         });
         let Some(group) = group else { continue };
         let inside = group.strip_prefix(root.trim_end_matches('/')).unwrap_or(group);
-        let parent = Path::new(point).join(inside.trim_start_matches('/'));
-        let usable = version == Version::One
-            || controller == "cpuacct"
-            || fs::read_to_string(parent.join("cgroup.subtree_control")).is_ok_and(|list| list.contains("memory"));
-        if usable {
-            found.push((version, parent));
+        let own = Path::new(point).join(inside.trim_start_matches('/'));
+        if version == Version::One || controller == "cpuacct" {
+            found.push((version, own));
+            continue;
         }
+        // A group of version 2 with processes in it has no children with controllers: below its own group a process can make
+        // groups only if somebody set that up, and else beside it, where a service manager gave away the group above.
+        let above = own.parent().filter(|above| above.starts_with(point) && is_delegated(above)).map(Path::to_owned);
+        found.extend(
+            [Some(own), above].into_iter().flatten().filter(|place| gives(place, controller)).map(|p| (version, p)),
+        );
     }
     found
+}
+
+/// Whether children of the group at `place` have `controller`, or get it now.
+fn gives(place: &Path, controller: &str) -> bool {
+    let file = place.join("cgroup.subtree_control");
+    let has = || fs::read_to_string(&file).is_ok_and(|list| list.split_whitespace().any(|each| each == controller));
+    // Refused while there are processes in the group itself, and where it is not ours.
+    has() || (fs::write(&file, format!("+{controller}")).is_ok() && has())
+}
+
+/// Whether a service manager gave the group at `place` away, for whoever is in it to make groups there: so systemd marks what
+/// `Delegate=` names.
+fn is_delegated(place: &Path) -> bool {
+    let mut value = [0; 8];
+    rustix::fs::getxattr(place, "user.delegate", &mut value).is_ok_and(|len| value.get(..len) == Some(b"1"))
 }
 
 /// A group for one instance. Dropping it gives it back.
@@ -303,6 +322,30 @@ mod tests {
         assert!(candidates(own, mounts, "cpuacct").is_empty());
         let mounts = "30 22 0:24 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         assert_eq!(candidates(own, mounts, "cpuacct"), [(Version::Two, PathBuf::from("/sys/fs/cgroup"))]);
+    }
+
+    /// A tree as systemd makes it of `Delegate=memory` and `DelegateSubgroup=daemon`. What the kernel answers by itself is
+    /// written by the test: files take every write.
+    #[test]
+    fn in_version_2_groups_are_made_beside_the_daemon_where_that_was_given_away() {
+        let tree = tempfile::tempdir().unwrap();
+        let service = tree.path().join("palisade.service");
+        let daemon = service.join("daemon");
+        fs::create_dir_all(&daemon).unwrap();
+        let mounts = format!("30 22 0:24 / {} rw - cgroup2 cgroup2 rw\n", tree.path().display());
+        let look = || candidates("0::/palisade.service/daemon\n", &mounts, "memory");
+        assert!(look().is_empty(), "nothing here has controllers");
+        let control = service.join("cgroup.subtree_control");
+        fs::write(&control, "cpu memory pids\n").unwrap();
+        assert!(look().is_empty(), "it was not given away");
+        match rustix::fs::setxattr(&service, "user.delegate", b"1", rustix::fs::XattrFlags::empty()) {
+            Ok(()) => assert_eq!(look(), [(Version::Two, service.clone())]),
+            // A file system without such attributes cannot be a tree as systemd makes it.
+            Err(error) => assert_eq!(error, rustix::io::Errno::OPNOTSUPP),
+        }
+        // Below its own group, where somebody set that up.
+        fs::write(daemon.join("cgroup.subtree_control"), "memory").unwrap();
+        assert_eq!(look()[0], (Version::Two, daemon));
     }
 
     #[test]

@@ -453,6 +453,9 @@ async fn tell_agents(shared: Arc<Shared>) {
 }
 
 /// Leases until it is told to end, also when a scheduler panics.
+/// How long a scheduler that gave errors lets a lease wait before it counts as recovered.
+const RECOVERED: Duration = Duration::from_millis(200);
+
 async fn keep_leasing(shared: Arc<Shared>) {
     let mut order = shared.order.subscribe();
     while tokio::spawn(lease_all(Arc::clone(&shared))).await.is_err() {
@@ -490,10 +493,21 @@ async fn lease_all(shared: Arc<Shared>) {
         let tasks_max = request.tasks_max;
         let mut wish = shared.busy.wish(tasks_max);
         request.plugin_limits = Arc::clone(&wish.limits);
+        let lease = async {
+            let mut lease = shared.scheduler.lease(request);
+            if troubled {
+                // A scheduler that lets it wait, for want of tasks, has no trouble any more.
+                match tokio::time::timeout(RECOVERED, &mut lease).await {
+                    Ok(leases) => return leases,
+                    Err(_) => shared.note_trouble(None),
+                }
+            }
+            lease.await
+        };
         let leases = tokio::select! {
             biased;
             () = ordered(&mut order, Order::Drain) => return,
-            leases = shared.scheduler.lease(request) => leases,
+            leases = lease => leases,
             () = shared.busy.another_wish(&wish, cut_short) => {
                 cut_short += 1;
                 shared.busy.had_enough(wish);

@@ -85,6 +85,8 @@ const MAP_REFUSED: u32 = !((libc::MAP_SHARED
     | libc::MAP_STACK
     | libc::MAP_FIXED_NOREPLACE) as u32);
 const HUGE: u32 = libc::MAP_HUGETLB as u32;
+/// Bits of a mode by which a program runs with the rights of its owner, for whoever starts it.
+const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
 /// `O_CREAT` and the bit of `O_TMPFILE` that `O_DIRECTORY` lacks: an open without either has no mode.
 const CREATES: u32 = libc::O_CREAT as u32;
 const TEMPORARY: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
@@ -98,24 +100,18 @@ const CLONE_THREAD_FLAGS: i32 = 0x003d_0f00;
 const CLONE_PROCESS_FLAGS: u32 = 0x0120_41ff;
 const AT_EMPTY_PATH: i32 = 0x1000;
 
-/// Cases for a call whose argument `$mode` is a mode: not with a set-id bit.
+/// The only case of a call whose argument `$mode` is a mode: it holds no set-id bit. Otherwise it fails.
 macro_rules! sets_id {
     ($mode:literal) => {
-        &[
-            (&[bits($mode, libc::S_ISUID, libc::S_ISUID)], Errno(EPERM)),
-            (&[bits($mode, libc::S_ISGID, libc::S_ISGID)], Errno(EPERM)),
-        ]
+        only(&[(&[bits($mode, SET_ID, 0)], Allow)], Errno(EPERM))
     };
 }
 
-/// Cases for a call that opens with `$flags`, and where those make a file, gives it `$mode`: not with a set-id bit.
+/// The only cases of a call that opens with `$flags`, and where those make a file, gives it `$mode`: it makes none, or one
+/// without a set-id bit. Otherwise it fails.
 macro_rules! opens {
     ($flags:literal, $mode:literal) => {
-        &[
-            (&[bits($flags, CREATES | TEMPORARY, 0)], Allow),
-            (&[bits($mode, libc::S_ISUID, libc::S_ISUID)], Errno(EPERM)),
-            (&[bits($mode, libc::S_ISGID, libc::S_ISGID)], Errno(EPERM)),
-        ]
+        only(&[(&[bits($flags, CREATES | TEMPORARY, 0)], Allow), (&[bits($mode, SET_ID, 0)], Allow)], Errno(EPERM))
     };
 }
 
@@ -256,10 +252,10 @@ pub(crate) const FILES: Group = Group(&[
     (&[SYS_stat, SYS_lstat, SYS_newfstatat, SYS_access, SYS_faccessat], always(Allow)),
     // Whatever makes a file or changes its mode, each by the argument that holds the mode. Also what cannot see such a bit
     // (`openat2`, `fchmodat2`, calls that are newer) fails: it is in no group.
-    (&[SYS_open], only(opens!(1, 2), Allow)),
-    (&[SYS_openat], only(opens!(2, 3), Allow)),
-    (&[SYS_creat, SYS_mkdir, SYS_chmod, SYS_fchmod], only(sets_id!(1), Allow)),
-    (&[SYS_mkdirat, SYS_fchmodat], only(sets_id!(2), Allow)),
+    (&[SYS_open], opens!(1, 2)),
+    (&[SYS_openat], opens!(2, 3)),
+    (&[SYS_creat, SYS_mkdir, SYS_chmod, SYS_fchmod], sets_id!(1)),
+    (&[SYS_mkdirat, SYS_fchmodat], sets_id!(2)),
     (&[SYS_faccessat2, SYS_readlink, SYS_readlinkat, SYS_getcwd, SYS_chdir, SYS_fchdir, SYS_getdents64], always(Allow)),
     (&[SYS_statfs, SYS_fstatfs, SYS_umask, SYS_fadvise64, SYS_sendfile, SYS_copy_file_range], always(Allow)),
     (&[SYS_rmdir, SYS_unlink, SYS_unlinkat, SYS_rename, SYS_renameat, SYS_renameat2], always(Allow)),
