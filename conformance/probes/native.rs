@@ -10,15 +10,16 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 unsafe extern "C" {
+    // Numbers in, numbers out: nothing that a caller could get wrong for this program's memory.
     fn syscall(number: i64, ...) -> i64;
-    fn fork() -> i32;
-    fn _exit(code: i32) -> !;
+    safe fn fork() -> i32;
+    safe fn _exit(code: i32) -> !;
     fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
-    fn getppid() -> i32;
-    fn getpid() -> i32;
-    fn getpgrp() -> i32;
-    fn raise(signal: i32) -> i32;
-    fn abort() -> !;
+    safe fn getppid() -> i32;
+    safe fn getpid() -> i32;
+    safe fn getpgrp() -> i32;
+    safe fn raise(signal: i32) -> i32;
+    safe fn abort() -> !;
 }
 
 /// Numbers of system calls. Those from 424 on are the same everywhere.
@@ -142,9 +143,16 @@ const FCHMODAT2: i64 = 452;
 
 type Attack = Result<String, std::io::Error>;
 
+/// Waits for a child.
+fn wait_for(pid: i32) {
+    // SAFETY: where the status is not wanted the pointer is null, which is allowed.
+    unsafe { waitpid(pid, std::ptr::null_mut(), 0) };
+}
+
 /// One raw system call.
 fn call(number: i64, arguments: [u64; 6]) -> Result<i64, std::io::Error> {
     let [a, b, c, d, e, f] = arguments;
+    // SAFETY: what arguments point to outlives the call, or the call is meant to fail: this is the hostile side, and harms itself.
     match unsafe { syscall(number, a, b, c, d, e, f) } {
         -1 => Err(std::io::Error::last_os_error()),
         result => Ok(result),
@@ -352,11 +360,11 @@ fn attack(name: &str, argument: &str) -> Attack {
         }
         // Other processes.
         "fork" => {
-            let pid = unsafe { fork() };
+            let pid = fork();
             match pid {
-                0 => unsafe { _exit(0) },
+                0 => _exit(0),
                 1.. => {
-                    unsafe { waitpid(pid, std::ptr::null_mut(), 0) };
+                    wait_for(pid);
                     Ok("forked".into())
                 }
                 _ => Err(std::io::Error::last_os_error()),
@@ -365,22 +373,22 @@ fn attack(name: &str, argument: &str) -> Attack {
         "fork-bomb" => {
             let mut children = Vec::new();
             for _ in 0..50 {
-                match unsafe { fork() } {
-                    0 => unsafe { _exit(0) },
+                match fork() {
+                    0 => _exit(0),
                     pid @ 1.. => children.push(pid),
                     _ => break,
                 }
             }
-            children.iter().for_each(|pid| drop(unsafe { waitpid(*pid, std::ptr::null_mut(), 0) }));
+            children.iter().for_each(|pid| wait_for(*pid));
             if children.is_empty() { Err(std::io::Error::last_os_error()) } else { Ok(children.len().to_string()) }
         }
         "thread" => std::thread::Builder::new().spawn(|| {}).map(|thread| drop(thread.join())).map(|()| "made".into()),
-        "signal-host" => match unsafe { getppid() } {
+        "signal-host" => match getppid() {
             0 => Err(refused("the parent is not visible")),
             pid => done(number::KILL, [pid as u64, 0, 0, 0, 0, 0]),
         },
         // A group of its own reaches nobody else.
-        "signal-group" => match unsafe { getpgrp() == getpid() } {
+        "signal-group" => match getpgrp() == getpid() {
             true => Err(refused("it is alone in its group")),
             false => done(number::KILL, [0; 6]),
         },
@@ -477,7 +485,7 @@ fn leave_a_right(name: &str, directory: &str) -> Attack {
 #[cfg(target_arch = "x86_64")]
 fn other_architecture() -> Attack {
     let result: i64;
-    // GETPID is 20 there.
+    // SAFETY: GETPID is 20 there; it takes nothing and changes no register but the one that is named.
     unsafe { std::arch::asm!("int 0x80", inout("rax") 20i64 => result) };
     if result > 0 { Ok(result.to_string()) } else { Err(refused("no answer")) }
 }
@@ -523,8 +531,9 @@ fn main() {
         "echo" => drop(std::io::copy(&mut std::io::stdin(), &mut out)),
         "arguments" => print!("{}", arguments[2..].join("\n")),
         "exit" => std::process::exit(count(2) as i32),
-        "raise" => drop(unsafe { raise(count(2) as i32) }),
-        "abort" => unsafe { abort() },
+        "raise" => drop(raise(count(2) as i32)),
+        "abort" => abort(),
+        // SAFETY: none, on purpose; nothing is mapped there, so the kernel ends this process.
         "fault" => unsafe { *(8 as *mut u8) = 1 },
         "spin" => loop {
             std::hint::black_box(0);
@@ -561,6 +570,7 @@ fn main() {
         "touch-shared" => match call(number::MMAP, [0, count(2), 3, 0x21, u64::MAX, 0]) {
             Ok(address) => {
                 for page in (0..count(2)).step_by(4096) {
+                    // SAFETY: so many bytes were just mapped there, writable.
                     unsafe { *((address as u64 + page) as *mut u8) = 1 };
                 }
                 print!("{}", count(2));
