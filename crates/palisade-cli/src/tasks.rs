@@ -223,6 +223,7 @@ async fn plugin_and_policy(options: &Submit, client: &Client) -> Result<(String,
         bytes: Base64(artifact.bytes().clone()),
         policy,
         agent: palisade_rpc::AgentSettings::default(),
+        tenant: options.tenant.clone(),
     };
     Ok((client.plugins_install(&plugin).await?.plugin.to_string(), None))
 }

@@ -57,8 +57,12 @@ pub(crate) fn check(task: &Task, limits: &SchedulerLimits) -> Result<usize> {
     Ok(bytes)
 }
 
-/// Checks the name of a tenant.
-pub(crate) fn check_tenant(tenant: &Tenant, operation: &'static str) -> Result<()> {
+/// Checks the name of a tenant: 1 to 256 bytes.
+///
+/// # Errors
+///
+/// [`ErrorKind::InvalidInput`], of `operation`.
+pub fn check_tenant(tenant: &Tenant, operation: &'static str) -> Result<()> {
     match tenant.0.len() {
         1..=NAME_BYTES_MAX => Ok(()),
         bytes => {

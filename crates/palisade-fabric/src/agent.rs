@@ -1,6 +1,6 @@
 //! Agents: named, supervised workers made from a template.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
-    Artifact, ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Module, Outcome, Policy, Result,
+    Artifact, ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Module, Outcome, Policy, Result, Task, Tenant,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::clock::to_millis;
 use crate::latency::Latencies;
-use crate::lines::{Line, Lines};
+use crate::lines::{Line, Lines, Unused};
 use crate::narrow::narrowed;
 use crate::trace::Traced;
 use crate::{AgentMemory, Events, MemoryLimits};
@@ -396,14 +396,15 @@ impl Agent {
         self.lock().running
     }
 
-    /// Prepares the module for tasks with `policy`, on a thread that may block: a backend may build a jail for it.
+    /// Prepares the module for tasks with the policy of `task`, on a thread that may block: a backend may build a jail for
+    /// it.
     pub(crate) async fn prepare(
         &self,
         module: Arc<dyn Module>,
-        policy: &Policy,
+        task: &Task,
         weights: &Arc<AtomicUsize>,
     ) -> Result<Arc<Line>> {
-        let (asked, host) = (narrowed(policy, &self.template.policy)?, self.host.clone());
+        let (asked, host) = (narrowed(&task.policy, &self.template.policy)?, self.host.clone());
         let prepared = match tokio::task::spawn_blocking(move || module.prepare(asked, host)).await {
             Ok(prepared) => prepared?,
             // It ends the task that it came from, as everywhere.
@@ -412,7 +413,7 @@ impl Agent {
         };
         let line = Line::new(prepared, self.template.artifact.bytes().len(), weights);
         // What goes is dropped outside of the lock.
-        let (line, _gone) = self.lock().lines.insert(policy, line, Instant::now());
+        let (line, _gone) = self.lock().lines.insert(task, line, Instant::now());
         Ok(line)
     }
 
@@ -422,13 +423,13 @@ impl Agent {
         drop(gone);
     }
 
-    /// When each of the lines that nobody uses now was used last.
-    pub(crate) fn unused_lines(&self) -> Vec<(Instant, usize)> {
+    /// The lines that nobody uses now.
+    pub(crate) fn unused_lines(&self) -> Vec<Unused> {
         self.lock().lines.unused()
     }
 
-    /// Drops lines that nobody uses and that were not used after `until`.
-    pub(crate) fn drop_lines_until(&self, until: Instant) {
+    /// Drops lines that nobody uses, of each tenant in `until` those that were not used after that.
+    pub(crate) fn drop_lines_until(&self, until: &HashMap<Tenant, Instant>) {
         let gone = self.lock().lines.take_until(until);
         drop(gone);
     }

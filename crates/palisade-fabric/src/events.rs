@@ -236,6 +236,11 @@ impl Events {
         })
     }
 
+    /// How many subscribers there may be.
+    pub fn subscribers_max(&self) -> usize {
+        self.places_max
+    }
+
     /// Whether anybody hears. By the places taken, because the channel counts its receivers behind a lock.
     pub(crate) fn are_heard(&self) -> bool {
         self.places.available_permits() < self.places_max

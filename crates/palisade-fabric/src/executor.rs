@@ -10,9 +10,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
-    ArtifactHash, BoxFuture, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions, Lease,
-    LeaseRequest, MetricsSink, Outcome, Phase, Report, Resource, Result, Sandbox, Scheduler, Task, TraceContext, Usage,
-    WorkerId,
+    Artifact, ArtifactHash, BoxFuture, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions,
+    Lease, LeaseRequest, MetricsSink, Module, Outcome, Phase, Report, Resource, Result, Sandbox, Scheduler, Task,
+    Tenant, TraceContext, Usage, WorkerId,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -314,6 +314,17 @@ impl Executor {
         Ok(agent.report())
     }
 
+    /// Loads an artifact for `tenant` in its turn, and keeps the module for tasks to come. Of many who want the same, one loads
+    /// it; of many tenants who want different ones, each gets its part of the places to load.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sandbox::load`].
+    pub fn load(&self, artifact: Artifact, tenant: Tenant) -> BoxFuture<'static, Result<Arc<dyn Module>>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { shared.modules.get(&artifact, &tenant).await })
+    }
+
     /// What each agent did and where it is, sorted by name.
     pub fn reports(&self) -> Vec<AgentReport> {
         let mut reports: Vec<_> = self.shared.agents().values().map(|agent| agent.report()).collect();
@@ -423,8 +434,9 @@ impl Shared {
             return;
         }
         let agents: Vec<_> = self.agents().values().cloned().collect();
-        if let Some(until) = lines::cut(agents.iter().flat_map(|agent| agent.unused_lines()).collect(), weights) {
-            agents.iter().for_each(|agent| agent.drop_lines_until(until));
+        let until = lines::cut(agents.iter().flat_map(|agent| agent.unused_lines()).collect(), weights);
+        if !until.is_empty() {
+            agents.iter().for_each(|agent| agent.drop_lines_until(&until));
         }
     }
 
@@ -924,11 +936,11 @@ async fn call(
         let line = match line {
             Some(line) => line,
             None => {
-                let module = unless_cancelled(token, shared.modules.get(&agent.template.artifact)).await;
+                let module =
+                    unless_cancelled(token, shared.modules.get(&agent.template.artifact, &lease.task.tenant)).await;
                 let module = module.ok_or(Ended::Cancelled)?.map_err(broken)?;
                 // Refused where the task asks for too much, which is no fault of the agent.
-                let prepared =
-                    unless_cancelled(token, agent.prepare(module, &lease.task.policy, &shared.weights)).await;
+                let prepared = unless_cancelled(token, agent.prepare(module, &lease.task, &shared.weights)).await;
                 let line = prepared.ok_or(Ended::Cancelled)??;
                 shared.bound_lines();
                 line

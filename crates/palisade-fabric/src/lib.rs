@@ -22,6 +22,7 @@ mod kpi;
 mod latency;
 mod limits;
 mod lines;
+mod loads;
 mod machine;
 mod mark;
 mod memory;
@@ -39,7 +40,7 @@ mod suspects;
 mod trace;
 mod wheel;
 
-pub use admission::admit;
+pub use admission::{admit, check_tenant};
 pub use agent::{AgentReport, AgentState, AgentTemplate, InstanceMode, RestartBudget};
 pub use clock::Clock;
 pub use events::{About, Event, EventFilter, Events, Subscription};

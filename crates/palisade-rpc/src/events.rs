@@ -13,6 +13,8 @@ use palisade_fabric::{Event, Subscription};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::shares::Share;
+
 /// How long a stream is silent at most: then a comment shows that the other end is there.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How long a client waits for a sign of life.
@@ -74,14 +76,16 @@ type Piece = Pin<Box<dyn Future<Output = Option<(Bytes, Box<Source>)>> + Send>>;
 struct Source {
     subscription: Subscription,
     stop: watch::Receiver<Option<Duration>>,
+    /// Its place among subscribers.
+    _share: Share,
 }
 
 /// The body of an answer that ends with the server.
 pub(crate) struct EventBody(Piece);
 
 impl EventBody {
-    pub(crate) fn new(subscription: Subscription, stop: watch::Receiver<Option<Duration>>) -> EventBody {
-        let source = Box::new(Source { subscription, stop });
+    pub(crate) fn new(subscription: Subscription, share: Share, stop: watch::Receiver<Option<Duration>>) -> EventBody {
+        let source = Box::new(Source { subscription, stop, _share: share });
         // So that the client knows at once that it is subscribed.
         EventBody(Box::pin(async { Some((Bytes::from_static(b": subscribed\n\n"), source)) }))
     }

@@ -22,6 +22,7 @@ mod plugins;
 mod protocol;
 mod server;
 mod service;
+mod shares;
 mod token;
 mod wire;
 

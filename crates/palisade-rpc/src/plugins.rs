@@ -7,14 +7,12 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use palisade_core::{Artifact, ArtifactHash, ArtifactKind, Error, ErrorKind, Policy, Result};
+use palisade_core::{Artifact, ArtifactHash, ArtifactKind, Error, ErrorKind, Policy, Result, Tenant};
 use palisade_fabric::{AgentTemplate, InstanceMode, MemoryLimits, RestartBudget};
 use serde::{Deserialize, Serialize};
 
-/// Most plugins. Each is held in memory, and shown in one list.
-const PLUGINS_MAX: usize = 1000;
-/// Most bytes of all plugins together.
-const BYTES_MAX: u64 = 1 << 30;
+/// Most plugins, which are held in memory and shown in one list, and most bytes of all of them together.
+const ROOM: (usize, u64) = (1000, 1 << 30);
 /// Longest name, in bytes.
 const NAME_BYTES_MAX: usize = 128;
 /// Most bytes of a manifest: far more than a request's policy makes.
@@ -58,12 +56,14 @@ pub struct Plugin {
     pub policy: Policy,
     /// How its tasks are run. `None`: its agent was terminated.
     pub agent: Option<AgentSettings>,
+    /// On whose behalf it was installed.
+    pub tenant: Tenant,
 }
 
 impl Plugin {
-    /// A plugin to install.
+    /// A plugin to install, on behalf of the default tenant.
     pub fn new(artifact: Artifact, policy: Policy, agent: AgentSettings) -> Plugin {
-        Plugin { artifact, policy, agent: Some(agent) }
+        Plugin { artifact, policy, agent: Some(agent), tenant: Tenant::default() }
     }
 
     /// The name of its agent: several plugins may have one name.
@@ -80,11 +80,16 @@ struct Manifest {
     kind: ArtifactKind,
     policy: Policy,
     agent: Option<AgentSettings>,
+    /// Those installed before tenants shared the room have none.
+    #[serde(default)]
+    tenant: Tenant,
 }
 
 /// The plugins of a daemon, in memory and, unless it is ephemeral, in a directory.
 pub struct Plugins {
     directory: Option<PathBuf>,
+    /// Most plugins, and most bytes of all of them.
+    room: (usize, u64),
     known: RwLock<BTreeMap<ArtifactHash, Arc<Plugin>>>,
     /// One change at a time; readers do not wait for the disk.
     changing: Mutex<()>,
@@ -99,7 +104,7 @@ impl fmt::Debug for Plugins {
 impl Plugins {
     /// Plugins that are kept nowhere.
     pub fn in_memory() -> Plugins {
-        Plugins { directory: None, known: RwLock::default(), changing: Mutex::default() }
+        Plugins { directory: None, room: ROOM, known: RwLock::default(), changing: Mutex::default() }
     }
 
     /// Opens a directory of plugins, or makes it, and checks each against its hash. What an installation left unfinished
@@ -129,7 +134,8 @@ impl Plugins {
                 fs::remove_file(directory.join(name)).map_err(failed)?;
             }
         }
-        Ok(Plugins { directory: Some(directory), known: RwLock::new(known), changing: Mutex::default() })
+        let known = RwLock::new(known);
+        Ok(Plugins { directory: Some(directory), room: ROOM, known, changing: Mutex::default() })
     }
 
     /// All plugins, sorted by name.
@@ -186,7 +192,8 @@ impl Plugins {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] for a malformed name, and when the same bytes are installed with other settings;
-    /// [`ErrorKind::Exhausted`] when there are too many, [`ErrorKind::Io`].
+    /// [`ErrorKind::Exhausted`] when there are too many, or the plugin's tenant has its share: as much as is left for others;
+    /// [`ErrorKind::Io`].
     pub fn install(&self, plugin: Plugin) -> Result<bool> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let (name, hash) = (plugin.artifact.name(), plugin.artifact.hash());
@@ -207,17 +214,33 @@ impl Plugins {
                     .help("remove that plugin first"))
             };
         }
-        let bytes: u64 = self.read().values().map(|plugin| plugin.artifact.bytes().len() as u64).sum();
-        if self.count() >= PLUGINS_MAX || bytes + plugin.artifact.bytes().len() as u64 > BYTES_MAX {
-            let message = format!("there is room for {PLUGINS_MAX} plugins of 1 GiB together");
-            return Err(Error::new(ErrorKind::Exhausted, "install", message).help("remove one that is not needed"));
-        }
+        self.room_for(&plugin)?;
         if let Some(directory) = &self.directory {
             write(directory, &format!("{hash}.plugin"), plugin.artifact.bytes())?;
             write_manifest(directory, &plugin)?;
         }
         self.insert(plugin);
         Ok(true)
+    }
+
+    /// Whether one more fits, beside the others and into its tenant's share.
+    fn room_for(&self, plugin: &Plugin) -> Result<()> {
+        let known = self.read();
+        let of_tenant = known.values().filter(|other| other.tenant == plugin.tenant);
+        let sum = |(count, bytes), plugin: &Arc<Plugin>| (count + 1, bytes + plugin.artifact.bytes().len() as u64);
+        let (all, own) = (known.values().fold((0, 0), sum), of_tenant.fold((0, 0), sum));
+        let (count_left, bytes_left) = (self.room.0.saturating_sub(all.0), self.room.1.saturating_sub(all.1));
+        let size = plugin.artifact.bytes().len() as u64;
+        let full = |message: String| Error::new(ErrorKind::Exhausted, "install", message);
+        if count_left == 0 || size > bytes_left {
+            let message = format!("there is room for {} plugins of {} bytes together", self.room.0, self.room.1);
+            return Err(full(message).help("remove one that is not needed"));
+        }
+        if own.0 >= count_left || own.1 + size > bytes_left {
+            let message = format!("tenant `{}` has its share of the room for plugins", plugin.tenant.0);
+            return Err(full(message).help("remove one of its plugins that is not needed").context("plugins", own.0));
+        }
+        Ok(())
     }
 
     /// Keeps whether a plugin has an agent, and how that runs tasks. Blocks on the disk.
@@ -304,12 +327,12 @@ fn load(directory: &Path, hash: ArtifactHash) -> Result<Plugin> {
     };
     let manifest: Manifest = serde_json::from_slice(&read("json", MANIFEST_BYTES_MAX)?)
         .map_err(|error| corrupt(format!("the manifest of plugin {hash} is damaged: {error}")))?;
-    let bytes = read("plugin", BYTES_MAX + 1)?;
+    let bytes = read("plugin", ROOM.1 + 1)?;
     let artifact = Artifact::new(manifest.kind, bytes).named(manifest.name);
     if artifact.hash() != hash {
         return Err(corrupt(format!("the bytes of plugin {hash} are not those that were installed")));
     }
-    Ok(Plugin { artifact, policy: manifest.policy, agent: manifest.agent })
+    Ok(Plugin { artifact, policy: manifest.policy, agent: manifest.agent, tenant: manifest.tenant })
 }
 
 fn write_manifest(directory: &Path, plugin: &Plugin) -> Result<()> {
@@ -319,6 +342,7 @@ fn write_manifest(directory: &Path, plugin: &Plugin) -> Result<()> {
         kind: artifact.kind(),
         policy: plugin.policy.clone(),
         agent: plugin.agent.clone(),
+        tenant: plugin.tenant.clone(),
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(|error| {
         Error::new(ErrorKind::InvalidPolicy, "install", "the plugin's settings cannot be written as JSON").source(error)
@@ -399,5 +423,46 @@ mod tests {
         for name in ["", "a\nb", &"x".repeat(129)] {
             assert_eq!(plugins.install(plugin(name, b"3")).unwrap_err().kind(), ErrorKind::InvalidInput);
         }
+    }
+
+    #[test]
+    fn a_tenant_with_many_plugins_leaves_room_for_others() {
+        let place = tempfile::tempdir().unwrap();
+        let install = |plugins: &Plugins, tenant: &str, bytes: Vec<u8>| {
+            let mut plugin =
+                Plugin::new(Artifact::wasm(bytes).named("plugin"), Policy::default(), AgentSettings::default());
+            plugin.tenant = Tenant(tenant.to_owned());
+            plugins.install(plugin)
+        };
+        let many = |plugins: &Plugins, tenant: &str, size: usize| {
+            let mut installed = 0;
+            loop {
+                let mut bytes = vec![0; size];
+                let name = format!("{tenant} {installed}");
+                bytes[..name.len()].copy_from_slice(name.as_bytes());
+                match install(plugins, tenant, bytes) {
+                    Ok(_) => installed += 1,
+                    Err(error) => break (installed, error),
+                }
+            }
+        };
+        let mut by_number = Plugins::in_memory();
+        by_number.room = (16, 1 << 20);
+        let (count, error) = many(&by_number, "greedy", 32);
+        assert_eq!((count, error.kind()), (8, ErrorKind::Exhausted));
+        assert!(error.to_string().contains("`greedy` has its share"), "{error}");
+        assert_eq!(many(&by_number, "second", 32).0, 4);
+        install(&by_number, "modest", b"small".to_vec()).unwrap();
+        // By bytes, and after a restart.
+        let open = || {
+            let mut plugins = Plugins::open(place.path()).unwrap();
+            plugins.room = (1000, 1600);
+            plugins
+        };
+        assert_eq!(many(&open(), "greedy", 100).0, 8);
+        let plugins = open();
+        let (_, error) = many(&plugins, "greedy", 100);
+        assert_eq!(many(&plugins, "greedy", 101).0, 0, "{error}");
+        install(&plugins, "modest", b"small".to_vec()).unwrap();
     }
 }

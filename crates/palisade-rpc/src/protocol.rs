@@ -29,12 +29,13 @@ pub struct Limits {
     pub batch_max: usize,
     /// Bytes of a body that need no room among all bodies. Default 64 KiB.
     pub small_body_bytes: usize,
-    /// Connections at once; more wait to be accepted. Default 256.
+    /// Connections at once, of each listener. Clients share them: one, which is a process of this machine or another machine,
+    /// has a half at most while nobody else has any. Default 512.
     pub connections_max: usize,
-    /// Of a listener that asks for a token: connections at once that have not shown it. One more closes the oldest of them.
-    /// Default 64.
+    /// Connections besides them, of each listener: those that have not shown the token where one is asked for, and those of
+    /// clients that have their share. One more closes the oldest. Default 64.
     pub strangers_max: usize,
-    /// Time in which a connection shows the token. Default 2 s.
+    /// Time after which such a connection is closed. Default 2 s.
     pub stranger_time: Duration,
     /// Time for a request's head and, again, for its body; an idle connection is closed after it. Default 15 s.
     pub read_time: Duration,
@@ -54,7 +55,7 @@ impl Default for Limits {
             depth_max: 32,
             batch_max: 100,
             small_body_bytes: 64 << 10,
-            connections_max: 256,
+            connections_max: 512,
             strangers_max: 64,
             stranger_time: Duration::from_secs(2),
             read_time: Duration::from_secs(15),

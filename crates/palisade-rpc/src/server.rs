@@ -31,6 +31,7 @@ use tokio::time::timeout;
 use crate::events::{EventBody, EventQuery};
 use crate::patience::Patient;
 use crate::protocol::{Answer, Limits, ParsedCall, RpcError, codes, parse};
+use crate::shares::{Peer, Share, Shares};
 use crate::{Service, Token};
 
 /// Bytes of a request's head.
@@ -173,6 +174,8 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
 struct Shared {
     service: Arc<Service>,
     limits: Limits,
+    /// Who hears of events.
+    subscribers: Arc<Shares>,
     /// Bytes of bodies, in [`BODY_UNIT`].
     bodies: Semaphore,
     /// Bytes of results, in [`BODY_UNIT`].
@@ -183,7 +186,7 @@ struct Shared {
 /// Serves a [`Service`] until it is stopped.
 pub struct Server {
     shared: Arc<Shared>,
-    listeners: Vec<(tokio::task::JoinHandle<()>, Arc<Semaphore>)>,
+    listeners: Vec<(tokio::task::JoinHandle<()>, Arc<Shares>)>,
     places: Vec<Place>,
 }
 
@@ -199,24 +202,31 @@ impl Server {
         let bodies = Semaphore::new(limits.bodies_bytes_max.max(limits.body_bytes_max) / BODY_UNIT + 1);
         let answers = Semaphore::new(limits.answers_bytes_max.max(limits.answer_bytes_max) / BODY_UNIT + 1);
         let (answers, stop) = (Arc::new(answers), watch::Sender::new(None));
-        let shared = Arc::new(Shared { service, limits, bodies, answers, stop });
+        let subscribers = Shares::new(service.subscribers_max());
+        let shared = Arc::new(Shared { service, limits, subscribers, bodies, answers, stop });
         let mut places_taken = Vec::new();
         let start = |Listener(kind): Listener| {
-            let connections = Arc::new(Semaphore::new(limits.connections_max));
+            let connections = Shares::new(limits.connections_max);
             let (shared, places) = (Arc::clone(&shared), Arc::clone(&connections));
             let task = match kind {
                 Kind::Unix { listener, place } => {
                     places_taken.push(place);
                     tokio::spawn(async move {
+                        let process = |stream: &UnixStream| stream.peer_cred().ok()?.pid();
                         accept(&shared, &places, None, |context| {
-                            listener.poll_accept(context).map_ok(|(stream, _)| stream)
+                            let accepted = listener.poll_accept(context);
+                            accepted.map_ok(|(stream, _)| {
+                                let peer = process(&stream).map_or(Peer::Unknown, Peer::Process);
+                                (stream, peer)
+                            })
                         })
                         .await;
                     })
                 }
                 Kind::Tcp { listener, token } => tokio::spawn(async move {
                     accept(&shared, &places, Some(Arc::new(token)), |context| {
-                        listener.poll_accept(context).map_ok(|(stream, _)| stream)
+                        let accepted = listener.poll_accept(context);
+                        accepted.map_ok(|(stream, address)| (stream, Peer::Machine(address.ip())))
                     })
                     .await;
                 }),
@@ -231,20 +241,19 @@ impl Server {
     pub async fn stop(self, grace: Duration) {
         self.shared.stop.send_replace(Some(grace));
         drop(self.places);
-        let all = u32::try_from(self.shared.limits.connections_max).unwrap_or(u32::MAX);
         for (task, connections) in self.listeners {
             let _ = task.await;
             // Each connection ends within the grace.
-            let _ = connections.acquire_many(all).await;
+            connections.all_given_back().await;
         }
     }
 }
 
 async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     shared: &Arc<Shared>,
-    connections: &Arc<Semaphore>,
+    connections: &Arc<Shares>,
     token: Option<Arc<Token>>,
-    next: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>> + Send + Sync,
+    next: impl Fn(&mut Context<'_>) -> Poll<io::Result<(S, Peer)>> + Send + Sync,
 ) {
     let mut stop = shared.stop.subscribe();
     let strangers = Strangers::default();
@@ -252,29 +261,28 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let accepted = tokio::select! {
             biased;
             _ = stop.wait_for(Option::is_some) => return,
-            accepted = async {
-                // Whoever has shown no token has no place yet. Never closed.
-                let place = if token.is_none() { Arc::clone(connections).acquire_owned().await.ok() } else { None };
-                (poll_fn(&next).await, place)
-            } => accepted,
+            accepted = poll_fn(&next) => accepted,
         };
         match accepted {
-            (Ok(stream), place) => {
+            Ok((stream, peer)) => {
                 let shared = Arc::clone(shared);
-                let stranger = token.clone().map(|token| Stranger {
-                    token,
+                // Whoever has shown no token has no place yet.
+                let place = if token.is_none() { connections.take(peer) } else { None };
+                let stranger = place.is_none().then(|| Stranger {
                     places: Arc::clone(connections),
                     closed: strangers.let_in(shared.limits.strangers_max),
                 });
-                tokio::spawn(async move { connection(&shared, stream, place, stranger).await });
+                let token = token.clone();
+                tokio::spawn(async move { connection(&shared, stream, peer, token, place, stranger).await });
             }
             // Too many open files, or a client that was gone at once.
-            (Err(_), _) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
 
-/// Connections that have not shown the token, the oldest first, each with what closes it.
+/// Connections without a place, because they have not shown the token or their client has its share already: the oldest first,
+/// each with what closes it.
 #[derive(Default)]
 struct Strangers(Mutex<VecDeque<oneshot::Sender<()>>>);
 
@@ -294,31 +302,32 @@ impl Strangers {
     }
 }
 
-/// What a connection needs that has to show a token.
+/// What a connection needs that has no place.
 struct Stranger {
-    token: Arc<Token>,
-    /// Where it gets a place once it has.
-    places: Arc<Semaphore>,
+    /// Where it gets one, when it shows the token.
+    places: Arc<Shares>,
     /// Hears that it is closed for a newer one.
     closed: oneshot::Receiver<()>,
 }
 
-/// Serves a connection that has a `place`, or gets one when it shows the token.
+/// Serves a connection that has a `place`, or gets one when it shows the token, or stays a stranger.
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     shared: &Arc<Shared>,
     stream: S,
-    place: Option<OwnedSemaphorePermit>,
+    peer: Peer,
+    token: Option<Arc<Token>>,
+    place: Option<Share>,
     stranger: Option<Stranger>,
 ) {
     let mut stop = shared.stop.subscribe();
     let stream = TokioIo::new(Patient::new(stream, shared.limits.write_time));
-    let (token, places, closed) = match stranger {
-        Some(Stranger { token, places, closed }) => (Some(token), Some(places), Some(closed)),
-        None => (None, None, None),
+    let (places, closed) = match stranger {
+        Some(Stranger { places, closed }) => (Some(places), Some(closed)),
+        None => (None, None),
     };
+    let (known, is_known) = watch::channel(place.is_some());
     // Held as long as the connection lives.
     let place = Arc::new(Mutex::new(place));
-    let (known, is_known) = watch::channel(token.is_none());
     let service = service_fn(|request: Request<Incoming>| {
         let (shared, token) = (Arc::clone(shared), token.clone());
         // By value: what is borrowed from the channel would keep it from being changed below.
@@ -326,13 +335,13 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         if let (Some(token), Some(places), false) = (&token, &places, known_before)
             && token.admits(request.headers().get(AUTHORIZATION).map(|value| value.as_bytes()))
         {
-            // With all places taken it stays a stranger, and is closed as one.
-            if let Ok(permit) = Arc::clone(places).try_acquire_owned() {
-                *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(permit);
+            // Without a place it stays a stranger, and is closed as one.
+            if let Some(share) = places.take(peer) {
+                *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(share);
                 known.send_replace(true);
             }
         }
-        async move { Ok::<_, Infallible>(respond(&shared, token.as_deref(), request).await) }
+        async move { Ok::<_, Infallible>(respond(&shared, peer, token.as_deref(), request).await) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -378,7 +387,7 @@ fn refuse(status: StatusCode, error: RpcError) -> Answered {
     reply(status, JSON, body)
 }
 
-async fn respond(shared: &Arc<Shared>, token: Option<&Token>, request: Request<Incoming>) -> Answered {
+async fn respond(shared: &Arc<Shared>, peer: Peer, token: Option<&Token>, request: Request<Incoming>) -> Answered {
     let path = request.uri().path();
     if path == "/healthz" && request.method() == Method::GET {
         return match (shared.service.is_open(), shared.service.check()) {
@@ -412,16 +421,23 @@ async fn respond(shared: &Arc<Shared>, token: Option<&Token>, request: Request<I
         };
     }
     if path == "/events" {
-        return events(shared, request.uri().query().unwrap_or_default());
+        return events(shared, peer, request.uri().query().unwrap_or_default());
     }
     let trace = trace(request.headers());
     rpc(shared, request.into_body(), trace).await
 }
 
-fn events(shared: &Shared, query: &str) -> Answered {
-    match EventQuery::parse(query).and_then(|query| shared.service.subscribe(query)) {
-        Ok(subscription) => {
-            let body = EventBody::new(subscription, shared.stop.subscribe());
+fn events(shared: &Shared, peer: Peer, query: &str) -> Answered {
+    let subscribed = EventQuery::parse(query).and_then(|query| {
+        let share = shared.subscribers.take(peer).ok_or_else(|| {
+            Error::new(ErrorKind::Exhausted, "subscribe", "this client has its share of the subscriptions there may be")
+                .help("end one, or share a subscription")
+        })?;
+        Ok((shared.service.subscribe(query)?, share))
+    });
+    match subscribed {
+        Ok((subscription, share)) => {
+            let body = EventBody::new(subscription, share, shared.stop.subscribe());
             let mut response = Response::new(Either::Right(body));
             for (name, value) in [(CONTENT_TYPE, EVENT_STREAM), (CACHE_CONTROL, "no-store")] {
                 response.headers_mut().insert(name, hyper::header::HeaderValue::from_static(value));

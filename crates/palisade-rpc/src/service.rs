@@ -10,7 +10,7 @@ use palisade_core::{
 };
 use palisade_fabric::{
     AdmitTask, AgentMemory, AgentState, Drained, EventFilter, Events, Executor, ExecutorOptions, LocalScheduler,
-    PrometheusSink, Subscription, admit, narrowed,
+    PrometheusSink, Subscription, admit, check_tenant, narrowed,
 };
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
@@ -181,6 +181,11 @@ impl Service {
         self.events.subscribe(EventFilter { task, tenant, plugin })
     }
 
+    /// How many may hear of events at once.
+    pub(crate) fn subscribers_max(&self) -> usize {
+        self.events.subscribers_max()
+    }
+
     /// Whether the scheduler can keep what it is given, and its tasks are run.
     ///
     /// # Errors
@@ -227,7 +232,9 @@ impl Service {
     }
 
     async fn plugins_install(self: &Arc<Self>, params: InstallPlugin) -> Result<Installed> {
-        let InstallPlugin { name, kind, bytes, policy, agent } = params;
+        let InstallPlugin { name, kind, bytes, policy, agent, tenant } = params;
+        let tenant = tenant.map_or_else(Tenant::default, Tenant);
+        check_tenant(&tenant, "install")?;
         policy.validate()?;
         if agent.tasks_max == 0 {
             return Err(Error::new(ErrorKind::InvalidInput, "install", "an agent that runs 0 tasks would run none"));
@@ -237,7 +244,9 @@ impl Service {
         backend.capabilities().admit(&policy)?;
         let artifact = palisade_core::Artifact::new(kind, bytes.0).named(name);
         // What cannot run is refused here, to the person who installs it, and not later to one who submits a task.
-        let module = backend.load(artifact.clone()).await?;
+        // The first of its tasks finds it loaded.
+        let loading = self.with_executor(|executor| Ok(executor.load(artifact.clone(), tenant.clone())))?;
+        let module = loading.await?;
         let functions = AgentMemory::new(agent.memory).add_to(HostFunctions::new());
         let asked = policy.clone();
         // It may build a jail, and ask an interpreter: not on a thread that others wait for.
@@ -245,7 +254,8 @@ impl Service {
         prepared.map_err(|error| {
             Error::new(ErrorKind::Internal, "install", "a thread of the daemon was lost").source(error)
         })??;
-        let plugin = Plugin::new(artifact, policy, agent);
+        let mut plugin = Plugin::new(artifact, policy, agent);
+        plugin.tenant = tenant;
         self.change(move |service| {
             let hash = plugin.artifact.hash();
             service.with_executor(|_| Ok(()))?;
@@ -593,6 +603,7 @@ fn info(plugin: &Plugin) -> PluginInfo {
     PluginInfo {
         plugin: plugin.artifact.hash(),
         name: plugin.artifact.name().to_owned(),
+        tenant: plugin.tenant.0.clone(),
         kind: plugin.artifact.kind(),
         size_bytes: plugin.artifact.bytes().len() as u64,
         policy: plugin.policy.clone(),

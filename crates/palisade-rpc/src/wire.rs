@@ -74,6 +74,9 @@ pub struct InstallPlugin {
     /// How its tasks are run.
     #[serde(default)]
     pub agent: AgentSettings,
+    /// On whose behalf: tenants share the room for plugins. All of them may use it. Default `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
 }
 
 /// Result of `plugins.install`.
@@ -103,6 +106,8 @@ pub struct PluginInfo {
     pub plugin: ArtifactHash,
     /// Its name.
     pub name: String,
+    /// On whose behalf it was installed.
+    pub tenant: String,
     /// What it is.
     pub kind: ArtifactKind,
     /// Size of the artifact.

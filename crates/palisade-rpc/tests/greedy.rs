@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_core::{ErrorKind, Sandbox};
-use palisade_fabric::{LocalScheduler, PrometheusSink, SchedulerOptions};
+use palisade_fabric::{Events, LocalScheduler, PrometheusSink, SchedulerOptions};
 use palisade_fake::Fake;
 use palisade_rpc::{
     Address, ByKind, Client, Limits, Listener, Nothing, Plugins, Server, Service, ServiceOptions, SubmitTask, Token,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::timeout;
 
 /// Something that must happen, must within this time; what must not, is not waited for.
@@ -183,4 +183,88 @@ async fn a_place_is_taken_once_and_only_its_own_socket_is_removed() {
     let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
     server.stop(Duration::ZERO).await;
     assert!(path.exists(), "another's socket was removed");
+}
+
+/// A connection from another machine's address, as far as the server can tell.
+async fn from_machine(address: [u8; 4], server: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((address, 0).into()).unwrap();
+    socket.connect(server).await.unwrap()
+}
+
+/// The status of the answer to a request that shows the token; `None` when the connection is closed.
+async fn ask(stream: &mut TcpStream, path: &str) -> Option<u16> {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = Vec::new();
+    // The head, and of the body what has come: it is small, or has no end.
+    while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+        let mut piece = [0; 4096];
+        match timeout(PATIENCE, stream.read(&mut piece)).await.expect("there is an answer, or an end") {
+            Ok(0) | Err(_) => return None,
+            Ok(read) => answer.extend_from_slice(&piece[..read]),
+        }
+    }
+    String::from_utf8_lossy(&answer).split(' ').nth(1)?.parse().ok()
+}
+
+#[tokio::test]
+async fn a_client_with_many_connections_leaves_places_for_another() {
+    let mut limits = patient();
+    (limits.strangers_max, limits.connections_max) = (2, 8);
+    let (server, address) = tcp(limits).await;
+    let (greedy, modest) = ([127, 0, 0, 2], [127, 0, 0, 1]);
+    let mut many = Vec::new();
+    for _ in 0..40 {
+        let mut stream = from_machine(greedy, address).await;
+        assert_eq!(ask(&mut stream, "/healthz").await, Some(200), "beyond its share it is answered, and soon closed");
+        many.push(stream);
+    }
+    let mut one = from_machine(modest, address).await;
+    assert_eq!(ask(&mut one, "/healthz").await, Some(200));
+    for _ in 0..10 {
+        let mut stream = from_machine(greedy, address).await;
+        assert_eq!(ask(&mut stream, "/healthz").await, Some(200));
+        many.push(stream);
+    }
+    assert_eq!(ask(&mut one, "/healthz").await, Some(200), "who has a place is not closed for others");
+    let mut open = 0;
+    for stream in &mut many {
+        open += usize::from(ask(stream, "/healthz").await.is_some());
+    }
+    assert_eq!(open, 4 + 2, "a half, and those that are soon closed");
+    drop((many, one));
+    server.stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_client_with_many_subscriptions_leaves_some_for_another() {
+    let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), Token::new(TOKEN).unwrap()).await.unwrap();
+    let address = listener.name().trim_start_matches("http://").parse().unwrap();
+    let scheduler = Arc::new(LocalScheduler::open(SchedulerOptions::default()).unwrap());
+    let backends = ByKind::new([Arc::new(Fake::new(None)) as Arc<dyn Sandbox>]).unwrap();
+    let mut options = ServiceOptions::new(scheduler, backends, Plugins::in_memory(), Arc::new(PrometheusSink::new()));
+    options.events = Events::new(16, 8);
+    let server = Server::start(Service::start(options).await.unwrap(), vec![listener], patient());
+    let mut subscriptions = Vec::new();
+    for number in 0..20 {
+        let mut stream = from_machine([127, 0, 0, 2], address).await;
+        let status = ask(&mut stream, "/events").await;
+        assert_eq!(status, Some(if number < 4 { 200 } else { 503 }), "number {number}");
+        subscriptions.push(stream);
+    }
+    let mut modest = from_machine([127, 0, 0, 1], address).await;
+    assert_eq!(ask(&mut modest, "/events").await, Some(200));
+    // What is ended is given back.
+    drop(subscriptions);
+    let again = async {
+        loop {
+            let mut stream = from_machine([127, 0, 0, 2], address).await;
+            if ask(&mut stream, "/events").await == Some(200) {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, again).await.expect("its places come back");
+    server.stop(Duration::ZERO).await;
 }

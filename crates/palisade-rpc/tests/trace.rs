@@ -37,7 +37,8 @@ async fn the_submission_is_a_part_of_the_clients_trace_and_the_attempt_a_part_of
     let bytes = Base64([&b"\0asm\x01\0\0\0"[..], &[0, 5, 4], b"echo"].concat().into());
     let (name, kind, policy, agent) =
         ("echo".to_owned(), ArtifactKind::Wasm, Policy::default(), AgentSettings::default());
-    let plugin = client.plugins_install(&InstallPlugin { name, kind, bytes, policy, agent }).await.unwrap().plugin;
+    let plugin =
+        client.plugins_install(&InstallPlugin { name, kind, bytes, policy, agent, tenant: None }).await.unwrap().plugin;
     let (trace, parent) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
     let given = TraceContext::new(format!("00-{trace}-{parent}-01"), "vendor=x").unwrap();
     for given in [Some(given), None] {
