@@ -13,7 +13,8 @@ pub fn http(data: &[u8]) {
     let by = if how & 1 == 0 { By::Unix } else { By::Tcp };
     let answer = daemon.exchange(by, rest.split(|byte| *byte == CUT), how & 2 == 0);
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{}", String::from_utf8_lossy(&answer));
-    if by == By::Tcp && !rest.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes()) {
+    let sent: Vec<_> = rest.iter().copied().filter(|byte| *byte != CUT).collect();
+    if by == By::Tcp && !sent.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes()) {
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.contains("\"result\""), "a stranger was served: {answer}");
     }
@@ -41,6 +42,11 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             all.push([&[how], text.as_bytes()].concat());
             let (begin, end) = text.split_at(text.len() / 2);
             all.push([&[how], begin.as_bytes(), &[CUT], end.as_bytes()].concat());
+            // Also in the middle of the token.
+            if let Some(at) = text.find(TOKEN) {
+                let (begin, end) = text.split_at(at + 1);
+                all.push([&[how], begin.as_bytes(), &[CUT], end.as_bytes()].concat());
+            }
         }
     }
     all
