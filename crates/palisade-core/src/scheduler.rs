@@ -29,7 +29,7 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     /// [`ErrorKind::Exhausted`](crate::ErrorKind::Exhausted) when the queue is full, the tenant is over its rate, or the
     /// scheduler drains; with [`Error::retry_after`](crate::Error::retry_after) where waiting helps.
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the task is malformed, too large or past its
-    /// deadline, or when an earlier task under the same key or id asks for something else.
+    /// deadline, or when an earlier task with the same key or id differs from this one.
     fn submit(&self, task: Task) -> BoxFuture<'_, Result<Submission>>;
 
     /// Waits for tasks to run and leases them.

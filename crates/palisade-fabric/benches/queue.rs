@@ -11,11 +11,11 @@ use palisade_core::{ArtifactHash, Priority};
 
 // The modules themselves: they are no part of the crate's face, and nothing but a bench needs them from outside.
 #[allow(dead_code, unused_imports, unreachable_pub, reason = "made for another crate; the bench uses a part")]
-#[path = "../src/aside.rs"]
-mod aside;
-#[allow(dead_code, unused_imports, unreachable_pub, reason = "made for another crate; the bench uses a part")]
 #[path = "../src/fair.rs"]
 mod fair;
+#[allow(dead_code, unused_imports, unreachable_pub, reason = "made for another crate; the bench uses a part")]
+#[path = "../src/skipped.rs"]
+mod skipped;
 #[allow(dead_code, unused_imports, unreachable_pub, reason = "made for another crate; the bench uses a part")]
 #[path = "../src/wheel.rs"]
 mod wheel;

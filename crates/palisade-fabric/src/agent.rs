@@ -2,152 +2,29 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use palisade_core::{
-    Artifact, ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Module, Outcome, Policy, Result, Task, Tenant,
+    ArtifactHash, Completion, Error, ErrorKind, HostFunctions, Module, Outcome, Policy, Result, Task, Tenant,
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::Notify;
+
+mod state;
+mod template;
+
+pub use state::AgentState;
+pub(crate) use state::Event;
+pub use template::{AgentTemplate, InstanceMode, RestartBudget};
 
 use crate::clock::to_millis;
 use crate::latency::Latencies;
-use crate::lines::{Line, Lines, Unused};
 use crate::narrow::narrowed;
+use crate::prepared::{PreparedLine, PreparedLines, Unused};
 use crate::trace::Traced;
-use crate::{AgentMemory, Events, MemoryLimits};
-
-/// What agents are made from.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct AgentTemplate {
-    /// Name, unique in an executor.
-    pub name: String,
-    /// What it runs.
-    pub artifact: Artifact,
-    /// The most its tasks may use and reach. A task's own quota holds where it is smaller; what a task asks to reach
-    /// beyond this is refused.
-    pub policy: Policy,
-    /// Whether tasks share an instance.
-    pub instances: InstanceMode,
-    /// Tasks it runs at once. Default 64.
-    pub tasks_max: usize,
-    /// How often it is started again after it failed.
-    pub restarts: RestartBudget,
-    /// Bounds of its memory.
-    pub memory: MemoryLimits,
-    /// Where its memory is kept while no executor has the agent: read when it is spawned, written when it is removed
-    /// and when its executor is drained. `None`: nowhere.
-    pub memory_file: Option<PathBuf>,
-}
-
-impl AgentTemplate {
-    /// An agent called `name` that runs `artifact`, with defaults for everything else.
-    pub fn new(name: impl Into<String>, artifact: Artifact) -> AgentTemplate {
-        AgentTemplate {
-            name: name.into(),
-            artifact,
-            policy: Policy::default(),
-            instances: InstanceMode::Fresh,
-            tasks_max: 64,
-            restarts: RestartBudget::default(),
-            memory: MemoryLimits::default(),
-            memory_file: None,
-        }
-    }
-}
-
-/// Whether tasks of an agent share an instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum InstanceMode {
-    /// Each task has an instance of its own: nothing of one task is left for the next.
-    #[default]
-    Fresh,
-    /// An instance serves task after task until it ends abnormally, or makes room for those of others. Tasks of one policy
-    /// share it, whoever submitted them.
-    Kept,
-}
-
-/// How often an agent is started again after it failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(default, deny_unknown_fields)]
-pub struct RestartBudget {
-    /// Failures within [`RestartBudget::window`] it survives; one more terminates it. Default 5.
-    pub failures_max: u32,
-    /// How long a failure counts. Default 1 min.
-    pub window: Duration,
-    /// Pause after the first failure; doubles with each that counts. Default 100 ms.
-    pub backoff_initial: Duration,
-    /// Longest pause. Default 10 s.
-    pub backoff_max: Duration,
-}
-
-impl Default for RestartBudget {
-    fn default() -> Self {
-        RestartBudget {
-            failures_max: 5,
-            window: Duration::from_secs(60),
-            backoff_initial: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(10),
-        }
-    }
-}
-
-/// Where an agent is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum AgentState {
-    /// Made, and has run nothing yet.
-    Spawned,
-    /// Can run tasks and runs none.
-    Ready,
-    /// Runs tasks.
-    Busy,
-    /// Takes no more tasks and ends those it has.
-    Draining,
-    /// Runs nothing any more.
-    Terminated,
-}
-
-/// What moves an agent from state to state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// A task begins.
-    Begin,
-    /// A task ended; so many still run.
-    End { left: usize },
-    /// Its executor wants it to end; so many tasks run.
-    Drain { running: usize },
-    /// Its budget of restarts is used up.
-    GiveUp,
-}
-
-impl AgentState {
-    /// The next state, or `None` when the event cannot happen in this one.
-    pub(crate) fn after(self, event: Event) -> Option<AgentState> {
-        use AgentState::{Busy, Draining, Ready, Spawned, Terminated};
-        match (self, event) {
-            (Spawned | Ready | Busy, Event::Begin) => Some(Busy),
-            (Busy, Event::End { left: 0 }) => Some(Ready),
-            (Busy, Event::End { .. }) => Some(Busy),
-            (Draining, Event::End { left: 0 }) => Some(Terminated),
-            (Draining, Event::End { .. }) => Some(Draining),
-            (Terminated, Event::End { .. }) => Some(Terminated),
-            (Spawned | Ready | Busy | Draining, Event::Drain { running: 0 }) => Some(Terminated),
-            (Spawned | Ready | Busy | Draining, Event::Drain { .. }) => Some(Draining),
-            (Terminated, Event::Drain { .. }) => Some(Terminated),
-            (_, Event::GiveUp) => Some(Terminated),
-            (Draining | Terminated, Event::Begin) | (Spawned | Ready, Event::End { .. }) => None,
-        }
-    }
-}
+use crate::{AgentMemory, Events};
 
 /// What an agent did, and where it is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -211,33 +88,33 @@ struct State {
     latencies: Latencies,
     cpu_time: Duration,
     memory_peak_bytes: u64,
-    lines: Lines,
+    lines: PreparedLines,
 }
 
 /// What an agent says to a task.
 #[derive(Debug)]
-pub(crate) enum Beginning {
+pub(crate) enum Begin {
     /// It begins, by what was prepared already for its policy.
-    Begun(Option<Arc<Line>>),
+    Started(Option<Arc<PreparedLine>>),
     /// The agent rests, and says [until when](Agent::rests_until).
-    Rests,
+    Resting,
 }
 
 /// A place with an agent, for one task.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct AgentPermit {
     pub(crate) agent: Arc<Agent>,
 }
 
-impl Turn {
+impl AgentPermit {
     /// Takes a place, or gives the agent back that has none.
-    pub(crate) fn take(agent: Arc<Agent>) -> Result<Turn, Arc<Agent>> {
+    pub(crate) fn take(agent: Arc<Agent>) -> Result<AgentPermit, Arc<Agent>> {
         let taken = agent.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |room| room.checked_sub(1));
-        if taken.is_ok() { Ok(Turn { agent }) } else { Err(agent) }
+        if taken.is_ok() { Ok(AgentPermit { agent }) } else { Err(agent) }
     }
 }
 
-impl Drop for Turn {
+impl Drop for AgentPermit {
     fn drop(&mut self) {
         // Either this sees that it must tell, or who asked for that sees the room: both are sequentially consistent.
         self.agent.room.fetch_add(1, Ordering::SeqCst);
@@ -282,7 +159,7 @@ impl Agent {
                 latencies: Latencies::default(),
                 cpu_time: Duration::ZERO,
                 memory_peak_bytes: 0,
-                lines: Lines::default(),
+                lines: PreparedLines::default(),
             }),
             events,
             template,
@@ -323,26 +200,26 @@ impl Agent {
     }
 
     /// Begins a task with `policy`, unless the agent rests.
-    pub(crate) fn begin(&self, now: Instant, policy: &Policy) -> Result<Beginning> {
+    pub(crate) fn begin(&self, now: Instant, policy: &Policy) -> Result<Begin> {
         let mut state = self.lock();
         let Some(next) = state.state.after(Event::Begin) else {
-            let message = format!("agent `{}` is {:?} and runs no more tasks", self.template.name, state.state);
+            let message = format!("agent `{}` is {:?} and takes no more tasks", self.template.name, state.state);
             let kind = if state.state == AgentState::Draining { ErrorKind::Exhausted } else { ErrorKind::Stale };
             return Err(Error::new(kind, "run", message).context("restarts", state.restarts));
         };
         if state.rests_until.is_some_and(|until| until > now) {
-            return Ok(Beginning::Rests);
+            return Ok(Begin::Resting);
         }
         state.rests_until = None;
         state.running += 1;
         self.enter(&mut state, next);
-        Ok(Beginning::Begun(state.lines.find(policy, now)))
+        Ok(Begin::Started(state.lines.find(policy, now)))
     }
 
     /// Ends a task that [`Agent::begin`] began. Gives the pause before a restart when the agent failed.
     pub(crate) fn end(&self, completion: &Completion, latency: Duration, failed: bool, now: Instant) {
         // Dropped outside of the lock.
-        let mut dropped = Lines::default();
+        let mut dropped = PreparedLines::default();
         let mut state = self.lock();
         state.running -= 1;
         let left = state.running;
@@ -403,7 +280,7 @@ impl Agent {
         module: Arc<dyn Module>,
         task: &Task,
         weights: &Arc<AtomicUsize>,
-    ) -> Result<Arc<Line>> {
+    ) -> Result<Arc<PreparedLine>> {
         let (asked, host) = (narrowed(&task.policy, &self.template.policy)?, self.host.clone());
         let prepared = match tokio::task::spawn_blocking(move || module.prepare(asked, host)).await {
             Ok(prepared) => prepared?,
@@ -411,7 +288,7 @@ impl Agent {
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => return Err(Error::new(ErrorKind::Exhausted, "prepare", "the runtime is shutting down")),
         };
-        let line = Line::new(prepared, self.template.artifact.bytes().len(), weights);
+        let line = PreparedLine::new(prepared, self.template.artifact.bytes().len(), weights);
         // What goes is dropped outside of the lock.
         let (line, _gone) = self.lock().lines.insert(task, line, Instant::now());
         Ok(line)
@@ -475,7 +352,7 @@ impl Agent {
         });
     }
 
-    // Whole after each statement.
+    // Every statement leaves the state consistent, so a poisoned lock is safe to use again.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -500,7 +377,7 @@ pub(crate) fn name(completion: &Completion) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use palisade_core::{Execution, Usage};
+    use palisade_core::{Artifact, Execution, Usage};
 
     use super::*;
 
@@ -513,8 +390,8 @@ mod tests {
     /// Begins a task; how long the agent rests, if it does.
     fn begin(agent: &Agent, now: Instant) -> Result<Option<Duration>> {
         Ok(match agent.begin(now, &Policy::default())? {
-            Beginning::Begun(_) => None,
-            Beginning::Rests => agent.rests_until(now).map(|until| until - now),
+            Begin::Started(_) => None,
+            Begin::Resting => agent.rests_until(now).map(|until| until - now),
         })
     }
 

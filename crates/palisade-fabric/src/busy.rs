@@ -2,8 +2,8 @@
 //! place for waits behind them.
 //!
 //! Most agents have room for all that is leased to them, and nothing is counted beforehand. An agent that has none for a
-//! task it was leased is busy from then on: its room is told to the scheduler, and taken when a task is leased. It is no
-//! longer busy once the scheduler had fewer tasks for it than it had room.
+//! task it was leased is busy from then on: its room is told to the scheduler, and taken when a task is leased. It stops
+//! being busy when the scheduler offers it fewer tasks than it has room for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use palisade_core::{ArtifactHash, Lease, PluginLimit};
 use tokio::sync::Notify;
 
-use crate::agent::{Agent, Turn};
+use crate::agent::{Agent, AgentPermit};
 
 type Table<V> = HashMap<ArtifactHash, V, foldhash::fast::RandomState>;
 
@@ -25,7 +25,7 @@ pub(crate) struct BusyAgents {
 
 /// What a request asks for.
 #[derive(Debug, Default)]
-pub(crate) struct Wish {
+pub(crate) struct LeaseWish {
     pub(crate) limits: Arc<[PluginLimit]>,
     /// The same limits, less what was leased, and the agents they are for.
     room: Table<(usize, Arc<Agent>)>,
@@ -58,13 +58,13 @@ impl BusyAgents {
     }
 
     /// What to ask for with so many places.
-    pub(crate) fn wish(&self, tasks_max: usize) -> Wish {
+    pub(crate) fn wish(&self, tasks_max: usize) -> LeaseWish {
         let agents = self.lock();
         if agents.is_empty() {
-            return Wish::default();
+            return LeaseWish::default();
         }
         let now = Instant::now();
-        let mut wish = Wish::default();
+        let mut wish = LeaseWish::default();
         for (plugin, agent) in &*agents {
             let rest = agent.rests_until(now);
             wish.rested_at = [wish.rested_at, rest].into_iter().flatten().min();
@@ -78,7 +78,7 @@ impl BusyAgents {
     }
 
     /// Waits until there is another wish. `cut_short`: how many requests in a row were, for that.
-    pub(crate) async fn another_wish(&self, wish: &Wish, cut_short: u32) {
+    pub(crate) async fn another_wish(&self, wish: &LeaseWish, cut_short: u32) {
         let calm = CALM.0.saturating_mul(1 << cut_short.min(16)).min(CALM.1);
         let not_before = (cut_short > 0).then(|| Instant::now() + calm);
         match wish.rested_at {
@@ -94,7 +94,7 @@ impl BusyAgents {
     }
 
     /// The scheduler has no more tasks of those the wish had room for: their agents are not busy.
-    pub(crate) fn had_enough(&self, wish: Wish) {
+    pub(crate) fn had_enough(&self, wish: LeaseWish) {
         let mut agents = self.lock();
         for (plugin, (room, agent)) in wish.room {
             if room > 0 && agents.get(&plugin).is_some_and(|known| Arc::ptr_eq(known, &agent)) {
@@ -104,20 +104,20 @@ impl BusyAgents {
         }
     }
 
-    // Whole after each statement.
+    // Every statement leaves the state consistent, so a poisoned lock is safe to use again.
     fn lock(&self) -> MutexGuard<'_, Table<Arc<Agent>>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Wish {
+impl LeaseWish {
     /// The room that was told to the scheduler, for a task it leased.
-    pub(crate) fn turn(&mut self, lease: &Lease) -> Option<Turn> {
+    pub(crate) fn turn(&mut self, lease: &Lease) -> Option<AgentPermit> {
         if self.room.is_empty() {
             return None;
         }
         let (room, agent) = self.room.get_mut(&lease.task.plugin)?;
         *room = room.saturating_sub(1);
-        Turn::take(Arc::clone(agent)).ok()
+        AgentPermit::take(Arc::clone(agent)).ok()
     }
 }

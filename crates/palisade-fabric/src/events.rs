@@ -221,10 +221,10 @@ impl Events {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Exhausted`] when there are as many subscribers as there may be.
+    /// [`ErrorKind::Exhausted`] when the limit on subscribers is reached.
     pub fn subscribe(&self, filter: EventFilter) -> Result<Subscription> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            Error::new(ErrorKind::Exhausted, "subscribe", "there are as many subscribers as there may be")
+            Error::new(ErrorKind::Exhausted, "subscribe", "the limit on subscribers is reached")
                 .help("end one, or share a subscription")
         })?;
         Ok(Subscription {

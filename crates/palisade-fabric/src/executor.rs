@@ -2,31 +2,28 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use palisade_core::{
-    Artifact, ArtifactHash, BoxFuture, Call, CancelToken, Completion, Error, ErrorKind, Execution, HostFunctions,
-    Lease, LeaseRequest, MetricsSink, Module, Outcome, Phase, Report, Resource, Result, Sandbox, Scheduler, Task,
-    Tenant, TraceContext, Usage, WorkerId,
+    Artifact, ArtifactHash, BoxFuture, Error, ErrorKind, HostFunctions, MetricsSink, Module, Result, Sandbox,
+    Scheduler, Task, Tenant,
 };
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
-use tracing::Instrument;
-use uuid::Uuid;
 
-use crate::agent::{Agent, Beginning, Turn, name as outcome_name};
+mod attempt;
+mod leasing;
+
+use self::leasing::keep_leasing;
+use crate::agent::Agent;
 use crate::busy::BusyAgents;
-use crate::figures::{Figures, Notes, Told, quota_used};
-use crate::lines::{self, Line, WEIGHTS_BYTES_MAX};
+use crate::figures::Figures;
 use crate::modules::Modules;
-use crate::trace::AttemptTrace;
-use crate::{AgentMemory, AgentReport, AgentTemplate, Events, InstanceMode, NullSink};
+use crate::prepared::{self, WEIGHTS_BYTES_MAX};
+use crate::{AgentMemory, AgentReport, AgentTemplate, Events, NullSink};
 
 /// Whether a task may run at all, asked before each attempt: see [`ExecutorOptions::admit`].
 #[derive(Clone)]
@@ -167,11 +164,6 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// How often a scheduler that fails is asked again, at first and at most.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
-/// Most tasks leased in one go.
-const BATCH_MAX: usize = 64;
-
 impl Executor {
     /// Starts leasing and running tasks on the current Tokio runtime, whose timer must be enabled.
     ///
@@ -184,7 +176,11 @@ impl Executor {
     /// Outside of a Tokio runtime.
     pub fn start(options: ExecutorOptions) -> Result<Executor> {
         if options.tasks_max == 0 || options.lease_time.is_zero() {
-            return Err(Error::new(ErrorKind::InvalidInput, "start", "an executor runs 1 task or more, for some time"));
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "start",
+                "`tasks_max` and `lease_time` must be greater than zero",
+            ));
         }
         let bounds = Bounds {
             tasks_max: options.tasks_max.min(Semaphore::MAX_PERMITS),
@@ -231,7 +227,7 @@ impl Executor {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] when there is an agent of that name or for that artifact,
-    /// [`ErrorKind::InvalidPolicy`], [`ErrorKind::Exhausted`] when there are too many agents, and when one of that name or
+    /// [`ErrorKind::InvalidPolicy`], [`ErrorKind::Exhausted`] when the limit on agents is reached, and when one of that name or
     /// artifact was removed and still runs tasks whose memory is to be saved; those of [`AgentMemory::load`].
     pub fn spawn(&self, template: AgentTemplate) -> Result<AgentMemory> {
         template.policy.validate()?;
@@ -240,19 +236,22 @@ impl Executor {
             let agents = self.shared.agents();
             let mut taken = lock(&self.shared.taken);
             if agents.len() + taken.len() >= self.shared.options.agents_max {
-                return Err(Error::new(ErrorKind::Exhausted, "spawn", "there are too many agents")
+                return Err(Error::new(ErrorKind::Exhausted, "spawn", "the limit on agents is reached")
                     .context("limit", self.shared.options.agents_max)
                     .help("remove one that is not needed"));
             }
             let named = |agent: &Arc<Agent>| agent.template.name == template.name;
             if agents.contains_key(&plugin) || agents.values().any(named) {
-                let message = format!("there is an agent `{}` or another for this artifact already", template.name);
+                let message = format!("an agent named `{}`, or one for this artifact, already exists", template.name);
                 return Err(Error::new(ErrorKind::InvalidInput, "spawn", message));
             }
             if taken.iter().any(|(name, artifact)| *name == template.name || *artifact == plugin) {
-                let message = format!("an agent `{}` or another for this artifact still begins or ends", template.name);
+                let message = format!(
+                    "an agent named `{}`, or one for this artifact, is still starting or stopping",
+                    template.name
+                );
                 return Err(Error::new(ErrorKind::Exhausted, "spawn", message)
-                    .help("wait until the tasks of the earlier one have ended")
+                    .help("retry when the tasks of the previous agent have finished")
                     .retry_in(Duration::from_secs(1)));
             }
             Taken::take(&self.shared, &mut taken, (template.name.clone(), plugin))
@@ -278,7 +277,7 @@ impl Executor {
             let found = agents.iter().find(|(_, agent)| agent.template.name == name);
             let (plugin, agent) = found
                 .map(|(plugin, agent)| (*plugin, Arc::clone(agent)))
-                .ok_or_else(|| Error::new(ErrorKind::NotFound, "remove", format!("there is no agent `{name}`")))?;
+                .ok_or_else(|| Error::new(ErrorKind::NotFound, "remove", format!("no agent is named `{name}`")))?;
             agents.remove(&plugin);
             let place = Taken::take(&self.shared, &mut lock(&self.shared.taken), (name.to_owned(), plugin));
             let before = agent.drain();
@@ -393,7 +392,7 @@ impl Drop for Executor {
 /// Most memories saved at once: enough that a disk is busy.
 const SAVES_MAX: usize = 8;
 
-// What is locked is whole after each statement.
+// Every statement leaves the state consistent, so a poisoned lock is safe to use again.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -434,7 +433,7 @@ impl Shared {
             return;
         }
         let agents: Vec<_> = self.agents().values().cloned().collect();
-        let until = lines::cut(agents.iter().flat_map(|agent| agent.unused_lines()).collect(), weights);
+        let until = prepared::cut(agents.iter().flat_map(|agent| agent.unused_lines()).collect(), weights);
         if !until.is_empty() {
             agents.iter().for_each(|agent| agent.drop_lines_until(&until));
         }
@@ -464,570 +463,8 @@ async fn tell_agents(shared: Arc<Shared>) {
     }
 }
 
-/// Leases until it is told to end, also when a scheduler panics.
-/// How long a scheduler that gave errors lets a lease wait before it counts as recovered.
-const RECOVERED: Duration = Duration::from_millis(200);
-
-async fn keep_leasing(shared: Arc<Shared>) {
-    let mut order = shared.order.subscribe();
-    while tokio::spawn(lease_all(Arc::clone(&shared))).await.is_err() {
-        shared.note_trouble(Some(Error::new(ErrorKind::Internal, "lease", "the scheduler panicked")));
-        tokio::select! {
-            () = ordered(&mut order, Order::Drain) => return,
-            () = tokio::time::sleep(PATIENCE.1) => {}
-        }
-    }
-}
-
-async fn lease_all(shared: Arc<Shared>) {
-    let worker = WorkerId(Uuid::now_v7());
-    let mut order = shared.order.subscribe();
-    let mut patience = PATIENCE.0;
-    // Perhaps the last one panicked.
-    let mut troubled = true;
-    let mut cut_short = 0;
-    loop {
-        let mut permits = tokio::select! {
-            biased;
-            // Never closed.
-            first = Arc::clone(&shared.slots).acquire_owned() => match first {
-                Ok(first) => first,
-                Err(_) => return,
-            },
-            () = ordered(&mut order, Order::Drain) => return,
-        };
-        let more = shared.slots.available_permits().min(BATCH_MAX - 1);
-        if let Ok(more) = Arc::clone(&shared.slots).try_acquire_many_owned(more as u32) {
-            permits.merge(more);
-        }
-        let mut request = LeaseRequest::new(worker, permits.num_permits(), shared.options.lease_time);
-        request.places = shared.options.tasks_max;
-        let tasks_max = request.tasks_max;
-        let mut wish = shared.busy.wish(tasks_max);
-        request.plugin_limits = Arc::clone(&wish.limits);
-        let lease = async {
-            let mut lease = shared.scheduler.lease(request);
-            if troubled {
-                // A scheduler that lets it wait, for want of tasks, has no trouble any more.
-                match tokio::time::timeout(RECOVERED, &mut lease).await {
-                    Ok(leases) => return leases,
-                    Err(_) => shared.note_trouble(None),
-                }
-            }
-            lease.await
-        };
-        let leases = tokio::select! {
-            biased;
-            () = ordered(&mut order, Order::Drain) => return,
-            leases = lease => leases,
-            () = shared.busy.another_wish(&wish, cut_short) => {
-                cut_short += 1;
-                shared.busy.had_enough(wish);
-                continue;
-            }
-        };
-        cut_short = 0;
-        match leases {
-            Ok(leases) => {
-                patience = PATIENCE.0;
-                if std::mem::take(&mut troubled) {
-                    shared.note_trouble(None);
-                }
-                let has_more = leases.len() >= tasks_max;
-                // As many as were asked for at most.
-                let leased = leases.into_iter().map(|lease| {
-                    let turn = wish.turn(&lease);
-                    (lease, permits.split(1), turn)
-                });
-                start(&shared, leased.collect());
-                if !has_more {
-                    shared.busy.had_enough(wish);
-                }
-            }
-            Err(error) => {
-                drop(permits);
-                troubled = true;
-                shared.note_trouble(Some(error));
-                tokio::select! {
-                    () = ordered(&mut order, Order::Drain) => return,
-                    () = tokio::time::sleep(patience) => patience = (patience * 2).min(PATIENCE.1),
-                }
-            }
-        }
-    }
-}
-
-/// A task, its place among those that run at once, and its place with a busy agent.
-type Leased = (Lease, Option<OwnedSemaphorePermit>, Option<Turn>);
-
-/// Most tasks that one Tokio task runs one after the other.
-const RUN_MAX: usize = 16;
-/// How long it does so; then others may want the rest of them.
-const RUN_TIME: Duration = Duration::from_micros(100);
-
-/// Starts tasks, spread over the threads.
-fn start(shared: &Arc<Shared>, mut leased: Vec<Leased>) {
-    let each = leased.len().div_ceil(2).clamp(1, RUN_MAX);
-    while leased.len() > each {
-        let rest = leased.split_off(each);
-        tokio::spawn(run_all(Arc::clone(shared), leased));
-        leased = rest;
-    }
-    tokio::spawn(run_all(Arc::clone(shared), leased));
-}
-
-/// Runs quick tasks one after the other and reports their ends together, which costs less than a Tokio task and a report
-/// for each. No task waits here for one that is not done at once: the rest is started elsewhere.
-fn run_all(shared: Arc<Shared>, leased: Vec<Leased>) -> BoxFuture<'static, ()> {
-    Box::pin(async move {
-        let begun = Instant::now();
-        let mut now = begun;
-        let mut leased = leased.into_iter();
-        let mut ended = Vec::with_capacity(leased.len());
-        while let Some((lease, permit, turn)) = leased.next() {
-            let started = now;
-            let mut work = pin!(run(&shared, lease, turn, started));
-            let polled = std::future::poll_fn(|context| {
-                // A sink or scheduler that panics takes none of the others along.
-                Poll::Ready(catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or(Poll::Ready(None)))
-            });
-            let polled = polled.await;
-            now = Instant::now();
-            if leased.len() > 0 && (polled.is_pending() || now.duration_since(begun) > RUN_TIME) {
-                start(&shared, leased.by_ref().collect());
-            }
-            let completed = match polled {
-                Poll::Ready(completed) => completed,
-                Poll::Pending => {
-                    report(&shared, std::mem::take(&mut ended)).await;
-                    let completed = work.await;
-                    now = Instant::now();
-                    completed
-                }
-            };
-            let time = now.duration_since(started);
-            ended.extend(completed.map(|(report, notes)| Completed { report, notes, time, permit }));
-        }
-        report(&shared, ended).await;
-    })
-}
-
-/// What came of a task, how long it ran, and its place among those that run at once.
-struct Completed {
-    report: Report,
-    notes: Notes,
-    time: Duration,
-    permit: Option<OwnedSemaphorePermit>,
-}
-
-/// Counts and reports ends; then their places are free.
-async fn report(shared: &Shared, ended: Vec<Completed>) {
-    if ended.is_empty() {
-        return;
-    }
-    shared.metrics.tell(ended.iter().map(|Completed { report, notes, time, .. }| Told {
-        completion: &report.completion,
-        time: *time,
-        notes,
-    }));
-    let (reports, permits): (Vec<_>, Vec<_>) = ended.into_iter().map(|ended| (ended.report, ended.permit)).unzip();
-    // As one, which is given back in one go.
-    let permit = permits.into_iter().flatten().reduce(|mut all, permit| {
-        all.merge(permit);
-        all
-    });
-    let tasks: Vec<_> = reports.iter().map(|report| (report.task, report.fence)).collect();
-    let answers = shared.scheduler.complete_all(reports).await;
-    for (answer, (task, fence)) in answers.into_iter().zip(tasks) {
-        // It cannot be kept as it is, and would not be by another worker either. Any other error means that the scheduler
-        // gave the task to somebody else or recorded its end already, or that it failed; then the lease ends by itself,
-        // and the task is tried again.
-        match answer {
-            Err(error) if error.kind() == ErrorKind::InvalidInput => {
-                let _ = shared.scheduler.complete(task, fence, host_error(&error)).await;
-            }
-            Err(error) if error.kind() != ErrorKind::Stale => {
-                tracing::warn!(%task, "the end of a task was not recorded: {error}");
-            }
-            _ => {}
-        }
-    }
-    drop(permit);
-}
-
-/// Where a task is, for the outcome of a deadline, and what is noted on the way.
-struct Progress {
-    begun: Instant,
-    /// In the order of [`PHASES`].
-    phase: AtomicU8,
-    notes: Notes,
-}
-
-const PHASES: [Phase; 5] = [Phase::Queued, Phase::Loading, Phase::Starting, Phase::Running, Phase::Teardown];
-
-impl Progress {
-    fn enter(&self, phase: Phase) {
-        let number = PHASES.iter().position(|known| *known == phase).unwrap_or_default();
-        self.phase.store(number as u8, Ordering::Relaxed);
-    }
-
-    fn phase(&self) -> Phase {
-        PHASES[usize::from(self.phase.load(Ordering::Relaxed)) % PHASES.len()]
-    }
-}
-
-/// Why a task is told to end.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Stop {
-    Deadline,
-    /// Cancelled, or leased to somebody else: nobody wants to hear of it.
-    Unwanted,
-    /// The executor ends.
-    Shutdown,
-}
-
-/// Runs one task to its completion, whatever happens. Gives what there is to report.
-async fn run(shared: &Shared, lease: Lease, turn: Option<Turn>, now: Instant) -> Option<(Report, Notes)> {
-    let (task, fence) = (lease.task.id, lease.fence);
-    let begun = match begin(shared, &lease, turn, now) {
-        Ok(Some(begun)) => Ok(begun),
-        Ok(None) => {
-            // It fails as a report may, and with the same end.
-            let _ = shared.scheduler.release(task, fence).await;
-            return None;
-        }
-        Err(completion) => Err(completion),
-    };
-    let token = CancelToken::new();
-    let progress = Progress { begun: now, phase: AtomicU8::new(0), notes: Notes::default() };
-    let trace = AttemptTrace::open(&lease);
-    let completion = {
-        let work = attempt(shared, begun, &lease, &token, &progress, trace.context);
-        let mut work = pin!(guarded(work).instrument(trace.span.clone()));
-        // Most tasks of a quick guest are done at once, and need nobody to watch them.
-        match std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
-            Poll::Ready(completion) => Ok(completion),
-            // Boxed, so that those who need none of its timers do not make room for them.
-            Poll::Pending => Box::pin(supervise(shared, &lease, &token, &progress, work)).await,
-        }
-    };
-    match completion {
-        Ok(completion) => {
-            trace.span.record("outcome", outcome_name(&completion));
-            trace.span.in_scope(|| tracing::debug!("the attempt ended"));
-            Some((Report { task, fence, completion }, progress.notes))
-        }
-        Err(Stop::Shutdown) => {
-            trace.span.record("outcome", "released");
-            // It fails as a report may, and with the same end.
-            let _ = shared.scheduler.release(task, fence).await;
-            None
-        }
-        Err(Stop::Unwanted | Stop::Deadline) => {
-            trace.span.record("outcome", "unwanted");
-            None
-        }
-    }
-}
-
-/// Drives `work`, renews the lease, and stops the guest when it must.
-async fn supervise(
-    shared: &Shared,
-    lease: &Lease,
-    token: &CancelToken,
-    progress: &Progress,
-    mut work: Pin<&mut impl Future<Output = Completion>>,
-) -> Result<Completion, Stop> {
-    let (task, fence) = (lease.task.id, lease.fence);
-    let mut ended = shared.scheduler.wait(task);
-    let mut watched = true;
-    let mut order = shared.order.subscribe();
-    let deadline = lease.task.deadline;
-    let left = deadline.map(|deadline| deadline.duration_since(SystemTime::now()).unwrap_or_default());
-    let mut until_deadline = pin!(tokio::time::sleep(left.unwrap_or(Duration::MAX)));
-    let lease_time = shared.options.lease_time;
-    let mut renewal = pin!(tokio::time::sleep(until_renewal(lease.expires_at, lease_time)));
-    let stop = loop {
-        tokio::select! {
-            biased;
-            completion = &mut work => return Ok(completion),
-            waited = &mut ended, if watched => match waited {
-                // The scheduler has no room for now, which is no reason to stop: there may be some at the end.
-                Err(error) if error.kind() == ErrorKind::Exhausted => watched = false,
-                // Cancelled, or a failing scheduler: then the lease cannot be kept either.
-                _ => break Stop::Unwanted,
-            },
-            () = &mut until_deadline, if deadline.is_some() => break Stop::Deadline,
-            () = ordered(&mut order, Order::Stop) => break Stop::Shutdown,
-            () = &mut renewal => {
-                // Another way round while the scheduler fails, as long as the lease may last.
-                let next = match shared.scheduler.renew(task, fence, lease_time).await {
-                    Ok(expires_at) => until_renewal(expires_at, lease_time),
-                    Err(error) if error.kind() == ErrorKind::Stale => break Stop::Unwanted,
-                    Err(_) => (lease_time / 3).clamp(RENEWAL_MIN, PATIENCE.1),
-                };
-                renewal.as_mut().reset(tokio::time::Instant::now() + next);
-                if !watched {
-                    (ended, watched) = (shared.scheduler.wait(task), true);
-                }
-            }
-        }
-    };
-    let phase = progress.phase();
-    let told = Instant::now();
-    token.cancel();
-    let last = tokio::time::timeout(shared.options.stop_grace, &mut work).await;
-    if stop != Stop::Deadline {
-        shared.metrics.killed(told.elapsed());
-        return Err(stop);
-    }
-    let usage = match &last {
-        // The guest ended by itself before it heard.
-        Ok(Completion::Executed(execution)) if !matches!(execution.outcome, Outcome::Cancelled { .. }) => {
-            return last.map_err(|_| stop);
-        }
-        Ok(Completion::Executed(execution)) => execution.usage,
-        Ok(Completion::HostError { .. }) | Err(_) => Usage::default(),
-    };
-    // The guest's own word on where it was is finer.
-    let phase = match last {
-        Ok(Completion::Executed(execution)) => match execution.outcome {
-            Outcome::Cancelled { phase } => phase,
-            _ => phase,
-        },
-        _ => phase,
-    };
-    Ok(Completion::Executed(Box::new(Execution::new(past_deadline(lease, phase), usage))))
-}
-
-/// Soonest that a lease is renewed again.
-const RENEWAL_MIN: Duration = Duration::from_millis(1);
-
-/// How long to wait before a lease is renewed: a third of what the scheduler granted, which may be less than was asked for.
-fn until_renewal(expires_at: SystemTime, lease_time: Duration) -> Duration {
-    // Where the clocks disagree, what was asked for, but no long time.
-    let granted = expires_at.duration_since(SystemTime::now()).unwrap_or(Duration::from_secs(1));
-    (granted.min(lease_time) / 3).max(RENEWAL_MIN)
-}
-
-/// The outcome of a task whose deadline passed, counted from its submission, as the scheduler does.
-fn past_deadline(lease: &Lease, phase: Phase) -> Outcome {
-    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let since = |time: SystemTime| nanos(time.duration_since(lease.submitted_at).unwrap_or_default());
-    let limit = since(lease.task.deadline.unwrap_or(lease.submitted_at));
-    Outcome::QuotaExceeded { resource: Resource::WallTime, limit, used: since(SystemTime::now()).max(limit + 1), phase }
-}
-
-/// `work`, with a panic of it as its outcome.
-async fn guarded(work: impl Future<Output = Completion>) -> Completion {
-    let mut work = pin!(work);
-    std::future::poll_fn(|context| {
-        catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".to_owned());
-            let outcome = Outcome::Crashed { message: format!("a panic of the host: {text}") };
-            Poll::Ready(Completion::Executed(Box::new(Execution::new(outcome, Usage::default()))))
-        })
-    })
-    .await
-}
-
-/// Finds the agent of a task and begins it there. Gives `None` when the agent has no room for it or rests.
-fn begin(shared: &Shared, lease: &Lease, turn: Option<Turn>, now: Instant) -> Result<Option<Begun>, Completion> {
-    let agent = shared.agents().get(&lease.task.plugin).cloned();
-    let Some(agent) = agent else {
-        let message = format!("no agent here runs plugin {}", lease.task.plugin);
-        return Err(Completion::HostError { message, retryable: false });
-    };
-    if let Some(AdmitTask(admit)) = &shared.admit {
-        admit(&lease.task).map_err(|error| host_error(&error))?;
-    }
-    let turn = turn.filter(|turn| Arc::ptr_eq(&turn.agent, &agent));
-    let turn = match turn.map_or_else(|| Turn::take(agent), Ok) {
-        Ok(turn) => turn,
-        Err(agent) => {
-            shared.busy.add(&agent);
-            return Ok(None);
-        }
-    };
-    match turn.agent.begin(now, &lease.task.policy) {
-        Ok(Beginning::Begun(line)) => Ok(Some(Begun { turn, line, at: now, ended: false })),
-        Ok(Beginning::Rests) => {
-            shared.busy.add(&turn.agent);
-            Ok(None)
-        }
-        Err(error) => Err(host_error(&error)),
-    }
-}
-
-/// Runs a task that its agent began, and counts what became of it.
-async fn attempt(
-    shared: &Shared,
-    begun: Result<Begun, Completion>,
-    lease: &Lease,
-    token: &CancelToken,
-    progress: &Progress,
-    trace: Option<Arc<TraceContext>>,
-) -> Completion {
-    let mut begun = match begun {
-        Ok(begun) => begun,
-        Err(completion) => return completion,
-    };
-    let line = begun.line.take();
-    let (completion, failed) = call(shared, &begun.turn.agent, line, lease, token, progress, trace).await;
-    progress.enter(Phase::Teardown);
-    begun.end(&completion, failed);
-    completion
-}
-
-/// A task that an agent began and whose end it counts, even when its future panics or is dropped.
-struct Begun {
-    turn: Turn,
-    /// What is prepared already for its policy.
-    line: Option<Arc<Line>>,
-    at: Instant,
-    ended: bool,
-}
-
-impl Begun {
-    fn end(mut self, completion: &Completion, failed: bool) {
-        self.ended = true;
-        let agent = &self.turn.agent;
-        let now = Instant::now();
-        agent.end(completion, now.duration_since(self.at), failed, now);
-    }
-}
-
-impl Drop for Begun {
-    fn drop(&mut self) {
-        if !self.ended {
-            let message = "it panicked, or did not end when it was told to".to_owned();
-            let completion =
-                Completion::Executed(Box::new(Execution::new(Outcome::Crashed { message }, Usage::default())));
-            self.turn.agent.end(&completion, self.at.elapsed(), std::thread::panicking(), Instant::now());
-        }
-    }
-}
-
-/// Whether the agent, not only its task, failed: its kept instance is gone.
-fn is_failure(outcome: &Outcome, instances: InstanceMode) -> bool {
-    match outcome {
-        Outcome::Crashed { .. } => true,
-        Outcome::Cancelled { .. } => false,
-        outcome => instances == InstanceMode::Kept && !outcome.leaves_instance_usable(),
-    }
-}
-
-/// Calls the guest. Gives what came of it, and whether the agent failed.
-async fn call(
-    shared: &Shared,
-    agent: &Agent,
-    line: Option<Arc<Line>>,
-    lease: &Lease,
-    token: &CancelToken,
-    progress: &Progress,
-    trace: Option<Arc<TraceContext>>,
-) -> (Completion, bool) {
-    let kept = agent.template.instances == InstanceMode::Kept;
-    // What makes the instances of the agent is broken.
-    let broken = |error: Error| if kept && !error.kind().is_retryable() { Ended::Broken(error) } else { error.into() };
-    let result = async {
-        progress.enter(Phase::Loading);
-        let line = match line {
-            Some(line) => line,
-            None => {
-                let module =
-                    unless_cancelled(token, shared.modules.get(&agent.template.artifact, &lease.task.tenant)).await;
-                let module = module.ok_or(Ended::Cancelled)?.map_err(broken)?;
-                // Refused where the task asks for too much, which is no fault of the agent.
-                let prepared = unless_cancelled(token, agent.prepare(module, &lease.task, &shared.weights)).await;
-                let line = prepared.ok_or(Ended::Cancelled)??;
-                shared.bound_lines();
-                line
-            }
-        };
-        progress.enter(Phase::Starting);
-        let idle = kept.then(|| line.take()).flatten();
-        let was_kept = idle.is_some();
-        let mut instance = match idle {
-            Some(instance) => instance,
-            None => {
-                let made = unless_cancelled(token, line.prepared.instantiate()).await;
-                made.ok_or(Ended::Cancelled)?.map_err(broken)?
-            }
-        };
-        progress.enter(Phase::Running);
-        let task = &lease.task;
-        let mut call = Call::new()
-            .entry(task.entry.clone())
-            .arguments(task.arguments.iter().cloned())
-            .input(task.input.clone())
-            .cancel(token.clone());
-        call.trace = trace;
-        let _ = progress.notes.started.set((progress.begun.elapsed(), was_kept));
-        // From here on the guest's call hears of the token itself, and says what it took.
-        let execution = match instance.call(call).await {
-            Ok(execution) => execution,
-            // Asked for what there is not, by the task; no guest code ran, and the instance is as it was.
-            Err(error) if !matches!(error.kind(), ErrorKind::Stale | ErrorKind::Internal) => {
-                if kept {
-                    line.give_back(instance);
-                }
-                return Err(error.into());
-            }
-            Err(error) => return Err(broken(error)),
-        };
-        if let Some(used) = quota_used(&line.prepared.policy().quota, &execution.usage) {
-            let _ = progress.notes.quota_used.set(used);
-        }
-        if kept && execution.outcome.leaves_instance_usable() {
-            line.give_back(instance);
-        }
-        Ok(execution)
-    };
-    match result.await {
-        Ok(execution) => {
-            let failed = is_failure(&execution.outcome, agent.template.instances);
-            (Completion::Executed(Box::new(execution)), failed)
-        }
-        Err(Ended::Cancelled) => (cancelled(progress.phase()), false),
-        Err(Ended::Error(error)) => (host_error(&error), false),
-        Err(Ended::Broken(error)) => (host_error(&error), true),
-    }
-}
-
-/// Why no guest code ran.
-enum Ended {
-    Cancelled,
-    Error(Error),
-    /// The agent cannot run any task.
-    Broken(Error),
-}
-
-impl From<Error> for Ended {
-    fn from(error: Error) -> Self {
-        Ended::Error(error)
-    }
-}
-
-async fn unless_cancelled<T>(token: &CancelToken, work: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        result = work => Some(result),
-        () = token.cancelled() => None,
-    }
-}
-
 /// Waits until the executor is told to do this, or more.
 async fn ordered(order: &mut watch::Receiver<Order>, wanted: Order) {
     // An error means that the executor is gone, which is an order as well.
     let _ = order.wait_for(|order| *order >= wanted).await;
-}
-
-fn host_error(error: &Error) -> Completion {
-    Completion::HostError { message: error.to_string(), retryable: error.kind().is_retryable() }
-}
-
-fn cancelled(phase: Phase) -> Completion {
-    Completion::Executed(Box::new(Execution::new(Outcome::Cancelled { phase }, Usage::default())))
 }

@@ -12,7 +12,7 @@ use std::collections::binary_heap::PeekMut;
 use palisade_core::{ArtifactHash, Priority};
 use serde::{Deserialize, Serialize};
 
-use crate::aside::{Aside, Wanted};
+use crate::skipped::{LeaseFilter, Skipped};
 
 /// How the priority classes share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +55,7 @@ pub(crate) struct FairQueue {
     weights: Vec<u32>,
     /// Breaks ties between equal tags: who came first.
     ticket: u64,
-    aside: Aside,
+    skipped: Skipped,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -85,8 +85,8 @@ struct Flow {
     /// Tag for its next task.
     tag: u64,
     place: Place,
-    /// It has tasks in [`Aside`], which come before the head.
-    aside: bool,
+    /// It has tasks in [`Skipped`], which come before the head.
+    has_skipped: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -95,7 +95,7 @@ enum Place {
     InLine,
     /// Taken out of line because its tenant may not start tasks; [`FairQueue::unblock`] brings it back.
     Blocked,
-    /// Taken out of line because no worker that asked wanted any of its tasks, which are all in [`Aside`].
+    /// Taken out of line because no worker that asked wanted any of its tasks, which are all in [`Skipped`].
     Stopped,
 }
 
@@ -114,7 +114,7 @@ impl FairQueue {
             links: Vec::new(),
             weights: Vec::new(),
             ticket: 0,
-            aside: Aside::default(),
+            skipped: Skipped::default(),
         }
     }
 
@@ -151,14 +151,14 @@ impl FairQueue {
     /// those given back stand in the order in which they were first taken.
     pub(crate) fn give_back(&mut self, class: Priority, tenant: u32, plugin: ArtifactHash, task: u32, fence: u64) {
         self.enter(class, tenant, task);
-        self.aside.give_back((class_number(class), tenant), plugin, task, fence);
-        self.flow(class, tenant).aside = true;
+        self.skipped.give_back((class_number(class), tenant), plugin, task, fence);
+        self.flow(class, tenant).has_skipped = true;
     }
 
     /// Takes a task out that is in the queue.
     pub(crate) fn remove(&mut self, class: Priority, tenant: u32, plugin: ArtifactHash, task: u32) {
-        if self.aside.contains(task) {
-            return self.remove_aside(class_number(class), tenant, plugin, task);
+        if self.skipped.contains(task) {
+            return self.remove_skipped(class_number(class), tenant, plugin, task);
         }
         let Link { previous, next } = self.links[task as usize];
         match previous {
@@ -172,21 +172,21 @@ impl FairQueue {
         self.classes[class_number(class)].len -= 1;
     }
 
-    fn remove_aside(&mut self, number: usize, tenant: u32, plugin: ArtifactHash, task: u32) {
+    fn remove_skipped(&mut self, number: usize, tenant: u32, plugin: ArtifactHash, task: u32) {
         let class = &mut self.classes[number];
         let flow = &mut class.flows[tenant as usize];
         let stopped = flow.place == Place::Stopped;
         if stopped {
-            self.aside.resume((number, tenant), flow.tag);
+            self.skipped.resume((number, tenant), flow.tag);
         }
-        self.aside.remove((number, tenant), &plugin, task);
-        flow.aside = self.aside.has((number, tenant));
+        self.skipped.remove((number, tenant), &plugin, task);
+        flow.has_skipped = self.skipped.has((number, tenant));
         class.len -= 1;
-        if !flow.aside {
-            self.aside.served((number, tenant));
+        if !flow.has_skipped {
+            self.skipped.served((number, tenant));
         }
-        match (stopped, flow.aside) {
-            (true, true) => flow.tag = self.aside.stop((number, tenant), flow.tag),
+        match (stopped, flow.has_skipped) {
+            (true, true) => flow.tag = self.skipped.stop((number, tenant), flow.tag),
             (true, false) => flow.place = Place::Idle,
             (false, _) => {}
         }
@@ -195,14 +195,14 @@ impl FairQueue {
     /// Brings flows back of which nobody wanted anything, as many as a worker may now get `tasks_max` tasks from that wants
     /// these, or any. Says whether there were any.
     ///
-    /// As they saved up no credit, they all would come back at the tags served last, and who of them was served before would
-    /// be forgotten each time; so they come back as far apart as they were, within one task at weight 1.
-    pub(crate) fn recall(&mut self, wanted: Option<&Wanted>, tasks_max: usize) -> bool {
-        if !self.aside.has_stopped() {
+    /// Returning flows earn no credit for waiting. Restarting all of them at the current virtual time would forget their
+    /// relative order, so each keeps its distance from the earliest one, capped at one task of weight 1.
+    pub(crate) fn recall(&mut self, wanted: Option<&LeaseFilter>, tasks_max: usize) -> bool {
+        if !self.skipped.has_stopped() {
             return false;
         }
         let room = |plugin: &ArtifactHash| wanted.map_or(tasks_max, |wanted| wanted.room(plugin).min(tasks_max));
-        let due = self.aside.due(room);
+        let due = self.skipped.due(room);
         let apart = |tag: u64, least: u64, virtual_time: u64| tag.max(virtual_time + (tag - least).min(SCALE));
         let returns = |class: &Class, number| class.line.is_empty() && due.iter().any(|(other, _)| *other == number);
         let returning: Vec<_> = (0..4).filter(|number| returns(&self.classes[*number], *number)).collect();
@@ -220,7 +220,7 @@ impl FairQueue {
             let flow = &mut class.flows[*tenant as usize];
             // One may be due for two plugins.
             if flow.place == Place::Stopped {
-                self.aside.resume((*number, *tenant), flow.tag);
+                self.skipped.resume((*number, *tenant), flow.tag);
                 flow.tag = apart(flow.tag, least[*number], class.virtual_time);
                 // At equal tags, it was there before those in line.
                 self.line_up(*number, *tenant, 0);
@@ -234,7 +234,7 @@ impl FairQueue {
     pub(crate) fn pop(
         &mut self,
         mut may_start: impl FnMut(u32) -> bool,
-        mut wanted: Option<&mut Wanted>,
+        mut wanted: Option<&mut LeaseFilter>,
         plugin_of: impl Fn(u32) -> ArtifactHash,
     ) -> Option<u32> {
         let mut tried = [false; 4];
@@ -257,7 +257,7 @@ impl FairQueue {
             if let Some(task) = self.pop_of(number, &mut may_start, wanted.as_deref_mut(), &plugin_of) {
                 return Some(task);
             }
-            if wanted.as_ref().is_some_and(|wanted| wanted.is_tired()) {
+            if wanted.as_ref().is_some_and(|wanted| wanted.budget_spent()) {
                 return None;
             }
         }
@@ -267,7 +267,7 @@ impl FairQueue {
         &mut self,
         number: usize,
         may_start: &mut impl FnMut(u32) -> bool,
-        mut wanted: Option<&mut Wanted>,
+        mut wanted: Option<&mut LeaseFilter>,
         plugin_of: &impl Fn(u32) -> ArtifactHash,
     ) -> Option<u32> {
         loop {
@@ -275,10 +275,10 @@ impl FairQueue {
             let mut first = class.line.peek_mut()?;
             let Reverse((tag, _, tenant)) = *first;
             let flow = &mut class.flows[tenant as usize];
-            if flow.aside || wanted.is_some() {
+            if flow.has_skipped || wanted.is_some() {
                 drop(first);
                 match self.pop_past(number, may_start, wanted.as_deref_mut(), plugin_of) {
-                    None if wanted.as_ref().is_none_or(|wanted| !wanted.is_tired()) => continue,
+                    None if wanted.as_ref().is_none_or(|wanted| !wanted.budget_spent()) => continue,
                     found => return found,
                 }
             }
@@ -314,21 +314,21 @@ impl FairQueue {
         &mut self,
         number: usize,
         may_start: &mut impl FnMut(u32) -> bool,
-        mut wanted: Option<&mut Wanted>,
+        mut wanted: Option<&mut LeaseFilter>,
         plugin_of: &impl Fn(u32) -> ArtifactHash,
     ) -> Option<u32> {
         let class = &mut self.classes[number];
         let Reverse((tag, _, tenant)) = *class.line.peek()?;
         let flow = &mut class.flows[tenant as usize];
-        if flow.head == NONE && !flow.aside || !may_start(tenant) {
-            let is_idle = flow.head == NONE && !flow.aside;
+        if flow.head == NONE && !flow.has_skipped || !may_start(tenant) {
+            let is_idle = flow.head == NONE && !flow.has_skipped;
             flow.place = if is_idle { Place::Idle } else { Place::Blocked };
             class.line.pop();
             return None;
         }
         let id = (number, tenant);
         let wants = |plugin: &ArtifactHash| wanted.as_ref().is_none_or(|wanted| wanted.wants(plugin));
-        let mut found = if flow.aside { self.aside.take(id, wants) } else { None };
+        let mut found = if flow.has_skipped { self.skipped.take(id, wants) } else { None };
         while found.is_none() && flow.head != NONE {
             let task = flow.head;
             if let Some(wanted) = wanted.as_deref_mut() {
@@ -336,9 +336,9 @@ impl FairQueue {
                 if wanted.wants(&plugin) {
                     found = Some(task);
                 } else if wanted.goes_past() {
-                    self.aside.pass(id, plugin, task);
+                    self.skipped.pass(id, plugin, task);
                 } else {
-                    flow.aside = self.aside.has(id);
+                    flow.has_skipped = self.skipped.has(id);
                     return None;
                 }
             } else {
@@ -350,16 +350,16 @@ impl FairQueue {
                 next => self.links[next as usize].previous = NONE,
             }
         }
-        flow.aside = self.aside.has(id);
+        flow.has_skipped = self.skipped.has(id);
         class.line.pop();
         if found.is_none() {
             flow.place = Place::Stopped;
-            flow.tag = self.aside.stop(id, flow.tag);
+            flow.tag = self.skipped.stop(id, flow.tag);
             return None;
         }
-        self.aside.served(id);
+        self.skipped.served(id);
         flow.tag = tag + SCALE / u64::from(self.weights.get(tenant as usize).copied().unwrap_or(1));
-        if flow.head == NONE && !flow.aside {
+        if flow.head == NONE && !flow.has_skipped {
             flow.place = Place::Idle;
         } else {
             self.ticket += 1;
@@ -413,13 +413,15 @@ impl FairQueue {
         let number = class_number(class);
         let flows = &mut self.classes[number].flows;
         if flows.len() <= tenant as usize {
-            flows
-                .resize(tenant as usize + 1, Flow { head: NONE, tail: NONE, tag: 0, place: Place::Idle, aside: false });
+            flows.resize(
+                tenant as usize + 1,
+                Flow { head: NONE, tail: NONE, tag: 0, place: Place::Idle, has_skipped: false },
+            );
         }
         match flows[tenant as usize].place {
             Place::Idle => self.line_up(number, tenant, LATER),
             Place::Stopped => {
-                self.aside.resume((number, tenant), flows[tenant as usize].tag);
+                self.skipped.resume((number, tenant), flows[tenant as usize].tag);
                 self.line_up(number, tenant, LATER);
             }
             Place::InLine | Place::Blocked => {}
@@ -458,7 +460,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::aside::PATIENCE;
+    use crate::skipped::PATIENCE;
 
     /// A queue whose tasks remember where they came from.
     struct Queue {
@@ -478,9 +480,9 @@ mod tests {
     }
 
     /// Wants everything but some plugins.
-    fn all_but(unwanted: impl IntoIterator<Item = u32>) -> Wanted {
+    fn all_but(unwanted: impl IntoIterator<Item = u32>) -> LeaseFilter {
         let limit = |number| PluginLimit { plugin: plugin(number), tasks_max: 0 };
-        Wanted::new(&unwanted.into_iter().map(limit).collect::<Vec<_>>())
+        LeaseFilter::new(&unwanted.into_iter().map(limit).collect::<Vec<_>>())
     }
 
     impl Queue {
@@ -582,14 +584,14 @@ mod tests {
             let mut all_but_0 = all_but([0]);
             match queue.fair.pop(|_| true, Some(&mut all_but_0), plugin_of) {
                 Some(task) => break assert_eq!(task, wanted),
-                None => assert!(all_but_0.is_tired(), "there is more"),
+                None => assert!(all_but_0.budget_spent(), "there is more"),
             }
             tries += 1;
         }
         assert_eq!(tries, 10, "each went past as many as one may");
         let mut all_but_0 = all_but([0]);
         assert_eq!(queue.fair.pop(|_| true, Some(&mut all_but_0), plugin_of), None);
-        assert!(!all_but_0.is_tired() && queue.fair.len(Priority::Normal) == unwanted as usize);
+        assert!(!all_but_0.budget_spent() && queue.fair.len(Priority::Normal) == unwanted as usize);
         let late = queue.push(Priority::Normal, 0);
         queue.fair.recall(None, 1);
         let rest: Vec<_> = std::iter::from_fn(|| queue.fair.pop_any(|_| true)).collect();
@@ -603,13 +605,13 @@ mod tests {
             queue.push_many(2, Priority::Normal, tenant);
         }
         let mut none = all_but([0]);
-        while queue.fair.pop(|_| true, Some(&mut none), |_| plugin(0)).is_none() && none.is_tired() {
+        while queue.fair.pop(|_| true, Some(&mut none), |_| plugin(0)).is_none() && none.budget_spent() {
             none = all_but([0]);
         }
         assert_eq!(queue.fair.classes[1].line.len() + queue.fair.classes[2].line.len(), 0, "all are set aside");
         let mut served = Vec::new();
         for _ in 0..1000 {
-            let mut one = Wanted::new(&[PluginLimit { plugin: plugin(0), tasks_max: 1 }]);
+            let mut one = LeaseFilter::new(&[PluginLimit { plugin: plugin(0), tasks_max: 1 }]);
             queue.fair.recall(Some(&one), 64);
             let lined_up: usize = queue.fair.classes.iter().map(|class| class.line.len()).sum();
             assert!(lined_up <= 2, "{lined_up} tenants for one place");
@@ -772,13 +774,13 @@ mod tests {
             let mut got = vec![0i64; tenants as usize];
             // The same again and again finds who is always the last.
             for (room, others) in rounds.into_iter().cycle().take(500) {
-                let mut wanted = Wanted::new(&[PluginLimit { plugin: plugin(0), tasks_max: room }]);
+                let mut wanted = LeaseFilter::new(&[PluginLimit { plugin: plugin(0), tasks_max: room }]);
                 queue.fair.recall(Some(&wanted), room + others);
                 let mut of_the_plugin = 0;
                 for served in 0..room + others {
                     // Only going past much is a reason to stop.
                     let Some(task) = queue.fair.pop(|_| true, Some(&mut wanted), plugin_of) else {
-                        prop_assert!(wanted.is_tired(), "{served} of {room} + {others}");
+                        prop_assert!(wanted.budget_spent(), "{served} of {room} + {others}");
                         break;
                     };
                     wanted.took(&plugin_of(task));
@@ -806,7 +808,7 @@ mod tests {
             let plugin_of = |task: u32| plugin(u32::from(task >= other));
             let mut got = BTreeMap::new();
             for others in &others {
-                let mut wanted = Wanted::new(&[PluginLimit { plugin: plugin(0), tasks_max: 1 }]);
+                let mut wanted = LeaseFilter::new(&[PluginLimit { plugin: plugin(0), tasks_max: 1 }]);
                 queue.fair.recall(Some(&wanted), others + 1);
                 for _ in 0..others + 1 {
                     let Some(task) = queue.fair.pop(|_| true, Some(&mut wanted), plugin_of) else { break };

@@ -25,7 +25,7 @@ pub trait Journal: Send + fmt::Debug {
     /// # Errors
     ///
     /// [`ErrorKind::Corrupt`] when what is kept is not what was once given; then nothing was changed.
-    fn open(&mut self, each: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64>;
+    fn open(&mut self, each: &mut dyn FnMut(Restored) -> Result<()>) -> Result<u64>;
 
     /// Makes a batch safe.
     ///
@@ -39,7 +39,7 @@ pub trait Journal: Send + fmt::Debug {
 
 /// Something that a journal gives back.
 #[derive(Debug)]
-pub enum Kept {
+pub enum Restored {
     /// A task.
     Task {
         /// Its place in the order of submission.
@@ -136,15 +136,15 @@ impl Failure {
         let error = Error::new(self.kind, "journal", format!("the journal failed: {}", self.message));
         match self.kind {
             ErrorKind::Exhausted => error
-                .help("make room, then it goes on by itself; everything acknowledged is kept")
+                .help("make room, and it resumes by itself; everything acknowledged is kept")
                 .retry_in(ROOM_INTERVAL),
-            _ => error.help("look at the disk before starting again; everything acknowledged was written"),
+            _ => error.help("check the disk before restarting; everything acknowledged was written"),
         }
     }
 }
 
 impl Shared {
-    // Whole after each statement.
+    // Every statement leaves the state consistent, so a poisoned lock is safe to use again.
     fn lock(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -165,7 +165,7 @@ impl Committer {
         let thread = std::thread::Builder::new()
             .name("palisade-journal".to_owned())
             .spawn(move || commit_all(&theirs, journal, &tell_safe, &tell_failure, &kpis))
-            .map_err(|error| Error::new(ErrorKind::Io, "open", "no thread for the journal").source(error))?;
+            .map_err(|error| Error::new(ErrorKind::Io, "open", "cannot start the journal's thread").source(error))?;
         Ok(Committer { shared, safe, failure, thread: Some(thread) })
     }
 

@@ -88,7 +88,7 @@ impl Default for SchedulerLimits {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct TenantLimits {
-    /// Its share against other tenants, from 1 to 1000 ([`ClassOrder::WEIGHT_MAX`]). In the end 1.
+    /// Its share relative to other tenants, from 1 to 1000 ([`ClassOrder::WEIGHT_MAX`]); 1 if neither sets it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
     /// Tasks running at once, at least 1.
@@ -126,8 +126,7 @@ impl TenantLimits {
             return invalid("a tenant's weight must be from 1 to 1000");
         }
         if self.running_max == Some(0) {
-            return invalid("a tenant that may run 0 tasks would never run one")
-                .map_err(|e| e.help("cancel its tasks"));
+            return invalid("`running_max` must be greater than zero").map_err(|e| e.help("cancel its tasks"));
         }
         for rate in [self.submit_rate, self.start_rate].into_iter().flatten() {
             if !Rate::PER_SECOND.contains(&rate.per_second) || rate.burst == 0 {
@@ -178,7 +177,7 @@ impl FromStr for Rate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Rate, String> {
-        let wrong = || format!("`{:.40}` is no rate; write for example `10/s`, `90/m` or `10/s:50`", text.trim());
+        let wrong = || format!("`{:.40}` is not a rate; write for example `10/s`, `90/m` or `10/s:50`", text.trim());
         let (often, burst) = match text.trim().split_once(':') {
             Some((often, burst)) => (often, Some(burst.parse().map_err(|_| wrong())?)),
             None => (text.trim(), None),

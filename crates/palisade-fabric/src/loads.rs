@@ -21,7 +21,7 @@ struct State {
     /// Loads that wait, the longest first.
     waiting: Vec<Waiting>,
     /// Who wants which artifact, one entry for each time.
-    wishes: Vec<(ArtifactHash, Tenant)>,
+    interests: Vec<(ArtifactHash, Tenant)>,
 }
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ struct Waiting {
 
 /// A tenant wants an artifact, for as long as this lives. Whoever has begun to wait for its load waits for this tenant too.
 #[derive(Debug)]
-pub(crate) struct Wish<'a> {
+pub(crate) struct Interest<'a> {
     loads: &'a Loads,
     artifact: ArtifactHash,
     tenant: Tenant,
@@ -48,19 +48,19 @@ pub(crate) struct LoadPlace<'a> {
 
 impl Loads {
     pub(crate) fn new(places: usize) -> Loads {
-        let state = State { free: places.max(1), under_way: Vec::new(), waiting: Vec::new(), wishes: Vec::new() };
+        let state = State { free: places.max(1), under_way: Vec::new(), waiting: Vec::new(), interests: Vec::new() };
         Loads { state: Mutex::new(state) }
     }
 
     /// Notes that `tenant` wants `artifact`.
-    pub(crate) fn wish(&self, artifact: ArtifactHash, tenant: &Tenant) -> Wish<'_> {
+    pub(crate) fn interest(&self, artifact: ArtifactHash, tenant: &Tenant) -> Interest<'_> {
         let mut state = self.lock();
-        state.wishes.push((artifact, tenant.clone()));
+        state.interests.push((artifact, tenant.clone()));
         state.give_out();
-        Wish { loads: self, artifact, tenant: tenant.clone() }
+        Interest { loads: self, artifact, tenant: tenant.clone() }
     }
 
-    /// Waits for a place to load what somebody [wishes](Loads::wish).
+    /// Waits for a place to load what somebody [interests](Loads::interest).
     pub(crate) async fn place(&self, artifact: ArtifactHash) -> Option<LoadPlace<'_>> {
         let (go, gone) = oneshot::channel();
         {
@@ -69,7 +69,7 @@ impl Loads {
             state.give_out();
         }
         let mut pending = Pending { loads: self, gone };
-        // Only a wish that is dropped before its load would end this without a place.
+        // Only a interest that is dropped before its load would end this without a place.
         let tenant = (&mut pending.gone).await.ok()?;
         Some(LoadPlace { loads: self, tenant })
     }
@@ -121,21 +121,21 @@ impl State {
     fn next(&self) -> Option<(usize, Tenant)> {
         let under_way = |tenant: &Tenant| self.under_way.iter().filter(|other| *other == tenant).count();
         let for_whom = self.waiting.iter().enumerate().filter_map(|(at, waiting)| {
-            let wishes = self.wishes.iter().filter(|(artifact, _)| *artifact == waiting.artifact);
+            let interests = self.interests.iter().filter(|(artifact, _)| *artifact == waiting.artifact);
             let (count, tenant) =
-                wishes.map(|(_, tenant)| (under_way(tenant), tenant)).min_by_key(|(count, _)| *count)?;
+                interests.map(|(_, tenant)| (under_way(tenant), tenant)).min_by_key(|(count, _)| *count)?;
             Some((count, at, tenant))
         });
         for_whom.min_by_key(|(count, at, _)| (*count, *at)).map(|(_, at, tenant)| (at, tenant.clone()))
     }
 }
 
-impl Drop for Wish<'_> {
+impl Drop for Interest<'_> {
     fn drop(&mut self) {
         let mut state = self.loads.lock();
         let same = |(artifact, tenant): &(ArtifactHash, Tenant)| *artifact == self.artifact && *tenant == self.tenant;
-        if let Some(at) = state.wishes.iter().position(same) {
-            state.wishes.swap_remove(at);
+        if let Some(at) = state.interests.iter().position(same) {
+            state.interests.swap_remove(at);
         }
     }
 }
@@ -178,13 +178,13 @@ mod tests {
     fn a_tenant_with_many_loads_delays_another_by_one() {
         let loads = Loads::new(2);
         let (greedy, modest) = (tenant("greedy"), tenant("modest"));
-        let wishes: Vec<_> = (0..100).map(|number| loads.wish(artifact(number), &greedy)).collect();
+        let interests: Vec<_> = (0..100).map(|number| loads.interest(artifact(number), &greedy)).collect();
         let mut waiting: Vec<_> =
             (0..100).map(|number| Box::pin(loads.place(artifact(number))) as BoxFuture<'_, _>).collect();
         let mut placed: Vec<_> = waiting.iter_mut().map(poll).collect();
         let count = |placed: &[Option<LoadPlace<'_>>]| placed.iter().filter(|place| place.is_some()).count();
         assert_eq!(count(&placed), 2, "as many as there are places");
-        let _wish = loads.wish(artifact(200), &modest);
+        let _wish = loads.interest(artifact(200), &modest);
         let mut modest_waits: BoxFuture<'_, _> = Box::pin(loads.place(artifact(200)));
         assert!(poll(&mut modest_waits).is_none());
         placed[0] = None;
@@ -192,12 +192,12 @@ mod tests {
         // Somebody else's artifact that is far behind in line, wanted by the modest one as well.
         drop(place);
         let third = poll(&mut waiting[2]).expect("nobody else waits now");
-        let _also = loads.wish(artifact(99), &modest);
+        let _also = loads.interest(artifact(99), &modest);
         placed[1] = None;
         assert!(poll(&mut waiting[3]).is_none());
         let last = poll(&mut waiting[99]).expect("it is for the modest one");
         assert_eq!((&third.tenant, &last.tenant), (&greedy, &modest));
-        drop((third, last, placed, waiting, modest_waits, wishes));
+        drop((third, last, placed, waiting, modest_waits, interests));
     }
 
     proptest! {
@@ -209,13 +209,13 @@ mod tests {
             steps in prop::collection::vec((0..3u8, 0..12usize, 0..4usize), 1..100),
         ) {
             let loads = Loads::new(places);
-            let mut waiting: Vec<(Wish<'_>, BoxFuture<'_, Option<LoadPlace<'_>>>)> = Vec::new();
+            let mut waiting: Vec<(Interest<'_>, BoxFuture<'_, Option<LoadPlace<'_>>>)> = Vec::new();
             let mut held = Vec::new();
             for (what, number, of) in steps {
                 match what {
                     0 => {
-                        let wish = loads.wish(artifact(number), &tenant(&of.to_string()));
-                        waiting.push((wish, Box::pin(loads.place(artifact(number)))));
+                        let interest = loads.interest(artifact(number), &tenant(&of.to_string()));
+                        waiting.push((interest, Box::pin(loads.place(artifact(number)))));
                     }
                     1 if !waiting.is_empty() => drop(waiting.remove(number % waiting.len())),
                     2 if !held.is_empty() => drop(held.remove(number % held.len())),
@@ -236,7 +236,7 @@ mod tests {
             drop((waiting, held));
             let state = loads.lock();
             prop_assert_eq!(
-                (state.free, state.under_way.len(), state.wishes.len()),
+                (state.free, state.under_way.len(), state.interests.len()),
                 (places, 0, 0)
             );
         }

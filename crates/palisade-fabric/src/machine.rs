@@ -6,7 +6,7 @@
 //!              +- retry -+- lost --+
 //! ```
 
-use std::collections::{BTreeMap, HashMap, VecDeque, btree_map, hash_map};
+use std::collections::{BTreeMap, HashMap, btree_map, hash_map};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,16 +18,23 @@ use palisade_core::{
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::aside::Wanted;
+mod change;
+mod tenants;
+
+pub use change::Status;
+pub(crate) use change::{Change, What};
+use tenants::Tenants;
+
 use crate::clock::{from_millis, span, to_millis};
 use crate::fair::FairQueue;
 use crate::limits::Bucket;
-use crate::outcomes::{Hint, KeptAt, Outcomes};
+use crate::outcomes::{KeptAt, Outcomes};
 use crate::places::{Held, Places, is_long};
 use crate::retry::{self, Verdict};
+use crate::skipped::LeaseFilter;
 use crate::suspects::{Suspects, Turn};
 use crate::wheel::{Millis, TimerId, Wheel};
-use crate::{Rate, SchedulerLimits, TenantLimits, TenantReport};
+use crate::{SchedulerLimits, TenantLimits, TenantReport};
 
 /// Bits of a fence that count leases; the bits above are the epoch, which grows each time a journal is opened. So
 /// fences need not be on disk: those of an earlier epoch are smaller than all of a later one.
@@ -65,9 +72,9 @@ pub(crate) struct Machine {
     asked_last: Option<u32>,
     suspects: Suspects,
     suspects_timer: Option<TimerId>,
-    /// Outcomes but for the dead letters.
+    /// Finished tasks other than dead letters.
     results: Outcomes,
-    /// One timer for all of them, never later than the first.
+    /// A single timer, due no later than the first expiry.
     results_timer: Option<(Millis, TimerId)>,
     dead_letters: Outcomes,
     dead_timer: Option<(Millis, TimerId)>,
@@ -146,63 +153,14 @@ enum Timer {
     Ready(u32),
     Deadline(u32),
     LeaseEnd(u32),
-    /// A dead letter was kept for long enough, if it is still there.
+    /// A dead letter expires, if it is still there.
     ForgetDead,
-    /// A result was.
+    /// The oldest results may have expired.
     ForgetResults,
     /// It may be another's turn.
     Suspects,
     /// A tenant may start tasks again.
     Start(u32),
-}
-
-/// Something that happened to a task: what there is to journal, count and tell. That it is forgotten is not among it.
-#[derive(Debug)]
-pub(crate) struct Change {
-    pub(crate) slot: u32,
-    pub(crate) seq: u64,
-    pub(crate) class: Priority,
-    pub(crate) task: Arc<Task>,
-    pub(crate) what: What,
-}
-
-#[derive(Debug)]
-pub(crate) enum What {
-    Submitted,
-    /// Waits for a worker from now on.
-    Leased {
-        waited: Duration,
-        attempt: u32,
-    },
-    Retried {
-        failures: u32,
-    },
-    Lost,
-    Released,
-    Requeued,
-    Finished {
-        state: TaskState,
-        completion: Arc<Completion>,
-    },
-}
-
-/// What changes about a task during its life: a journal keeps the latest.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Status {
-    /// Where it is.
-    pub state: TaskState,
-    /// Submission, in milliseconds since the Unix epoch.
-    pub submitted_at: u64,
-    /// While delayed: when it may start, in milliseconds since the Unix epoch.
-    pub ready_at: u64,
-    /// Once it has an outcome: since when, in milliseconds since the Unix epoch.
-    pub finished_at: u64,
-    /// Attempts that failed.
-    pub failures: u32,
-    /// Attempts whose worker was lost.
-    pub lost: u32,
-    /// As in [`TaskRecord::completion`].
-    pub completion: Option<Arc<Completion>>,
 }
 
 impl Entry {
@@ -353,7 +311,7 @@ impl Machine {
         }
         let now = self.now;
         let tasks_max = request.tasks_max.min(self.limits.batch_max);
-        let mut wanted = (!request.plugin_limits.is_empty()).then(|| Wanted::new(&request.plugin_limits));
+        let mut wanted = (!request.plugin_limits.is_empty()).then(|| LeaseFilter::new(&request.plugin_limits));
         let worker = self.places.worker(request.worker, request.places).filter(|_| self.limits.tenant_shares);
         if self.asked_last != worker {
             // Who holds its share of one worker's places may have less of another's.
@@ -394,7 +352,7 @@ impl Machine {
                 wanted.took(&lease.task.plugin);
             }
         }
-        self.has_more = wanted.is_some_and(|wanted| wanted.is_tired());
+        self.has_more = wanted.is_some_and(|wanted| wanted.budget_spent());
         position
     }
 
@@ -429,7 +387,7 @@ impl Machine {
     }
 
     /// The first that is to run alone and may start.
-    fn next_suspect(&mut self, worker: Option<u32>, wanted: Option<&Wanted>) -> Option<u32> {
+    fn next_suspect(&mut self, worker: Option<u32>, wanted: Option<&LeaseFilter>) -> Option<u32> {
         let (slots, tenants, timers, now) = (&self.slots, &mut self.tenants, &mut self.timers, self.now);
         let places = &self.places;
         self.suspects.waiting().find(|slot| {
@@ -786,7 +744,7 @@ impl Machine {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 "submit",
-                "an earlier task under the same key or id asks for something else",
+                "an earlier task with the same key or id differs from this one",
             )
             .context("earlier", kept.id)
             .help("use a new key for new work"));
@@ -844,7 +802,7 @@ impl Machine {
     fn check_mode(&self, operation: &'static str) -> Result<()> {
         if self.mode == SchedulerMode::Draining {
             return Err(
-                refused(operation, "the scheduler drains and takes no more tasks").help("submit to another one")
+                refused(operation, "the scheduler drains and takes no more tasks").help("submit to another daemon")
             );
         }
         Ok(())
@@ -1135,7 +1093,7 @@ impl Machine {
 
     fn find(&self, task: TaskId, operation: &'static str) -> Result<u32> {
         self.by_id.get(&task).copied().ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, operation, "there is no such task, or its outcome was kept long enough")
+            Error::new(ErrorKind::NotFound, operation, "no such task; if it existed, its outcome has expired")
                 .context("task", task)
         })
     }
@@ -1213,245 +1171,6 @@ pub(crate) fn completion_bytes(completion: &Completion) -> usize {
             execution.output.len() + execution.error.len() + log
         }
         Completion::HostError { message, .. } => message.len(),
-    }
-}
-
-#[derive(Debug)]
-struct Tenants {
-    max: usize,
-    all: Vec<TenantState>,
-    by_name: HashMap<Tenant, u32>,
-    free: Vec<u32>,
-    /// Those with tasks or limits of their own, which are not forgotten.
-    needed: usize,
-    /// Those that may be forgotten, and some that are needed again since.
-    idle: VecDeque<u32>,
-}
-
-/// Tenants looked at to find one that can be forgotten: a few microseconds.
-const IDLE_LOOKED_AT_MAX: usize = 64;
-
-#[derive(Debug)]
-struct TenantState {
-    name: Tenant,
-    /// Its own limits, and for the rest those of every tenant.
-    limits: TenantLimits,
-    own: Option<TenantLimits>,
-    /// Tasks without an outcome.
-    tasks: usize,
-    /// Their bytes.
-    bytes: usize,
-    /// It is among the idle.
-    in_idle: bool,
-    /// Where its results and dead letters are.
-    hints: [Hint; 2],
-    /// Those of them that wait for their time.
-    delayed: usize,
-    running: u32,
-    submitted: Option<Bucket>,
-    started: Option<Bucket>,
-    start_timer: Option<TimerId>,
-}
-
-impl TenantState {
-    fn new(name: Tenant, limits: TenantLimits) -> TenantState {
-        TenantState {
-            name,
-            limits,
-            own: None,
-            tasks: 0,
-            bytes: 0,
-            in_idle: false,
-            hints: [Hint::default(); 2],
-            delayed: 0,
-            running: 0,
-            submitted: None,
-            started: None,
-            start_timer: None,
-        }
-    }
-
-    fn is_needed(&self) -> bool {
-        self.own.is_some() || self.tasks > 0
-    }
-
-    /// Whether it may do as much as one that nobody knows.
-    fn has_its_rates(&mut self, now: Millis) -> bool {
-        let is_full = |bucket: &mut Option<Bucket>, rate: Option<Rate>| match (bucket, rate) {
-            (Some(bucket), Some(rate)) => bucket.is_full(rate, now),
-            _ => true,
-        };
-        is_full(&mut self.submitted, self.limits.submit_rate) && is_full(&mut self.started, self.limits.start_rate)
-    }
-
-    fn queued(&self) -> usize {
-        self.tasks - self.delayed - self.running as usize
-    }
-
-    fn report(&self) -> TenantReport {
-        TenantReport {
-            tenant: self.name.clone(),
-            limits: self.limits,
-            own_limits: self.own,
-            queued: self.queued() as u64,
-            delayed: self.delayed as u64,
-            running: u64::from(self.running),
-        }
-    }
-
-    /// Whether a task may start now; else something will bring the tenant back: the end of a task, or a timer.
-    fn may_start(&mut self, now: Millis, set_timer: impl FnOnce(Millis) -> TimerId) -> bool {
-        if self.limits.running_max.is_some_and(|max| self.running >= max) {
-            return false;
-        }
-        let Some(rate) = self.limits.start_rate else { return true };
-        match self.started.get_or_insert_with(|| Bucket::full(rate, now)).ready(rate, now) {
-            Ok(()) => true,
-            Err(wait) => {
-                if self.start_timer.is_none() {
-                    self.start_timer = Some(set_timer(now + span(wait)));
-                }
-                false
-            }
-        }
-    }
-}
-
-impl Tenants {
-    fn new(max: usize) -> Tenants {
-        Tenants {
-            max: max.max(1),
-            all: Vec::new(),
-            by_name: HashMap::new(),
-            free: Vec::new(),
-            needed: 0,
-            idle: VecDeque::new(),
-        }
-    }
-
-    fn at(&mut self, tenant: u32) -> &mut TenantState {
-        &mut self.all[tenant as usize]
-    }
-
-    fn find(&self, name: &Tenant) -> Option<u32> {
-        self.by_name.get(name).copied()
-    }
-
-    /// Makes room for a tenant, forgetting one that need not be remembered; `None` when there is none.
-    fn make(
-        &mut self,
-        name: &Tenant,
-        limits: TenantLimits,
-        now: Millis,
-        queue: &mut FairQueue,
-        timers: &mut Wheel<Timer>,
-    ) -> Option<u32> {
-        if self.by_name.len() >= self.max {
-            let forgotten = self.forgettable(now, queue)?;
-            let state = &mut self.all[forgotten as usize];
-            if let Some(timer) = state.start_timer.take() {
-                timers.cancel(timer);
-            }
-            self.by_name.remove(&state.name);
-            queue.forget(forgotten);
-            self.free.push(forgotten);
-        }
-        let state = TenantState::new(name.clone(), limits);
-        let tenant = match self.free.pop() {
-            Some(tenant) => {
-                self.all[tenant as usize] = state;
-                tenant
-            }
-            None => {
-                self.all.push(state);
-                (self.all.len() - 1) as u32
-            }
-        };
-        self.by_name.insert(name.clone(), tenant);
-        self.rest(tenant);
-        Some(tenant)
-    }
-
-    /// Takes an idle tenant out that can be forgotten: who used up what it may do in a time cannot, or it could have that
-    /// again by having others forgotten. Of several, one that had no more than its share; if all had more, one is forgiven.
-    fn forgettable(&mut self, now: Millis, queue: &FairQueue) -> Option<u32> {
-        let mut forgiven = None;
-        for _ in 0..self.idle.len().min(IDLE_LOOKED_AT_MAX) {
-            let tenant = self.idle.pop_front()?;
-            let state = &mut self.all[tenant as usize];
-            if state.is_needed() {
-                state.in_idle = false;
-                continue;
-            }
-            if state.has_its_rates(now) {
-                if queue.is_forgettable(tenant) {
-                    // The one that was found before stays.
-                    return Some(tenant);
-                }
-                forgiven = forgiven.or(Some(tenant));
-            }
-            self.idle.push_back(tenant);
-        }
-        self.idle.retain(|tenant| Some(*tenant) != forgiven);
-        forgiven
-    }
-
-    /// Notes a tenant that is not needed now.
-    fn rest(&mut self, tenant: u32) {
-        let state = &mut self.all[tenant as usize];
-        if !state.is_needed() && !std::mem::replace(&mut state.in_idle, true) {
-            self.idle.push_back(tenant);
-        }
-    }
-
-    /// A task without an outcome more.
-    fn enter(&mut self, tenant: u32, bytes: usize) {
-        let state = &mut self.all[tenant as usize];
-        self.needed += usize::from(!state.is_needed());
-        state.tasks += 1;
-        state.bytes += bytes;
-    }
-
-    /// A task without an outcome less.
-    fn leave(&mut self, tenant: u32, bytes: usize) {
-        let state = &mut self.all[tenant as usize];
-        state.tasks -= 1;
-        state.bytes -= bytes;
-        self.needed -= usize::from(!state.is_needed());
-        self.rest(tenant);
-    }
-
-    /// Sets a tenant's own limits, and gives what it may do with `others` for the rest.
-    fn set(&mut self, tenant: u32, own: Option<TenantLimits>, others: TenantLimits) -> TenantLimits {
-        let state = &mut self.all[tenant as usize];
-        self.needed -= usize::from(state.is_needed());
-        state.own = own;
-        self.needed += usize::from(state.is_needed());
-        let limits = own.unwrap_or_default().or(others);
-        let changed = |earlier: Option<Rate>, now: Option<Rate>| earlier != now;
-        if changed(state.limits.submit_rate, limits.submit_rate) {
-            state.submitted = None;
-        }
-        if changed(state.limits.start_rate, limits.start_rate) {
-            state.started = None;
-        }
-        state.limits = limits;
-        debug_assert_eq!(self.by_name.get(&state.name), Some(&tenant));
-        self.rest(tenant);
-        limits
-    }
-
-    fn list(&self, after: Option<&Tenant>, max: usize) -> Vec<TenantReport> {
-        let known = self.by_name.iter().filter(|(name, _)| after.is_none_or(|after| *name > after));
-        let known = known.map(|(_, tenant)| &self.all[*tenant as usize]);
-        let mut listed: Vec<_> = known.filter(|state| state.is_needed()).collect();
-        // Only what is shown is sorted: the scheduler waits meanwhile.
-        if max < listed.len() {
-            listed.select_nth_unstable_by(max, |one, other| one.name.cmp(&other.name));
-            listed.truncate(max);
-        }
-        listed.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-        listed.into_iter().map(TenantState::report).collect()
     }
 }
 

@@ -135,7 +135,7 @@ impl AgentMemory {
             return Err(Error::new(ErrorKind::Exhausted, "kv.set", "the agent's memory is full")
                 .context("entries_max", limits.entries_max)
                 .context("bytes_max", limits.bytes_max)
-                .help("delete what is not needed any more"));
+                .help("delete entries that are no longer needed"));
         }
         entries.remove(key);
         while !fits(&entries, None) {

@@ -52,7 +52,7 @@ impl Modules {
         if let Some(module) = cell.get() {
             return Ok(Arc::clone(module));
         }
-        let _wish = self.loads.wish(artifact.hash(), tenant);
+        let _interest = self.loads.interest(artifact.hash(), tenant);
         let load = || async {
             let _place = self.loads.place(artifact.hash()).await;
             self.sandbox.load(artifact.clone()).await

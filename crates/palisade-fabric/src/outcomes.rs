@@ -280,7 +280,7 @@ mod tests {
         };
         assert_eq!((insert(1, 0, 1), insert(1, 1, 1)), (vec![], vec![]));
         for number in 2..10 {
-            assert_eq!(insert(0, number, 1), []);
+            assert_eq!(insert(0, number, 1), Vec::<u32>::new());
         }
         for number in 10..100 {
             assert_eq!(insert(0, number, 1), [number - 8], "by number: the greedy one's own");

@@ -167,7 +167,7 @@ impl MetricsSink for PrometheusSink {
             Some(AnyFamily::Counter(family)) => Series::Counter(family.get_or_create_owned(&labels)),
             Some(AnyFamily::Gauge(family)) => Series::Gauge(family.get_or_create_owned(&labels)),
             Some(AnyFamily::Histogram(family)) => Series::Histogram(family.get_or_create_owned(&labels)),
-            None => return Err(Error::new(ErrorKind::Internal, "register", "a metric without its family")),
+            None => return Err(Error::new(ErrorKind::Internal, "register", "a metric has no family")),
         };
         let index = id.0 as usize;
         let block = self.blocks[index / BLOCK].get_or_init(|| (0..BLOCK).map(|_| OnceLock::new()).collect());

@@ -18,7 +18,7 @@ use crate::journal::{Committer, JournalEntry};
 use crate::kpi::{JournalKpis, Kpis};
 use crate::machine::{Change, Machine, What, completion_bytes};
 use crate::wheel::Millis;
-use crate::{Clock, Events, Journal, Kept, NullSink, SchedulerLimits, TenantLimits, TenantReport, admission};
+use crate::{Clock, Events, Journal, NullSink, Restored, SchedulerLimits, TenantLimits, TenantReport, admission};
 
 /// How to open a [`LocalScheduler`].
 #[derive(Debug)]
@@ -154,7 +154,7 @@ impl LocalScheduler {
         let seed = match seed {
             Some(seed) => seed,
             None => getrandom::u64()
-                .map_err(|error| Error::new(ErrorKind::Io, "open", "the system gives no randomness").source(error))?,
+                .map_err(|error| Error::new(ErrorKind::Io, "open", "the system has no random numbers").source(error))?,
         };
         let mut machine = Machine::new(limits.clone(), 0, seed, clock.millis());
         let mut committer = None;
@@ -166,15 +166,15 @@ impl LocalScheduler {
             })?;
             machine = Machine::new(limits.clone(), epoch, seed, clock.millis());
             let is_running =
-                |one: &&Kept| matches!(one, Kept::Task { status, .. } if status.state == TaskState::Running);
+                |one: &&Restored| matches!(one, Restored::Task { status, .. } if status.state == TaskState::Running);
             let was_alone = kept.iter().filter(is_running).count() <= 1;
             for one in kept {
                 match one {
-                    Kept::Task { seq, task, status } => {
+                    Restored::Task { seq, task, status } => {
                         let bytes = admission::weigh(&task);
                         machine.restore(seq, Arc::new(*task), bytes, status, was_alone)?;
                     }
-                    Kept::Limits { tenant, limits } => machine.restore_limits(&tenant, limits)?,
+                    Restored::Limits { tenant, limits } => machine.restore_limits(&tenant, limits)?,
                 }
             }
             committer = Some(Committer::start(journal, JournalKpis::new(Arc::clone(&metrics))?)?);
@@ -210,7 +210,7 @@ impl LocalScheduler {
             let thread = std::thread::Builder::new().name("palisade-timers".to_owned());
             let thread = thread.spawn(move || theirs.run_timers());
             timer = Some(thread.map_err(|error| {
-                Error::new(ErrorKind::Io, "open", "no thread for the scheduler's timers").source(error)
+                Error::new(ErrorKind::Io, "open", "cannot start the thread for the scheduler's timers").source(error)
             })?);
         }
         Ok(LocalScheduler { shared, timer })
@@ -582,7 +582,7 @@ impl Scheduler for LocalScheduler {
                 return Err(Error::new(
                     ErrorKind::InvalidInput,
                     "lease",
-                    "a lease is for 1 task or more, and some time",
+                    "`tasks_max` and `lease_time` must be greater than zero",
                 ));
             }
             let shared = &*self.shared;

@@ -44,10 +44,12 @@ pub(crate) fn check(descriptor: &MetricDescriptor) -> Result<()> {
             && text.len() <= TEXT_BYTES_MAX
     };
     if !is_name(&descriptor.name) {
-        return invalid("a metric's name has letters, digits and `_` only, and no digit first".to_owned());
+        return invalid(
+            "a metric's name consists of letters, digits and `_`, and does not start with a digit".to_owned(),
+        );
     }
     if descriptor.name.ends_with("_total") != (descriptor.kind == MetricKind::Counter) {
-        return invalid("counters, and only they, end with `_total`".to_owned());
+        return invalid("the names of counters, and of no other metrics, end with `_total`".to_owned());
     }
     if descriptor.labels.len() > LABELS_MAX {
         return invalid(format!("a metric has at most {LABELS_MAX} labels"));
@@ -57,7 +59,7 @@ pub(crate) fn check(descriptor: &MetricDescriptor) -> Result<()> {
             return invalid(format!("label `{name}` is malformed or its value too long"));
         }
         if descriptor.labels[..at].iter().any(|(other, _)| other == name) {
-            return invalid(format!("label `{name}` is there twice"));
+            return invalid(format!("label `{name}` is given twice"));
         }
     }
     Ok(())
@@ -98,7 +100,7 @@ impl Registered {
             return Ok(Registration::Known(*id));
         }
         if self.ids.len() >= SERIES_MAX {
-            return Err(Error::new(ErrorKind::Exhausted, "register", "there are too many metrics")
+            return Err(Error::new(ErrorKind::Exhausted, "register", "the limit on metrics is reached")
                 .context("limit", SERIES_MAX)
                 .help("use fewer label values"));
         }
@@ -156,7 +158,7 @@ impl RecordingSink {
         recorded.values.get(id.0 as usize).map(|(_, value)| value.clone())
     }
 
-    // Whole after each statement.
+    // Every statement leaves the state consistent, so a poisoned lock is safe to use again.
     fn lock(&self) -> MutexGuard<'_, Recorded> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::mark::{self, Mark, Said};
-use crate::{Journal, JournalEntry, Kept, Status, private};
+use crate::{Journal, JournalEntry, Restored, Status, private};
 
 /// "PLSD", so that no other program's file is taken for a journal.
 const APPLICATION_ID: i32 = 0x504c_5344;
@@ -186,7 +186,7 @@ impl SqliteJournal {
         if !is_new && format != FORMAT {
             let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i32>(0));
             if busy.map_err(failed)? != 0 {
-                return Err(Error::new(ErrorKind::Internal, "open", "the log cannot be written back"));
+                return Err(Error::new(ErrorKind::Internal, "open", "the log cannot be checkpointed"));
             }
         }
         // A checkpoint holds up the commit that triggers it, so they are few: every 16 MiB.
@@ -195,7 +195,7 @@ impl SqliteJournal {
     }
 
     /// Gives everything back. Gives the epoch, and how many commits it has.
-    fn read(&self, each: &mut dyn FnMut(Kept) -> Result<()>) -> Result<(i64, u64)> {
+    fn read(&self, each: &mut dyn FnMut(Restored) -> Result<()>) -> Result<(i64, u64)> {
         let failed = |error| failure("open", &self.path, error);
         // What SQLite knows of its own structure; what is in the rows has checksums of ours.
         let verdict = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
@@ -243,7 +243,7 @@ impl SqliteJournal {
 }
 
 impl Journal for SqliteJournal {
-    fn open(&mut self, each: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64> {
+    fn open(&mut self, each: &mut dyn FnMut(Restored) -> Result<()>) -> Result<u64> {
         let (epoch, commits) = self.read(each)?;
         if commits < self.commits_min {
             let missing = self.commits_min - commits;
@@ -386,26 +386,26 @@ fn is_body(entry: &JournalEntry) -> bool {
     matches!(entry, JournalEntry::Submit { .. })
 }
 
-fn kept_limits(row: &rusqlite::Row<'_>) -> Result<Kept, Problem> {
+fn kept_limits(row: &rusqlite::Row<'_>) -> Result<Restored, Problem> {
     let name: String = row.get(0)?;
-    let limits: &[u8] = row.get_ref(1)?.as_blob().map_err(|_| Problem::Damaged("a tenant's limits are no blob"))?;
+    let limits: &[u8] = row.get_ref(1)?.as_blob().map_err(|_| Problem::Damaged("a tenant's limits are not a blob"))?;
     if row.get::<_, u32>(2)? != limits_crc(&name, limits) {
         return Err(Problem::Damaged("a tenant's limits do not match their checksum"));
     }
-    Ok(Kept::Limits { limits: decode(limits)?, tenant: Tenant(name) })
+    Ok(Restored::Limits { limits: decode(limits)?, tenant: Tenant(name) })
 }
 
 /// A task, and the number of the commit that wrote it last.
-fn kept_task(row: &rusqlite::Row<'_>) -> Result<(Kept, u64), Problem> {
+fn kept_task(row: &rusqlite::Row<'_>) -> Result<(Restored, u64), Problem> {
     let seq = row.get::<_, i64>(0)?.cast_unsigned();
-    let body: &[u8] = row.get_ref(1)?.as_blob().map_err(|_| Problem::Damaged("a task's body is no blob"))?;
+    let body: &[u8] = row.get_ref(1)?.as_blob().map_err(|_| Problem::Damaged("a task's body is not a blob"))?;
     if row.get::<_, u32>(2)? != body_crc(seq, body) {
         return Err(Problem::Damaged("a task's body does not match its checksum"));
     }
     let state = row.get_ref(3)?.as_str().ok().and_then(state_named);
     let state = state.ok_or(Problem::Damaged("a task's state is missing or unknown"))?;
     let completion: Option<&[u8]> =
-        row.get_ref(9)?.as_blob_or_null().map_err(|_| Problem::Damaged("a completion is no blob"))?;
+        row.get_ref(9)?.as_blob_or_null().map_err(|_| Problem::Damaged("a completion is not a blob"))?;
     let mut status = Status {
         state,
         submitted_at: row.get::<_, i64>(4)?.cast_unsigned(),
@@ -420,15 +420,15 @@ fn kept_task(row: &rusqlite::Row<'_>) -> Result<(Kept, u64), Problem> {
         return Err(Problem::Damaged("a task's status does not match its checksum"));
     }
     status.completion = completion.map(decode::<Completion>).transpose()?.map(Arc::new);
-    Ok((Kept::Task { seq, task: Box::new(decode::<Task>(body)?), status }, commits))
+    Ok((Restored::Task { seq, task: Box::new(decode::<Task>(body)?), status }, commits))
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Problem> {
-    rmp_serde::to_vec_named(value).map_err(|_| Problem::Damaged("what is to be kept cannot be encoded"))
+    rmp_serde::to_vec_named(value).map_err(|_| Problem::Damaged("the record cannot be encoded"))
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    rmp_serde::from_slice(bytes).map_err(|_| Problem::Damaged("what was kept cannot be decoded"))
+    rmp_serde::from_slice(bytes).map_err(|_| Problem::Damaged("the record cannot be decoded"))
 }
 
 fn body_crc(seq: u64, body: &[u8]) -> u32 {
@@ -520,7 +520,7 @@ fn io_failure(operation: &'static str, path: &Path, error: std::io::Error) -> Er
 /// Kind, message and help of an error.
 type Told = (ErrorKind, &'static str, &'static str);
 
-const NO_ROOM: Told = (ErrorKind::Exhausted, "there is no room for the journal", "make room");
+const NO_ROOM: Told = (ErrorKind::Exhausted, "no room for the journal", "make room");
 const CANNOT: Told =
     (ErrorKind::Io, "the journal cannot be read or written", "look at the disk and the file's permissions");
 

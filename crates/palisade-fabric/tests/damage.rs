@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use palisade_core::{ErrorKind, Result, Scheduler, Task, TaskId, TaskState, Tenant, block_on};
-use palisade_fabric::{Clock, Journal, Kept, LocalScheduler, SchedulerOptions, SqliteJournal, TenantLimits};
+use palisade_fabric::{Clock, Journal, LocalScheduler, Restored, SchedulerOptions, SqliteJournal, TenantLimits};
 use proptest::prelude::*;
 use support::{request, success, task};
 
@@ -34,8 +34,8 @@ fn read(mut journal: SqliteJournal) -> Result<Content> {
     let mut content = Content { tasks: Vec::new(), limits: Vec::new() };
     journal.open(&mut |one| {
         match one {
-            Kept::Task { task, status, .. } => content.tasks.push((*task, status.state)),
-            Kept::Limits { tenant, limits } => content.limits.push((tenant, limits)),
+            Restored::Task { task, status, .. } => content.tasks.push((*task, status.state)),
+            Restored::Limits { tenant, limits } => content.limits.push((tenant, limits)),
         }
         Ok(())
     })?;

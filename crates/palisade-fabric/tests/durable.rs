@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use palisade_core::{Error, ErrorKind, IdempotencyKey, Priority, Result, Scheduler, Task, TaskState, Tenant, block_on};
 use palisade_fabric::{
-    Clock, Journal, JournalEntry, Kept, LocalScheduler, Rate, RecordingSink, SchedulerOptions, SqliteJournal,
+    Clock, Journal, JournalEntry, LocalScheduler, Rate, RecordingSink, Restored, SchedulerOptions, SqliteJournal,
     TenantLimits,
 };
 use support::{again, request, success, task};
@@ -32,7 +32,7 @@ fn open_with(journal: impl Journal + 'static, clock: Clock) -> Result<LocalSched
 fn read(journal: &mut SqliteJournal) -> Result<Vec<(Task, TaskState)>> {
     let mut kept = Vec::new();
     journal.open(&mut |one| {
-        if let Kept::Task { task, status, .. } = one {
+        if let Restored::Task { task, status, .. } = one {
             kept.push((*task, status.state));
         }
         Ok(())
@@ -209,7 +209,7 @@ struct Fails {
 }
 
 impl Journal for Fails {
-    fn open(&mut self, _: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64> {
+    fn open(&mut self, _: &mut dyn FnMut(Restored) -> Result<()>) -> Result<u64> {
         Ok(1)
     }
 
@@ -252,14 +252,14 @@ struct NoRoom {
 }
 
 impl Journal for NoRoom {
-    fn open(&mut self, each: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64> {
+    fn open(&mut self, each: &mut dyn FnMut(Restored) -> Result<()>) -> Result<u64> {
         self.inner.open(each)
     }
 
     fn commit(&mut self, batch: &[JournalEntry]) -> Result<()> {
         if self.full.load(Ordering::SeqCst) {
             let _ = self.refused.send(());
-            return Err(Error::new(ErrorKind::Exhausted, "commit", "there is no room for the journal"));
+            return Err(Error::new(ErrorKind::Exhausted, "commit", "no room for the journal"));
         }
         self.inner.commit(batch)
     }
@@ -448,7 +448,7 @@ fn earlier_format_opens(earlier: i32) {
 struct Held(mpsc::Receiver<()>);
 
 impl Journal for Held {
-    fn open(&mut self, _: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64> {
+    fn open(&mut self, _: &mut dyn FnMut(Restored) -> Result<()>) -> Result<u64> {
         Ok(1)
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use palisade_core::{ErrorKind, Outcome, Result, Scheduler, TaskState, block_on};
 use palisade_fabric::{
-    Clock, Event, EventFilter, Journal, JournalEntry, Kept, LocalScheduler, SchedulerOptions, Subscription,
+    Clock, Event, EventFilter, Journal, JournalEntry, LocalScheduler, Restored, SchedulerOptions, Subscription,
 };
 use support::{again, request, success, task};
 
@@ -103,7 +103,7 @@ struct Held {
 }
 
 impl Journal for Held {
-    fn open(&mut self, _: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64> {
+    fn open(&mut self, _: &mut dyn FnMut(Restored) -> Result<()>) -> Result<u64> {
         Ok(1)
     }
 

@@ -14,7 +14,7 @@ use palisade_core::{
 };
 use palisade_fabric::{
     AgentState, AgentTemplate, Clock, Event, EventFilter, Executor, ExecutorOptions, InstanceMode, Journal,
-    JournalEntry, Kept, LocalScheduler, RecordingSink, RestartBudget, SchedulerOptions, SqliteJournal,
+    JournalEntry, LocalScheduler, RecordingSink, RestartBudget, Restored, SchedulerOptions, SqliteJournal,
 };
 use palisade_fake::Fake;
 use tokio::sync::Notify;
@@ -949,7 +949,7 @@ async fn many_tasks_of_many_agents() {
 struct NoRoom(Arc<AtomicBool>);
 
 impl Journal for NoRoom {
-    fn open(&mut self, _: &mut dyn FnMut(Kept) -> Result<()>) -> Result<u64> {
+    fn open(&mut self, _: &mut dyn FnMut(Restored) -> Result<()>) -> Result<u64> {
         Ok(1)
     }
 

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use palisade_core::{Scheduler, block_on};
-use palisade_fabric::{Journal, Kept, SqliteJournal};
+use palisade_fabric::{Journal, Restored, SqliteJournal};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use support::load::{self, Told};
@@ -357,7 +357,7 @@ fn look_at(folder: &Path, content: &Content, told: &Told, how: &str) -> Vec<Stri
     let mut journal = SqliteJournal::new(&path, 1 << 32).unwrap_or_else(|error| panic!("{how}: {error:?}"));
     let mut ids = HashSet::new();
     let opened = journal.open(&mut |kept| {
-        if let Kept::Task { task, .. } = kept {
+        if let Restored::Task { task, .. } = kept {
             assert!(ids.insert(task.id), "{how}: {} is there twice", task.id);
         }
         Ok(())

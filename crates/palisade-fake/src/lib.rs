@@ -266,7 +266,11 @@ impl Module for FakeModule {
         // A name would be looked up among the host's own; nobody listed a path.
         if let Some(path) = policy.grants.interpreter.as_ref().filter(|name| name.contains('/')) {
             if !self.shared.has(Fault::NativeRunsNamedInterpreter) {
-                return Err(Error::new(ErrorKind::Denied, "prepare", format!("{path} is no interpreter of this host")));
+                return Err(Error::new(
+                    ErrorKind::Denied,
+                    "prepare",
+                    format!("{path} is not an interpreter of this host"),
+                ));
             }
             let status = std::process::Command::new(path).status();
             status.map_err(|error| Error::new(ErrorKind::Io, "prepare", error.to_string()))?;

@@ -77,7 +77,7 @@ impl FakeSink {
         (name.to_owned(), labels)
     }
 
-    // Whole after each statement.
+    // Every statement leaves the state consistent, so a poisoned lock is safe to use again.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -185,7 +185,7 @@ impl Shared {
         self.fault == Some(fault)
     }
 
-    // Whole after each statement.
+    // Every statement leaves the state consistent, so a poisoned lock is safe to use again.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -370,7 +370,7 @@ impl State {
     fn find(&mut self, task: TaskId, operation: &'static str) -> Result<&mut Kept> {
         // The latest, should a fault have let in two.
         let found = self.tasks.iter_mut().rev().find(|kept| kept.record.task.id == task);
-        found.ok_or_else(|| Error::new(ErrorKind::NotFound, operation, "there is no such task"))
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, operation, "no such task"))
     }
 
     fn count(&self, state: TaskState) -> u64 {
@@ -447,7 +447,7 @@ impl Scheduler for FakeScheduler {
     fn lease(&self, request: LeaseRequest) -> BoxFuture<'_, Result<Vec<Lease>>> {
         if request.tasks_max == 0 {
             return Box::pin(async {
-                Err(Error::new(ErrorKind::InvalidInput, "lease", "a lease is for 1 task or more"))
+                Err(Error::new(ErrorKind::InvalidInput, "lease", "`tasks_max` must be greater than zero"))
             });
         }
         let shared = &self.shared;

@@ -72,9 +72,13 @@ impl Client {
             }
             // A daemon that ends answers at once.
             if self.health(&Nothing {}).await?.draining {
-                return Err(Error::new(ErrorKind::Exhausted, "wait", "the daemon ends; the task has no outcome yet")
-                    .context("task", task)
-                    .help(format!("go on with `palisade wait {task}` when it is back")));
+                return Err(Error::new(
+                    ErrorKind::Exhausted,
+                    "wait",
+                    "the daemon is shutting down; the task has no outcome yet",
+                )
+                .context("task", task)
+                .help(format!("run `palisade wait {task}` when it is back")));
             }
         }
     }
@@ -159,7 +163,7 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let request = request
         .header(HOST, "palisade")
         .body(Full::new(Bytes::from(body)))
-        .map_err(|error| Error::new(ErrorKind::Internal, "call", "a request that is none").source(error))?;
+        .map_err(|error| Error::new(ErrorKind::Internal, "call", "the request cannot be built").source(error))?;
     // Ends when the sender and the answer are dropped.
     tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(broken)?;
@@ -173,7 +177,7 @@ async fn collect(response: Response<Incoming>) -> Result<Bytes> {
         .await
         .map_err(|error| failed("the daemon's answer breaks off or is too large".to_owned()).source(error))?;
     if head.status == StatusCode::NOT_FOUND && !is_json(&head) {
-        return Err(failed("who answers there is no daemon of Palisade".to_owned()));
+        return Err(failed("the server there is not a Palisade daemon".to_owned()));
     }
     Ok(body.to_bytes())
 }

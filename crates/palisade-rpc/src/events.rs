@@ -44,11 +44,11 @@ impl EventQuery {
             let twice = match &*name {
                 "task" => {
                     let task = serde_json::from_value(value.into());
-                    parsed.task.replace(task.map_err(|_| invalid("`task` is no id of a task".to_owned()))?).is_some()
+                    parsed.task.replace(task.map_err(|_| invalid("`task` is not a task id".to_owned()))?).is_some()
                 }
                 "tenant" => parsed.tenant.replace(value.into_owned()).is_some(),
                 "plugin" => parsed.plugin.replace(value.into_owned()).is_some(),
-                _ => return Err(invalid(format!("there is no filter `{name:.100}`"))),
+                _ => return Err(invalid(format!("unknown filter `{name:.100}`"))),
             };
             if twice {
                 return Err(invalid(format!("the filter `{name}` is given twice")));

@@ -44,7 +44,7 @@ impl ByKind {
                 Some(common) => least(common, theirs),
             });
         }
-        let common = common.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "open", "there is no backend"))?;
+        let common = common.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "open", "no backend was given"))?;
         Ok(ByKind { backends: chosen, common })
     }
 

@@ -182,7 +182,7 @@ impl Plugins {
                     found.iter().take(10).map(|(hash, _)| format!("{:.12}", hash.to_string())).collect();
                 let message = format!("{} plugins are called `{reference:.100}`", found.len());
                 Err(Error::new(ErrorKind::InvalidInput, "find", message)
-                    .help(format!("name one: {}", hashes.join(", "))))
+                    .help(format!("use a hash: {}", hashes.join(", "))))
             }
         }
     }
@@ -233,11 +233,11 @@ impl Plugins {
         let size = plugin.artifact.bytes().len() as u64;
         let full = |message: String| Error::new(ErrorKind::Exhausted, "install", message);
         if count_left == 0 || size > bytes_left {
-            let message = format!("there is room for {} plugins of {} bytes together", self.room.0, self.room.1);
+            let message = format!("the limit of {} plugins and {} bytes in all is reached", self.room.0, self.room.1);
             return Err(full(message).help("remove one that is not needed"));
         }
         if own.0 >= count_left || own.1 + size > bytes_left {
-            let message = format!("tenant `{}` has its share of the room for plugins", plugin.tenant.0);
+            let message = format!("tenant `{}` has reached its share of the room for plugins", plugin.tenant.0);
             return Err(full(message).help("remove one of its plugins that is not needed").context("plugins", own.0));
         }
         Ok(())
@@ -450,7 +450,7 @@ mod tests {
         by_number.room = (16, 1 << 20);
         let (count, error) = many(&by_number, "greedy", 32);
         assert_eq!((count, error.kind()), (8, ErrorKind::Exhausted));
-        assert!(error.to_string().contains("`greedy` has its share"), "{error}");
+        assert!(error.to_string().contains("`greedy` has reached its share"), "{error}");
         assert_eq!(many(&by_number, "second", 32).0, 4);
         install(&by_number, "modest", b"small".to_vec()).unwrap();
         // By bytes, and after a restart.

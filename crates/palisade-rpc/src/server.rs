@@ -3,12 +3,8 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
-use std::fs;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,13 +20,15 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use palisade_core::{Error, ErrorKind, Result, TraceContext};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::events::{EventBody, EventQuery};
+use crate::limits::Limits;
+use crate::listener::{Kind, Listener, Place};
 use crate::patience::Patient;
-use crate::protocol::{Answer, Limits, ParsedCall, RpcError, codes, parse};
+use crate::protocol::{Answer, ParsedCall, RpcError, codes, parse};
 use crate::shares::{Peer, Share, Shares};
 use crate::{Service, Token};
 
@@ -49,127 +47,6 @@ const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 const EVENT_STREAM: &str = "text/event-stream";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Where requests come in.
-pub struct Listener(Kind);
-
-enum Kind {
-    Unix { listener: UnixListener, place: Place },
-    Tcp { listener: TcpListener, token: Token },
-}
-
-/// A socket of ours at a path, and the lock that keeps other daemons from replacing it. Both are gone with it.
-#[derive(Debug)]
-struct Place {
-    path: PathBuf,
-    /// Device and inode of the socket.
-    id: Option<(u64, u64)>,
-    _lock: fs::File,
-}
-
-impl Place {
-    fn id(path: &Path) -> Option<(u64, u64)> {
-        fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Gone already when somebody tidied up; another's when somebody replaced it all the same.
-        if self.id.is_some() && Place::id(&self.path) == self.id {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-impl fmt::Debug for Listener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name())
-    }
-}
-
-impl Listener {
-    /// Listens on a Unix socket that only its owner can use. What a daemon left there that ended is replaced.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Exhausted`] when another daemon listens there, [`ErrorKind::InvalidInput`] when something else lies
-    /// there, else [`ErrorKind::Io`].
-    pub async fn unix(path: impl Into<PathBuf>) -> Result<Listener> {
-        let path = path.into();
-        let failed = |error: io::Error| {
-            Error::new(ErrorKind::Io, "listen", format!("cannot listen on {}", path.display())).source(error)
-        };
-        let in_use = || {
-            let message = format!("another daemon listens on {}", path.display());
-            Error::new(ErrorKind::Exhausted, "listen", message).help("stop it, or choose another path")
-        };
-        // Between looking and taking the place another daemon could do the same: one at a time.
-        let mut name = path.clone().into_os_string();
-        name.push(".lock");
-        let lock =
-            fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(&name).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(in_use()),
-            Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
-        }
-        match fs::symlink_metadata(&path) {
-            Ok(there) if !there.file_type().is_socket() => {
-                let message = format!("{} exists and is no socket", path.display());
-                return Err(Error::new(ErrorKind::InvalidInput, "listen", message).help("choose another path"));
-            }
-            Ok(_) if UnixStream::connect(&path).await.is_ok() => return Err(in_use()),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        let listener = bind_private(&path).map_err(failed)?;
-        let place = Place { id: Place::id(&path), path, _lock: lock };
-        Ok(Listener(Kind::Unix { listener, place }))
-    }
-
-    /// Listens on TCP, for clients that show `token`. Nothing is encrypted: beyond this machine that is for a trusted
-    /// network only, or for a proxy that encrypts.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Io`].
-    pub async fn tcp(address: SocketAddr, token: Token) -> Result<Listener> {
-        let failed = |error| Error::new(ErrorKind::Io, "listen", format!("cannot listen on {address}")).source(error);
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        Ok(Listener(Kind::Tcp { listener, token }))
-    }
-
-    /// Where it listens, for people: a path, or an address with the port that was given.
-    pub fn name(&self) -> String {
-        match &self.0 {
-            Kind::Unix { place, .. } => place.path.display().to_string(),
-            Kind::Tcp { listener, .. } => {
-                listener.local_addr().map_or_else(|_| "a TCP port".to_owned(), |address| format!("http://{address}"))
-            }
-        }
-    }
-}
-
-/// Binds where nobody else can reach, and moves the socket to its place when its rights are set: at no time may others
-/// connect.
-fn bind_private(path: &Path) -> io::Result<UnixListener> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let private = parent.join(format!(".{}", std::process::id()));
-    let made = private.join("s");
-    // Left by a daemon that was killed right here; in a container the same number comes again.
-    let _ = fs::remove_file(&made);
-    let _ = fs::remove_dir(&private);
-    fs::DirBuilder::new().mode(0o700).create(&private)?;
-    let bound = UnixListener::bind(&made).and_then(|listener| {
-        fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;
-        fs::rename(&made, path)?;
-        Ok(listener)
-    });
-    let _ = fs::remove_file(&made);
-    let _ = fs::remove_dir(&private);
-    bound
-}
 
 struct Shared {
     service: Arc<Service>,
@@ -430,7 +307,7 @@ async fn respond(shared: &Arc<Shared>, peer: Peer, token: Option<&Token>, reques
 fn events(shared: &Shared, peer: Peer, query: &str) -> Answered {
     let subscribed = EventQuery::parse(query).and_then(|query| {
         let share = shared.subscribers.take(peer).ok_or_else(|| {
-            Error::new(ErrorKind::Exhausted, "subscribe", "this client has its share of the subscriptions there may be")
+            Error::new(ErrorKind::Exhausted, "subscribe", "this client has reached its share of the subscriptions")
                 .help("end one, or share a subscription")
         })?;
         Ok((shared.service.subscribe(query)?, share))
@@ -477,7 +354,7 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming, trace: Option<TraceContext>) 
         Ok(Ok(read)) => read,
         Ok(Err(Unread::TooLarge)) => return too_large(),
         Ok(Err(Unread::BreaksOff)) => {
-            return refuse(StatusCode::BAD_REQUEST, RpcError::new(codes::PARSE, "the body breaks off"));
+            return refuse(StatusCode::BAD_REQUEST, RpcError::new(codes::PARSE, "the body is incomplete"));
         }
         Ok(Err(Unread::NoRoom)) => {
             let error = Error::new(ErrorKind::Exhausted, "read", "too many large requests are being read and answered")
@@ -487,7 +364,7 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming, trace: Option<TraceContext>) 
             return refuse(StatusCode::SERVICE_UNAVAILABLE, error.into());
         }
         Err(_) => {
-            let message = format!("the body did not come within {:?}", limits.read_time);
+            let message = format!("the body did not arrive within {:?}", limits.read_time);
             return refuse(StatusCode::REQUEST_TIMEOUT, RpcError::new(codes::TIMED_OUT, message));
         }
     };

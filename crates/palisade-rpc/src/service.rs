@@ -212,7 +212,10 @@ impl Service {
     fn with_executor<T>(&self, what: impl FnOnce(&Executor) -> Result<T>) -> Result<T> {
         match &*self.executor() {
             Some(executor) => what(executor),
-            None => Err(Error::new(ErrorKind::Exhausted, "call", "the daemon ends").help("ask again when it is back")),
+            None => {
+                Err(Error::new(ErrorKind::Exhausted, "call", "the daemon is shutting down")
+                    .help("retry when it is back"))
+            }
         }
     }
 
@@ -227,7 +230,8 @@ impl Service {
             let _changing = service.changing.lock().await;
             tokio::task::spawn_blocking(move || change(&theirs)).await
         });
-        let lost = |error| Error::new(ErrorKind::Internal, "call", "a thread of the daemon was lost").source(error);
+        let lost =
+            |error| Error::new(ErrorKind::Internal, "call", "a thread of the daemon ended unexpectedly").source(error);
         done.await.map_err(lost)?.map_err(lost)?
     }
 
@@ -237,7 +241,7 @@ impl Service {
         check_tenant(&tenant, "install")?;
         policy.validate()?;
         if agent.tasks_max == 0 {
-            return Err(Error::new(ErrorKind::InvalidInput, "install", "an agent that runs 0 tasks would run none"));
+            return Err(Error::new(ErrorKind::InvalidInput, "install", "`tasks_max` must be greater than zero"));
         }
         self.ceiling.admit_install(kind, &policy, &agent)?;
         let backend = self.backends.backend(kind)?;
@@ -252,7 +256,7 @@ impl Service {
         // It may build a jail, and ask an interpreter: not on a thread that others wait for.
         let prepared = tokio::task::spawn_blocking(move || module.prepare(asked, functions).map(drop)).await;
         prepared.map_err(|error| {
-            Error::new(ErrorKind::Internal, "install", "a thread of the daemon was lost").source(error)
+            Error::new(ErrorKind::Internal, "install", "a thread of the daemon ended unexpectedly").source(error)
         })??;
         let mut plugin = Plugin::new(artifact, policy, agent);
         plugin.tenant = tenant;
@@ -294,13 +298,13 @@ impl Service {
         let plugin = self.plugins.find(&params.plugin)?;
         if plugin.agent.is_none() {
             let message = format!("the agent of plugin `{}` was terminated", plugin.artifact.name());
-            return Err(Error::new(ErrorKind::NotFound, "submit", message).help("make it anew with `agents.spawn`"));
+            return Err(Error::new(ErrorKind::NotFound, "submit", message).help("start it again with `agents.spawn`"));
         }
         let mut task = Task::new(plugin.artifact.hash());
         if let Some(id) = params.task {
             if id.0.get_version_num() != 7 {
-                let message = format!("task id {id} is no UUID of version 7");
-                return Err(Error::new(ErrorKind::InvalidInput, "submit", message).help("leave it out to get one"));
+                let message = format!("task id {id} is not a UUID of version 7");
+                return Err(Error::new(ErrorKind::InvalidInput, "submit", message).help("omit it to get one"));
             }
             task.id = id;
         }
@@ -397,12 +401,12 @@ impl Service {
         self.change(move |service| {
             let plugin = service.plugins.find(&params.plugin)?;
             if params.agent.tasks_max == 0 {
-                return Err(Error::new(ErrorKind::InvalidInput, "spawn", "an agent that runs 0 tasks would run none"));
+                return Err(Error::new(ErrorKind::InvalidInput, "spawn", "`tasks_max` must be greater than zero"));
             }
             service.ceiling.admit_agent(plugin.artifact.kind(), &params.agent)?;
             match service.agent(&plugin) {
                 Ok(agent) if agent.state != AgentState::Terminated => {
-                    let message = format!("plugin `{}` has its agent", plugin.artifact.name());
+                    let message = format!("plugin `{}` already has an agent", plugin.artifact.name());
                     return Err(Error::new(ErrorKind::InvalidInput, "spawn", message).help("terminate that one first"));
                 }
                 Ok(_) => drop(service.with_executor(|executor| executor.remove(&plugin.agent_name()))?),
@@ -431,8 +435,8 @@ impl Service {
         let memory = memory.ok_or_else(|| no_agent(&plugin))?;
         if let Some(key) = params.key {
             let value = memory.peek(&key.0).ok_or_else(|| {
-                Error::new(ErrorKind::NotFound, "find", "the agent remembers nothing under this key")
-                    .help("list the keys by leaving it out")
+                Error::new(ErrorKind::NotFound, "find", "the agent's memory has no such key")
+                    .help("omit the key to list all keys")
             })?;
             let entry = MemoryEntry { key, value_bytes: value.len(), value: Some(Base64(value)) };
             return Ok(MemoryPage { entries: vec![entry], next: None });
@@ -514,7 +518,7 @@ impl Service {
 
 fn no_agent(plugin: &Plugin) -> Error {
     Error::new(ErrorKind::NotFound, "find", format!("plugin `{}` has no agent", plugin.artifact.name()))
-        .help("make one with `agents.spawn`")
+        .help("start one with `agents.spawn`")
 }
 
 macro_rules! dispatcher {
@@ -544,7 +548,7 @@ macro_rules! dispatcher {
                         write(&result)
                     })*
                     "rpc.discover" => document().map_err(|error| {
-                        Error::new(ErrorKind::Internal, "call", "the description is no JSON").source(error).into()
+                        Error::new(ErrorKind::Internal, "call", "the description is not valid JSON").source(error).into()
                     }),
                     unknown => Err(unknown_method(unknown)),
                 }
@@ -570,7 +574,7 @@ fn write<T: serde::Serialize>(result: &T) -> Result<Box<RawValue>, RpcError> {
 fn unknown_method(name: &str) -> RpcError {
     let known = METHODS.iter().map(|(name, _)| *name);
     let nearest = nearest(name, known.clone());
-    let mut message = format!("there is no method `{name:.100}`");
+    let mut message = format!("unknown method `{name:.100}`");
     let data = match nearest {
         Some(nearest) => {
             message += &format!("; did you mean `{nearest}`?");
@@ -593,7 +597,7 @@ fn time(unix_ms: u64) -> Result<SystemTime> {
     // Later than any file system or database can say: year 9999.
     const UNIX_MS_MAX: u64 = 253_402_300_799_999;
     if unix_ms > UNIX_MS_MAX {
-        let message = format!("{unix_ms} ms since 1970 is no time before the year 10000");
+        let message = format!("{unix_ms} ms since 1970 is not before the year 10000");
         return Err(Error::new(ErrorKind::InvalidInput, "submit", message));
     }
     Ok(SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms))

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::Rate;
 
 const START: Millis = 1_800_000_000_000;
 

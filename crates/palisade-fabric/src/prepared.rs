@@ -21,7 +21,7 @@ const WEIGHT_BYTES: usize = 32 << 10;
 pub(crate) const WEIGHTS_BYTES_MAX: usize = 512 << 20;
 
 /// A module prepared for one policy, and the kept instances of it that wait.
-pub(crate) struct Line {
+pub(crate) struct PreparedLine {
     pub(crate) prepared: Arc<dyn Prepared>,
     idle: Mutex<Vec<Box<dyn Instance>>>,
     weight: usize,
@@ -29,17 +29,21 @@ pub(crate) struct Line {
     weights: Arc<AtomicUsize>,
 }
 
-impl fmt::Debug for Line {
+impl fmt::Debug for PreparedLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line").field("prepared", &self.prepared).finish_non_exhaustive()
+        f.debug_struct("PreparedLine").field("prepared", &self.prepared).finish_non_exhaustive()
     }
 }
 
-impl Line {
-    pub(crate) fn new(prepared: Arc<dyn Prepared>, artifact_bytes: usize, weights: &Arc<AtomicUsize>) -> Arc<Line> {
+impl PreparedLine {
+    pub(crate) fn new(
+        prepared: Arc<dyn Prepared>,
+        artifact_bytes: usize,
+        weights: &Arc<AtomicUsize>,
+    ) -> Arc<PreparedLine> {
         let weight = WEIGHT_BYTES + artifact_bytes;
         weights.fetch_add(weight, Ordering::Relaxed);
-        Arc::new(Line { prepared, idle: Mutex::default(), weight, weights: Arc::clone(weights) })
+        Arc::new(PreparedLine { prepared, idle: Mutex::default(), weight, weights: Arc::clone(weights) })
     }
 
     pub(crate) fn take(&self) -> Option<Box<dyn Instance>> {
@@ -58,7 +62,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for PreparedLine {
     fn drop(&mut self) {
         self.weights.fetch_sub(self.weight, Ordering::Relaxed);
     }
@@ -66,7 +70,7 @@ impl Drop for Line {
 
 /// The lines of one agent, by the policy of the tasks.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
+pub(crate) struct PreparedLines {
     all: Vec<Known>,
 }
 
@@ -75,7 +79,7 @@ struct Known {
     /// Whose task it was prepared for first.
     tenant: Tenant,
     policy: Policy,
-    line: Arc<Line>,
+    line: Arc<PreparedLine>,
     used_at: Instant,
 }
 
@@ -85,9 +89,9 @@ impl Known {
     }
 }
 
-impl Lines {
+impl PreparedLines {
     /// What is prepared already for tasks with `policy`.
-    pub(crate) fn find(&mut self, policy: &Policy, now: Instant) -> Option<Arc<Line>> {
+    pub(crate) fn find(&mut self, policy: &Policy, now: Instant) -> Option<Arc<PreparedLine>> {
         let known = self.all.iter_mut().rev().find(|known| known.policy == *policy)?;
         known.used_at = known.used_at.max(now);
         Some(Arc::clone(&known.line))
@@ -95,7 +99,12 @@ impl Lines {
 
     /// Takes a line for tasks like `task`, unless another was faster, which is given instead. Gives what had to go for it as
     /// well: of the tenant with most lines, what was used longest ago.
-    pub(crate) fn insert(&mut self, task: &Task, line: Arc<Line>, now: Instant) -> (Arc<Line>, Option<Arc<Line>>) {
+    pub(crate) fn insert(
+        &mut self,
+        task: &Task,
+        line: Arc<PreparedLine>,
+        now: Instant,
+    ) -> (Arc<PreparedLine>, Option<Arc<PreparedLine>>) {
         if let Some(faster) = self.find(&task.policy, now) {
             return (faster, Some(line));
         }
@@ -112,12 +121,12 @@ impl Lines {
     }
 
     /// Takes out what nobody used for a while and nothing is kept in.
-    pub(crate) fn take_idle(&mut self, now: Instant) -> Vec<Arc<Line>> {
+    pub(crate) fn take_idle(&mut self, now: Instant) -> Vec<Arc<PreparedLine>> {
         self.take(|known| now.duration_since(known.used_at) >= IDLE_TIME && !known.line.keeps_instances())
     }
 
     /// Takes out, of each tenant in `until`, what was not used after that, with whatever is kept in it.
-    pub(crate) fn take_until(&mut self, until: &HashMap<Tenant, Instant>) -> Vec<Arc<Line>> {
+    pub(crate) fn take_until(&mut self, until: &HashMap<Tenant, Instant>) -> Vec<Arc<PreparedLine>> {
         self.take(|known| until.get(&known.tenant).is_some_and(|until| known.used_at <= *until))
     }
 
@@ -132,7 +141,7 @@ impl Lines {
         unused.collect()
     }
 
-    fn take(&mut self, which: impl Fn(&Known) -> bool) -> Vec<Arc<Line>> {
+    fn take(&mut self, which: impl Fn(&Known) -> bool) -> Vec<Arc<PreparedLine>> {
         self.all.extract_if(.., |known| !known.is_used() && which(known)).map(|known| known.line).collect()
     }
 }
@@ -186,17 +195,17 @@ mod tests {
         task
     }
 
-    fn line(weights: &Arc<AtomicUsize>, artifact_bytes: usize) -> Arc<Line> {
+    fn line(weights: &Arc<AtomicUsize>, artifact_bytes: usize) -> Arc<PreparedLine> {
         let artifact = Artifact::wasm([&b"\0asm\x01\0\0\0"[..], &[0, 5, 4], b"echo"].concat());
         let module = block_on(Fake::new(None).load(artifact)).unwrap();
-        Line::new(module.prepare(Policy::default(), HostFunctions::new()).unwrap(), artifact_bytes, weights)
+        PreparedLine::new(module.prepare(Policy::default(), HostFunctions::new()).unwrap(), artifact_bytes, weights)
     }
 
     #[test]
     fn what_was_used_longest_ago_goes_and_what_is_hot_stays() {
         let (weights, begun) = (Arc::default(), Instant::now());
         let at = |millis| begun + Duration::from_millis(millis);
-        let mut lines = Lines::default();
+        let mut lines = PreparedLines::default();
         for number in 0..16 {
             assert!(lines.insert(&task("a", number), line(&weights, 0), at(number)).1.is_none());
         }
@@ -222,7 +231,7 @@ mod tests {
     #[test]
     fn what_is_idle_goes_after_a_minute_but_for_what_is_used_or_keeps_something() {
         let (weights, begun) = (Arc::default(), Instant::now());
-        let mut lines = Lines::default();
+        let mut lines = PreparedLines::default();
         let used = lines.insert(&task("a", 0), line(&weights, 0), begun).0;
         drop(lines.insert(&task("a", 1), line(&weights, 0), begun));
         let keeps = lines.insert(&task("a", 2), line(&weights, 0), begun).0;
@@ -245,7 +254,7 @@ mod tests {
     fn a_tenant_with_many_policies_pushes_out_its_own() {
         let (weights, begun) = (Arc::default(), Instant::now());
         let at = |millis| begun + Duration::from_millis(millis);
-        let mut lines = Lines::default();
+        let mut lines = PreparedLines::default();
         drop(lines.insert(&task("modest", 0), line(&weights, 0), at(0)));
         for number in 1..100 {
             drop(lines.insert(&task("greedy", number), line(&weights, 0), at(number)));

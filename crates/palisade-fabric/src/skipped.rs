@@ -10,7 +10,7 @@ type Table<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// What a worker wants that does not take every task.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct LeaseFilter {
     /// How many more tasks of these plugins.
     room: Table<ArtifactHash, usize>,
     /// How many more tasks are gone past for it.
@@ -20,14 +20,14 @@ pub(crate) struct Wanted {
 /// Tasks gone past for one request: some tens of microseconds. The next request goes on from there.
 pub(crate) const PATIENCE: usize = 256;
 
-impl Wanted {
-    pub(crate) fn new(limits: &[PluginLimit]) -> Wanted {
+impl LeaseFilter {
+    pub(crate) fn new(limits: &[PluginLimit]) -> LeaseFilter {
         let mut room = Table::with_capacity_and_hasher(limits.len(), Default::default());
         for limit in limits {
             let known = room.entry(limit.plugin).or_insert(limit.tasks_max);
             *known = limit.tasks_max.min(*known);
         }
-        Wanted { room, patience: PATIENCE }
+        LeaseFilter { room, patience: PATIENCE }
     }
 
     pub(crate) fn room(&self, plugin: &ArtifactHash) -> usize {
@@ -53,7 +53,7 @@ impl Wanted {
     }
 
     /// Whether there may be more for it than it got.
-    pub(crate) fn is_tired(&self) -> bool {
+    pub(crate) fn budget_spent(&self) -> bool {
         self.patience == 0
     }
 }
@@ -62,7 +62,7 @@ impl Wanted {
 type FlowId = (usize, u32);
 
 #[derive(Debug, Default)]
-pub(crate) struct Aside {
+pub(crate) struct Skipped {
     /// The tasks of each flow, by plugin, in order. Nothing in here is empty.
     flows: Table<FlowId, BTreeMap<ArtifactHash, BTreeMap<u64, u32>>>,
     /// By task number: its place in the order. 0 for a task that is not here.
@@ -79,7 +79,7 @@ pub(crate) struct Aside {
 /// Orders of tasks gone past begin here; those of tasks given back, which are their first fences, are smaller.
 const PASSED: u64 = 1 << 63;
 
-impl Aside {
+impl Skipped {
     /// Takes a task that was given back. Such tasks stand in the order of these fences, before all others of their flow.
     pub(crate) fn give_back(&mut self, flow: FlowId, plugin: ArtifactHash, task: u32, fence: u64) {
         debug_assert!((1..PASSED).contains(&fence));
@@ -126,7 +126,7 @@ impl Aside {
         }
     }
 
-    /// Notes that nobody wants anything of a flow. Gives its tag, which stays as it is until [`Aside::resume`].
+    /// Notes that nobody wants anything of a flow. Gives its tag, which stays as it is until [`Skipped::resume`].
     pub(crate) fn stop(&mut self, flow: FlowId, tag: u64) -> u64 {
         let (class, tenant) = flow;
         let tag = self.returned.remove(&flow).unwrap_or(tag);
