@@ -1,10 +1,8 @@
 //! Ten thousand modules loaded and unloaded leave nothing behind. The only test of its process, so that what it sees is
 //! its own.
 
-mod support;
-
-use palisade_core::{Artifact, Call, HostFunctions, Outcome, Policy, Sandbox};
-use support::sandbox;
+use palisade_core::{Artifact, BackendOptions, Call, HostFunctions, Outcome, Policy, Sandbox};
+use palisade_wasmer::Wasmer;
 
 fn statm(field: usize) -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has /proc");
@@ -23,11 +21,12 @@ fn ten_thousand_modules_leave_nothing() {
           (func (export "_start") (call_indirect (i32.const 0)) (i32.store (i32.const 0) (i32.const 1))))"#,
     )
     .unwrap();
+    let sandbox = Wasmer::open(&BackendOptions::new()).expect("the backend opens");
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let cycle = |modules: usize| {
         for _ in 0..modules {
             runtime.block_on(async {
-                let module = sandbox().load(Artifact::wasm(wasm.clone())).await.unwrap();
+                let module = sandbox.load(Artifact::wasm(wasm.clone())).await.unwrap();
                 let prepared = module.prepare(Policy::default(), HostFunctions::new()).unwrap();
                 drop(module);
                 let mut instance = prepared.instantiate().await.unwrap();

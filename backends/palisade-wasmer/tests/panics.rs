@@ -1,13 +1,14 @@
 //! What the caller gave a call may panic on the guest's thread; the call still ends, and so does the next.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use palisade_core::{Call, HostFunctions, Outcome, OutputSink, OutputStream, PreparedExt};
-use support::{block_on, generous, prepare};
+use palisade_core::{
+    Artifact, BackendOptions, Call, HostFunctions, Outcome, OutputSink, OutputStream, Policy, PreparedExt, Sandbox,
+    block_on,
+};
+use palisade_wasmer::Wasmer;
 
 #[derive(Debug)]
 struct PanicsWhenDropped;
@@ -29,7 +30,9 @@ fn a_sink_that_panics_when_it_is_dropped_hangs_no_call() {
     std::thread::spawn(move || {
         let outcomes = block_on(async {
             let wat = r#"(module (func (export "_start") unreachable) (func (export "fine")))"#;
-            let prepared = prepare(wat, generous(), HostFunctions::new()).await.unwrap();
+            let sandbox = Wasmer::open(&BackendOptions::new()).expect("the backend opens");
+            let module = sandbox.load(Artifact::wasm(wat::parse_str(wat).unwrap())).await.unwrap();
+            let prepared = module.prepare(Policy::default(), HostFunctions::new()).unwrap();
             let trapped = prepared.run(Call::new().sink(Arc::new(PanicsWhenDropped))).await.unwrap().outcome;
             let fine = prepared.run(Call::new().entry("fine")).await.unwrap().outcome;
             (trapped, fine)

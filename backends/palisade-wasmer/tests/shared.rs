@@ -1,5 +1,5 @@
 //! What holds for every backend of a WebAssembly engine.
 
-mod support;
+use palisade_wasmer::Wasmer;
 
-palisade_wasm::wasm_backend_tests!(support::sandbox());
+palisade_wasm::wasm_backend_tests!(Wasmer);

@@ -1,18 +1,16 @@
 //! Cancelling by token gives a typed outcome; dropping a call's future stops the guest and releases everything.
-
-mod support;
+#![allow(missing_docs, reason = "a test's name says what holds")]
 
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
+use super::{SLEEP, SPIN, block_on, generous, prepare};
 use palisade_core::{
-    Artifact, BackendOptions, Bytes, Call, CancelToken, ErrorKind, HostFunctions, Input, Outcome, OutputSink,
-    OutputStream, Phase, Policy, PreparedExt, Sandbox,
+    Artifact, Bytes, Call, CancelToken, ErrorKind, HostFunctions, Input, Outcome, OutputSink, OutputStream, Phase,
+    Policy, PreparedExt, Sandbox,
 };
-use palisade_wasmer::Wasmer;
-use support::{SLEEP, SPIN, block_on, generous, prepare};
 
 /// Calls the host function `f` until it is stopped.
 const CALLS_HOST: &str = r#"(module (import "palisade" "host_call" (func $call (param i32 i32 i32 i32) (result i64)))
@@ -73,8 +71,7 @@ fn never() -> Input {
     Input::Stream(Box::pin(Never(None)))
 }
 
-#[test]
-fn a_token_ends_a_call_wherever_it_is() {
+pub fn a_token_ends_a_call_wherever_it_is(sandbox: &dyn Sandbox) {
     let cancelled = |wat: &str| {
         let token = CancelToken::new();
         let theirs = token.clone();
@@ -86,7 +83,7 @@ fn a_token_ends_a_call_wherever_it_is() {
             .cancel(token.clone())
             .sink(Arc::new(Cancels(token.clone())))
             .input(Input::Stream(Box::pin(Never(Some(token)))));
-        block_on(async { prepare(wat, generous(), functions).await.unwrap().run(call).await.unwrap().outcome })
+        block_on(async { prepare(sandbox, wat, generous(), functions).await.unwrap().run(call).await.unwrap().outcome })
     };
     assert_eq!(cancelled(SAYS_AND_SPINS), Outcome::Cancelled { phase: Phase::Running });
     assert_eq!(cancelled(SAYS_AND_SPINS_EARLY), Outcome::Cancelled { phase: Phase::Starting });
@@ -95,8 +92,7 @@ fn a_token_ends_a_call_wherever_it_is() {
     assert_eq!(cancelled(READS), Outcome::Cancelled { phase: Phase::HostCall });
 }
 
-#[test]
-fn a_token_cancelled_before_the_call_lets_no_guest_code_run() {
+pub fn a_token_cancelled_before_the_call_lets_no_guest_code_run(sandbox: &dyn Sandbox) {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
     let functions = HostFunctions::new().add("f", move |_| {
@@ -106,7 +102,7 @@ fn a_token_cancelled_before_the_call_lets_no_guest_code_run() {
     block_on(async {
         let token = CancelToken::new();
         token.cancel();
-        let prepared = prepare(CALLS_HOST, generous(), functions).await.unwrap();
+        let prepared = prepare(sandbox, CALLS_HOST, generous(), functions).await.unwrap();
         let execution = prepared.run(Call::new().cancel(token)).await.unwrap();
         assert_eq!(execution.outcome, Outcome::Cancelled { phase: Phase::Starting });
         assert_eq!((calls.load(Ordering::SeqCst), execution.usage.fuel), (0, 0));
@@ -115,10 +111,10 @@ fn a_token_cancelled_before_the_call_lets_no_guest_code_run() {
     });
 }
 
-#[test]
-fn a_stale_token_does_not_hit_the_next_call() {
+pub fn a_stale_token_does_not_hit_the_next_call(sandbox: &dyn Sandbox) {
     block_on(async {
-        let prepared = prepare(r#"(module (func (export "_start")))"#, generous(), HostFunctions::new()).await.unwrap();
+        let prepared =
+            prepare(sandbox, r#"(module (func (export "_start")))"#, generous(), HostFunctions::new()).await.unwrap();
         let mut instance = prepared.instantiate().await.unwrap();
         let token = CancelToken::new();
         let first = instance.call(Call::new().cancel(token.clone())).await.unwrap();
@@ -128,10 +124,10 @@ fn a_stale_token_does_not_hit_the_next_call() {
     });
 }
 
-#[test]
-fn after_an_abnormal_end_an_instance_serves_no_more_calls() {
+pub fn after_an_abnormal_end_an_instance_serves_no_more_calls(sandbox: &dyn Sandbox) {
     block_on(async {
-        let prepared = prepare(r#"(module (func (export "_start") unreachable))"#, generous(), HostFunctions::new());
+        let prepared =
+            prepare(sandbox, r#"(module (func (export "_start") unreachable))"#, generous(), HostFunctions::new());
         let prepared = prepared.await.unwrap();
         let mut instance = prepared.instantiate().await.unwrap();
         assert!(matches!(instance.call(Call::new()).await.unwrap().outcome, Outcome::Trapped { .. }));
@@ -147,9 +143,7 @@ impl Drop for Dropped {
     }
 }
 
-#[test]
-fn dropping_a_call_releases_everything_whatever_the_guest_does() {
-    let sandbox = Wasmer::open(&BackendOptions::new().instances_max(1)).unwrap();
+pub fn dropping_a_call_releases_everything_whatever_the_guest_does(sandbox: &dyn Sandbox) {
     let dropped = Arc::new(AtomicUsize::new(0));
     let theirs = Arc::clone(&dropped);
     let functions = HostFunctions::new().add("f", move |_| {
@@ -185,11 +179,10 @@ fn dropping_a_call_releases_everything_whatever_the_guest_does() {
     assert_eq!(dropped.load(Ordering::SeqCst), 1, "the host function's future was dropped with its call");
 }
 
-#[test]
-fn a_spinning_guest_gives_its_executor_a_turn() {
+pub fn a_spinning_guest_gives_its_executor_a_turn(sandbox: &dyn Sandbox) {
     // On one thread, the timeout can only fire when the guest yields.
     block_on(async {
-        let prepared = prepare(SPIN, generous(), HostFunctions::new()).await.unwrap();
+        let prepared = prepare(sandbox, SPIN, generous(), HostFunctions::new()).await.unwrap();
         let timeout = tokio::time::timeout(std::time::Duration::from_millis(20), prepared.run(Call::new()));
         assert!(timeout.await.is_err());
     });

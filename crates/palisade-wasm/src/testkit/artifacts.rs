@@ -1,19 +1,17 @@
 //! Artifacts and policies that cannot be run are refused, in words that help.
+#![allow(missing_docs, reason = "a test's name says what holds")]
 
-mod support;
-
+use super::{block_on, generous, load, prepare, run};
 use palisade_core::{
     Abi, Artifact, ArtifactKind, Call, ErrorKind, HostFunctions, Outcome, Policy, PreparedExt, Sandbox, TrapKind,
 };
-use support::{block_on, generous, load, prepare, run, sandbox};
 
-fn load_error(bytes: &[u8]) -> (ErrorKind, String) {
-    let error = block_on(sandbox().load(Artifact::wasm(bytes.to_vec()))).unwrap_err();
+fn load_error(sandbox: &dyn Sandbox, bytes: &[u8]) -> (ErrorKind, String) {
+    let error = block_on(sandbox.load(Artifact::wasm(bytes.to_vec()))).unwrap_err();
     (error.kind(), error.to_string())
 }
 
-#[test]
-fn what_is_no_module_is_refused() {
+pub fn what_is_no_module_is_refused(sandbox: &dyn Sandbox) {
     let good =
         wat::parse_str(r#"(module (func (export "_start") (drop (i32.add (i32.const 1) (i32.const 2)))))"#).unwrap();
     let mut wrong_type = good.clone();
@@ -21,20 +19,18 @@ fn what_is_no_module_is_refused() {
     let add = wrong_type.iter().rposition(|byte| *byte == 0x6a).unwrap();
     wrong_type[add] = 0x45;
     for bytes in [&b""[..], b"\0asm", b"hello, world", b"\x7fELF\x02\x01\x01", &good[..good.len() - 3], &wrong_type] {
-        let (kind, message) = load_error(bytes);
+        let (kind, message) = load_error(sandbox, bytes);
         assert_eq!(kind, ErrorKind::InvalidArtifact, "{message}");
         assert!(!message.contains('\n'));
     }
 }
 
-#[test]
-fn other_kinds_of_artifact_are_unsupported() {
+pub fn other_kinds_of_artifact_are_unsupported(sandbox: &dyn Sandbox) {
     let artifact = Artifact::new(ArtifactKind::Executable, &b"\x7fELF"[..]);
-    assert_eq!(block_on(sandbox().load(artifact)).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(block_on(sandbox.load(artifact)).unwrap_err().kind(), ErrorKind::Unsupported);
 }
 
-#[test]
-fn every_missing_import_is_listed_with_advice() {
+pub fn every_missing_import_is_listed_with_advice(sandbox: &dyn Sandbox) {
     let wat = r#"(module
       (import "env" "printf" (func (param i32 i32) (result i32)))
       (import "palisade" "output_rite" (func (param i32 i32)))
@@ -42,7 +38,7 @@ fn every_missing_import_is_listed_with_advice() {
       (import "wasi:cli/run" "run" (func))
       (import "env" "memory" (memory 1))
       (func (export "_start")))"#;
-    let error = block_on(prepare(wat, generous(), HostFunctions::new())).unwrap_err();
+    let error = block_on(prepare(sandbox, wat, generous(), HostFunctions::new())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     let message = error.to_string();
     for part in [
@@ -59,20 +55,18 @@ fn every_missing_import_is_listed_with_advice() {
     assert_eq!(error.context_pairs().len(), 4);
 }
 
-#[test]
-fn an_import_of_the_wrong_type_is_refused() {
+pub fn an_import_of_the_wrong_type_is_refused(sandbox: &dyn Sandbox) {
     let wat = r#"(module (import "palisade" "input_len" (func (param i64))) (func (export "_start")))"#;
-    let error = block_on(prepare(wat, generous(), HostFunctions::new())).unwrap_err();
+    let error = block_on(prepare(sandbox, wat, generous(), HostFunctions::new())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArtifact);
     assert!(error.to_string().contains("input_len"), "{error}");
 }
 
-#[test]
-fn a_wrong_entry_is_named_with_those_that_exist() {
+pub fn a_wrong_entry_is_named_with_those_that_exist(sandbox: &dyn Sandbox) {
     block_on(async {
         let wat = r#"(module (memory (export "memory") 1) (global (export "g") i32 (i32.const 1))
           (func (export "resize")) (func (export "crop") (result i32) (i32.const 0)) (func (export "f") (param i32)))"#;
-        let prepared = prepare(wat, generous(), HostFunctions::new()).await.unwrap();
+        let prepared = prepare(sandbox, wat, generous(), HostFunctions::new()).await.unwrap();
         let mut instance = prepared.instantiate().await.unwrap();
         let cases = [
             ("_start", "no export `_start`"),
@@ -92,10 +86,9 @@ fn a_wrong_entry_is_named_with_those_that_exist() {
     });
 }
 
-#[test]
-fn malformed_arguments_and_policies_are_refused() {
+pub fn malformed_arguments_and_policies_are_refused(sandbox: &dyn Sandbox) {
     block_on(async {
-        let module = load(r#"(module (func (export "_start")))"#).await.unwrap();
+        let module = load(sandbox, r#"(module (func (export "_start")))"#).await.unwrap();
         let prepared = module.prepare(Policy::default(), HostFunctions::new()).unwrap();
         let error = prepared.run(Call::new().arguments(["a\0b"])).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -113,8 +106,7 @@ fn malformed_arguments_and_policies_are_refused() {
     });
 }
 
-#[test]
-fn traps_are_told_apart_and_name_the_function() {
+pub fn traps_are_told_apart_and_name_the_function(sandbox: &dyn Sandbox) {
     let cases = [
         ("unreachable", TrapKind::Unreachable),
         ("(drop (i32.div_u (i32.const 1) (i32.const 0)))", TrapKind::DivisionByZero),
@@ -128,7 +120,7 @@ fn traps_are_told_apart_and_name_the_function() {
         let wat = format!(
             r#"(module (memory 1) (table 1 funcref) (func $culprit {code}) (func (export "_start") (call $culprit)))"#
         );
-        match run(&wat, generous()).outcome {
+        match run(sandbox, &wat, generous()).outcome {
             Outcome::Trapped { trap, message } => {
                 assert_eq!(trap, expected, "{code}");
                 assert!(message.contains("culprit"), "{code}: {message}");
@@ -138,15 +130,14 @@ fn traps_are_told_apart_and_name_the_function() {
     }
 }
 
-#[test]
-fn a_module_says_what_it_is() {
+pub fn a_module_says_what_it_is(sandbox: &dyn Sandbox) {
     block_on(async {
         let wat = r#"(module
           (import "palisade" "host_call" (func (param i32 i32 i32 i32) (result i64)))
           (import "env" "f" (func))
           (memory (export "memory") 2 10) (func $s) (start $s)
           (func (export "run") (result i32) (i32.const 0)) (func (export "other") (param i32)))"#;
-        let module = load(wat).await.unwrap();
+        let module = load(sandbox, wat).await.unwrap();
         let info = module.info();
         assert_eq!((info.abi, info.has_start, info.cached), (Abi::Reactor, true, false));
         assert_eq!((info.memory_initial_bytes, info.memory_maximum_bytes), (2 << 16, Some(10 << 16)));

@@ -1,9 +1,8 @@
 //! Nothing of one instance is visible to the next.
+#![allow(missing_docs, reason = "a test's name says what holds")]
 
-mod support;
-
-use palisade_core::{Call, HostFunctions, Outcome, PreparedExt};
-use support::{block_on, generous, prepare};
+use super::{block_on, generous, prepare};
+use palisade_core::{Call, HostFunctions, Outcome, PreparedExt, Sandbox};
 
 /// Fails when anything was left in its memory, global or table; then leaves something.
 const LEAVES_TRACES: &str = r#"(module
@@ -20,10 +19,9 @@ const LEAVES_TRACES: &str = r#"(module
     (global.set $g (i32.const 42))
     (table.set $t (i32.const 7) (ref.func $f))))"#;
 
-#[test]
-fn nothing_of_the_previous_instance_is_visible() {
+pub fn nothing_of_the_previous_instance_is_visible(sandbox: &dyn Sandbox) {
     block_on(async {
-        let prepared = prepare(LEAVES_TRACES, generous(), HostFunctions::new()).await.unwrap();
+        let prepared = prepare(sandbox, LEAVES_TRACES, generous(), HostFunctions::new()).await.unwrap();
         for _ in 0..200 {
             let execution = prepared.run(Call::new()).await.unwrap();
             assert_eq!(execution.outcome, Outcome::Completed);

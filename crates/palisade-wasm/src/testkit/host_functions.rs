@@ -1,13 +1,12 @@
 //! Host functions: called by name, granted by name, and no harm done when they misbehave.
-
-mod support;
+#![allow(missing_docs, reason = "a test's name says what holds")]
 
 use std::time::Duration;
 
+use super::{assert_exceeded, block_on, generous, load, prepare, run_call};
 use palisade_core::{
-    Bytes, Call, ErrorKind, Execution, HostFunctions, Outcome, Phase, Policy, PreparedExt, Quota, Resource,
+    Bytes, Call, ErrorKind, Execution, HostFunctions, Outcome, Phase, Policy, PreparedExt, Quota, Resource, Sandbox,
 };
-use support::{assert_exceeded, block_on, generous, load, prepare, run_call};
 
 /// Calls the host function whose name is the input; writes its result as output, or as error text.
 const CALLER: &str = r#"(module
@@ -42,40 +41,36 @@ fn functions() -> HostFunctions {
         .add_blocking("blocks", |call| Ok([&call.input[..], b"!"].concat().into()))
 }
 
-fn call(name: &'static str, quota: Quota) -> Execution {
-    run_call(CALLER, quota, functions(), Call::new().input(name))
+fn call(sandbox: &dyn Sandbox, name: &'static str, quota: Quota) -> Execution {
+    run_call(sandbox, CALLER, quota, functions(), Call::new().input(name))
 }
 
-#[test]
-fn results_and_errors_reach_the_guest() {
+pub fn results_and_errors_reach_the_guest(sandbox: &dyn Sandbox) {
     for (name, output) in [("shout", "ARGUMENT"), ("later", "argument"), ("blocks", "argument!")] {
-        let execution = call(name, generous());
+        let execution = call(sandbox, name, generous());
         assert_eq!((execution.outcome, execution.output), (Outcome::Completed, Bytes::from(output)), "{name}");
         assert_eq!(execution.usage.host_calls, 1);
     }
-    let failed = call("fails", generous());
+    let failed = call(sandbox, "fails", generous());
     assert_eq!((failed.outcome, &failed.error[..]), (Outcome::from_exit_code(1), &b"no such thing"[..]));
 }
 
-#[test]
-fn a_panic_ends_that_call_only() {
-    let crashed = call("panics", generous());
+pub fn a_panic_ends_that_call_only(sandbox: &dyn Sandbox) {
+    let crashed = call(sandbox, "panics", generous());
     assert!(
         matches!(&crashed.outcome, Outcome::Crashed { message } if message.contains("told to")),
         "{}",
         crashed.outcome
     );
-    assert_eq!(call("shout", generous()).outcome, Outcome::Completed);
+    assert_eq!(call(sandbox, "shout", generous()).outcome, Outcome::Completed);
 }
 
-#[test]
-fn a_function_that_never_returns_is_ended_by_the_deadline() {
+pub fn a_function_that_never_returns_is_ended_by_the_deadline(sandbox: &dyn Sandbox) {
     let quota = Quota { wall_time: Some(Duration::from_millis(20)), ..Quota::unlimited() };
-    assert_exceeded(&call("hangs", quota), Resource::WallTime, Phase::HostCall);
+    assert_exceeded(&call(sandbox, "hangs", quota), Resource::WallTime, Phase::HostCall);
 }
 
-#[test]
-fn a_blocking_function_is_left_behind_by_the_deadline() {
+pub fn a_blocking_function_is_left_behind_by_the_deadline(sandbox: &dyn Sandbox) {
     let (release, blocked) = std::sync::mpsc::channel::<()>();
     let blocked = std::sync::Mutex::new(blocked);
     let functions = HostFunctions::new().add_blocking("blocks", move |_| {
@@ -83,49 +78,44 @@ fn a_blocking_function_is_left_behind_by_the_deadline() {
         Ok(Bytes::new())
     });
     let quota = Quota { wall_time: Some(Duration::from_millis(20)), ..Quota::unlimited() };
-    let execution = run_call(CALLER, quota, functions, Call::new().input("blocks"));
+    let execution = run_call(sandbox, CALLER, quota, functions, Call::new().input("blocks"));
     assert_exceeded(&execution, Resource::WallTime, Phase::HostCall);
     drop(release);
 }
 
-#[test]
-fn what_is_not_granted_is_denied_by_name() {
-    let execution = call("open_the_gate", generous());
+pub fn what_is_not_granted_is_denied_by_name(sandbox: &dyn Sandbox) {
+    let execution = call(sandbox, "open_the_gate", generous());
     assert_eq!(execution.outcome, Outcome::Denied { grant: "host_functions: open_the_gate".into() });
     block_on(async {
         // Offered but not granted is the same to the guest.
-        let prepared = load(CALLER).await.unwrap().prepare(Policy::default(), functions()).unwrap();
+        let prepared = load(sandbox, CALLER).await.unwrap().prepare(Policy::default(), functions()).unwrap();
         let execution = prepared.run(Call::new().input("shout")).await.unwrap();
         assert_eq!(execution.outcome, Outcome::Denied { grant: "host_functions: shout".into() });
     });
 }
 
-#[test]
-fn a_grant_of_what_does_not_exist_is_refused() {
+pub fn a_grant_of_what_does_not_exist_is_refused(sandbox: &dyn Sandbox) {
     block_on(async {
         let mut policy = Policy::default();
         policy.grants.host_functions.insert("shoot".into());
-        let error = load(CALLER).await.unwrap().prepare(policy, functions()).unwrap_err();
+        let error = load(sandbox, CALLER).await.unwrap().prepare(policy, functions()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert!(error.to_string().contains("shoot") && error.to_string().contains("shout"), "{error}");
     });
 }
 
-#[test]
-fn results_count_as_memory() {
+pub fn results_count_as_memory(sandbox: &dyn Sandbox) {
     let quota = Quota { memory_bytes: Some(1 << 20), ..generous() };
-    assert_exceeded(&call("large", quota), Resource::Memory, Phase::Running);
+    assert_exceeded(&call(sandbox, "large", quota), Resource::Memory, Phase::Running);
 }
 
-#[test]
-fn ranges_outside_the_memory_trap() {
+pub fn ranges_outside_the_memory_trap(sandbox: &dyn Sandbox) {
     let wat = CALLER.replace("(i32.const 512) (i32.const 8)", "(i32.const 0x1fffc) (i32.const 8)");
-    let execution = run_call(&wat, generous(), functions(), Call::new().input("shout"));
+    let execution = run_call(sandbox, &wat, generous(), functions(), Call::new().input("shout"));
     assert!(matches!(execution.outcome, Outcome::Trapped { .. }), "{}", execution.outcome);
 }
 
-#[test]
-fn hundreds_of_calls_wait_on_one_thread() {
+pub fn hundreds_of_calls_wait_on_one_thread(sandbox: &dyn Sandbox) {
     block_on(async {
         let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
         let waiting = std::sync::Arc::clone(&gate);
@@ -133,7 +123,7 @@ fn hundreds_of_calls_wait_on_one_thread() {
             let waiting = std::sync::Arc::clone(&waiting);
             async move { waiting.acquire().await.map(|_| Bytes::new()).map_err(|error| error.to_string().into()) }
         });
-        let prepared = prepare(CALLER, generous(), functions).await.unwrap();
+        let prepared = prepare(sandbox, CALLER, generous(), functions).await.unwrap();
         let calls: Vec<_> = (0..500)
             .map(|_| {
                 let prepared = prepared.clone();
