@@ -44,5 +44,5 @@ pub use palisade_wasmtime::Wasmtime;
 
 /// The example in the README, compiled.
 #[cfg(all(doctest, feature = "wasmtime"))]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;
