@@ -12,7 +12,10 @@ use palisade_core::{Error, ErrorKind, MetricDescriptor, MetricId, MetricsSink, S
 
 use crate::harness::component_main;
 use crate::run::{CHECK_TIME_MAX, panic_text};
-use crate::{About, Check, CheckReport, Evidence, Failure, Step, Verdict, catalog};
+use crate::{About, Check, CheckReport, Evidence, Failure, Step, Verdict, catalog, clock};
+
+/// How long something that must happen is waited for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is certified: facts, and how to make a fresh one.
 pub struct Component<T: ?Sized> {
@@ -169,7 +172,12 @@ impl<T: ?Sized> Trial<T> {
         self.runtime.block_on(future)
     }
 
-    /// Drives a future for at most `time`; `None` when it takes longer.
+    /// Drives a future that must end; `None` when it takes longer than a machine needs that has time for it.
+    pub fn patiently<R>(&self, future: impl Future<Output = R>) -> Option<R> {
+        self.runtime.block_on(clock::within(PATIENCE, future))
+    }
+
+    /// Drives a future that may not end for `time` by the clock; `None` when it did not.
     pub fn within<R>(&self, time: Duration, future: impl Future<Output = R>) -> Option<R> {
         self.runtime.block_on(async { tokio::time::timeout(time, future).await.ok() })
     }
@@ -234,10 +242,13 @@ where
     if let Err(error) = std::thread::Builder::new().name(check.id.to_owned()).spawn(work) {
         return CheckReport::new(check, Verdict::Broken, format!("no thread: {error}"), started);
     }
-    receiver.recv_timeout(CHECK_TIME_MAX).unwrap_or_else(|_| {
-        let message = format!("took longer than {} s", CHECK_TIME_MAX.as_secs_f64());
-        CheckReport::new(check, Verdict::Broken, message, started)
-    })
+    match clock::receive(&receiver, CHECK_TIME_MAX) {
+        Some(Ok(report)) => report,
+        _ => {
+            let message = format!("took longer than {} s", CHECK_TIME_MAX.as_secs_f64());
+            CheckReport::new(check, Verdict::Broken, message, started)
+        }
+    }
 }
 
 fn try_check<T: ?Sized>(component: Component<T>, check: &Check<Trial<T>>, started: Instant) -> CheckReport {

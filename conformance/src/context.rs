@@ -4,18 +4,18 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use palisade_core::{
     ArtifactKind, Call, Capabilities, Clocks, ErrorKind, Execution, HostFunctions, Input, Outcome, Phase, Policy,
     Prepared, PreparedExt, Quota, Resource, Sandbox,
 };
 
-use crate::{Evidence, Failure, Step, Subject};
+use crate::{Evidence, Failure, Step, Subject, clock};
 
-/// Wall time of a probe that is not about wall time, so that a broken backend ends.
-const WALL_TIME: Duration = Duration::from_secs(10);
-/// How long what was dropped may take to be gone.
+/// Wall time of a probe that is not about wall time, so that a broken backend ends. No probe needs a second of a processor.
+const WALL_TIME: Duration = Duration::from_secs(30);
+/// How long what was dropped may take to be gone: CPU time of the thread that waits, which looks again and again.
 const PROMPTLY: Duration = Duration::from_secs(1);
 
 /// What a check works with: the sandbox, fresh for this check, and a place to write down what it saw.
@@ -140,14 +140,14 @@ impl Context {
     ///
     /// When something stays.
     pub fn expect_nothing_left(&mut self) -> Result<(), Failure> {
-        let begun = Instant::now();
+        let begun = clock::thread_cpu_time();
         let (files, children) = loop {
             let after = held();
             let files: Vec<_> = after.files.difference(&self.before.files).cloned().collect();
             let children: Vec<_> = after.children.difference(&self.before.children).map(|pid| describe(pid)).collect();
             // Files belong to this process and are closed at once, but for those that wait for a child.
             let patience = if children.is_empty() { PROMPTLY / 20 } else { PROMPTLY };
-            if (files.is_empty() && children.is_empty()) || begun.elapsed() > patience {
+            if (files.is_empty() && children.is_empty()) || clock::thread_cpu_time() - begun > patience {
                 break (files, children);
             }
             std::thread::yield_now();

@@ -1,9 +1,12 @@
 //! The program that the author of a backend, scheduler or sink makes of the suite: a test without libtest.
 
-use palisade_core::text::printable;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+
+use palisade_core::Capabilities;
+use palisade_core::text::printable;
 
 use crate::report::About;
 use crate::{
@@ -118,7 +121,13 @@ pub fn main(subject: Subject) -> ExitCode {
             command.args(["--check", id]);
             command
         });
-        run(&catalog, options, about, |checks| runner.run(checks, |report| print(&line(report))))
+        run(&catalog, options, about, |checks, about| {
+            runner.run(checks, |report| {
+                if folded_kind(report, &catalog, about.capabilities.as_ref()).is_none() {
+                    print(&line(report));
+                }
+            })
+        })
     })
 }
 
@@ -132,7 +141,7 @@ where
             return Err("`--check` is for backends; a filter with `--exact` runs one check".to_owned());
         }
         let about = || Ok(component.about(options.selection.description()));
-        run(catalog, options, about, |checks| {
+        run(catalog, options, about, |checks, _| {
             let shown = checks.iter().map(|check| {
                 let report = run_component_check(component, check);
                 print(&line(&report));
@@ -163,7 +172,7 @@ fn run<C>(
     catalog: &Catalog<C>,
     options: &Options,
     about: impl FnOnce() -> Result<About, String>,
-    execute: impl FnOnce(&[&'static Check<C>]) -> Vec<CheckReport>,
+    execute: impl FnOnce(&[&'static Check<C>], &About) -> Vec<CheckReport>,
 ) -> Result<u8, String> {
     if options.help {
         print(HELP);
@@ -184,13 +193,13 @@ fn run<C>(
     }
     let about = about()?;
     print(&format!("\nrunning {} checks on {} {}\n", chosen.len(), about.name, about.version));
-    let checks = execute(&chosen);
+    let checks = execute(&chosen, &about);
     let report = Report::new(catalog, about, checks);
-    for check in report.checks.iter().filter(|check| check.verdict > Verdict::Blocked) {
-        print(&format!("\n{}", details(check)));
+    for text in folded(&report, catalog) {
+        print(&text);
     }
-    for error in &report.errors {
-        print(&format!("\nnot as expected: {}", printable(error)));
+    for text in failures(&report) {
+        print(&format!("\n{text}"));
     }
     let certificate = options.certify.then(|| Certificate::derive(&report, catalog));
     if let Some(folder) = &options.report_dir {
@@ -214,10 +223,50 @@ fn run<C>(
     Ok(u8::from(!green))
 }
 
-/// One line about a check, for a terminal.
+/// One line about a check, for a terminal. What is wrong is told at the end, with everything about it.
 fn line(report: &CheckReport) -> String {
-    let message = if report.message.is_empty() { String::new() } else { format!("  {}", printable(&report.message)) };
+    let silent = report.message.is_empty() || report.verdict > Verdict::Blocked;
+    let message = if silent { String::new() } else { format!("  {}", printable(&report.message)) };
     format!("{:<11}  {:>6} ms  {}{message}", report.verdict, report.duration_ms, report.id)
+}
+
+/// The kind of artifact of a check that was properly refused because the backend loads no such artifacts. There are many of
+/// these, and all say the same.
+fn folded_kind<C>(
+    report: &CheckReport,
+    catalog: &Catalog<C>,
+    declared: Option<&Capabilities>,
+) -> Option<palisade_core::ArtifactKind> {
+    let kind = catalog.check(&report.id)?.artifact()?;
+    let loads = declared?.artifacts.contains(&kind);
+    (report.verdict == Verdict::Unsupported && !loads).then_some(kind)
+}
+
+/// One line for the checks of each profile that are folded.
+fn folded<C>(report: &Report, catalog: &Catalog<C>) -> Vec<String> {
+    let mut profiles: BTreeMap<&str, (usize, palisade_core::ArtifactKind)> = BTreeMap::new();
+    for check in &report.checks {
+        if let Some(kind) = folded_kind(check, catalog, report.capabilities.as_ref()) {
+            let profile = check.id.split('.').next().unwrap_or_default();
+            profiles.entry(profile).or_insert((0, kind)).0 += 1;
+        }
+    }
+    let line = |(profile, (count, kind)): (&str, (usize, _))| {
+        format!(
+            "{:<11}  {count} checks of profile {profile}  does not load {kind} artifacts, and refuses them",
+            "unsupported"
+        )
+    };
+    profiles.into_iter().map(line).collect()
+}
+
+/// Each check that did not pass with all that is known of it, and what else was not as expected. Each is told once.
+fn failures(report: &Report) -> Vec<String> {
+    let failed = report.checks.iter().filter(|check| check.verdict > Verdict::Blocked);
+    let told: Vec<_> =
+        failed.clone().map(|check| format!("`{}`: {} ({})", check.id, check.verdict, check.message)).collect();
+    let others = report.errors.iter().filter(|error| !told.contains(error));
+    failed.map(details).chain(others.map(|error| format!("not as expected: {}", printable(error)))).collect()
 }
 
 /// Everything about a check that did not pass, for a terminal.
@@ -270,6 +319,37 @@ mod tests {
         for filter in ["memory", "--profile quota", "--skip memory"] {
             assert!(parse(&format!("--certify {filter}")).unwrap_err().contains("never certifies"), "{filter}");
         }
+    }
+
+    #[test]
+    fn a_failure_is_told_once() {
+        let mut report = crate::report::tests::report();
+        let failed = report.checks.iter_mut().find(|check| check.verdict == Verdict::Pass).unwrap();
+        (failed.verdict, failed.message) = (Verdict::Fail, "the secret was seen".to_owned());
+        let failed = failed.clone();
+        report.errors = vec![
+            format!("`{}`: fail (the secret was seen)", failed.id),
+            "CONFORMANCE.toml: `a.b.c` has more than one entry".to_owned(),
+        ];
+        let told = [line(&failed), failures(&report).join("\n")].concat();
+        assert_eq!(told.matches("the secret was seen").count(), 1, "{told}");
+        assert_eq!(told.matches("more than one entry").count(), 1, "{told}");
+    }
+
+    #[test]
+    fn checks_that_cannot_be_loaded_are_one_line() {
+        let catalog = Catalog::current();
+        let refused = |id: &str| crate::report::tests::check(id, Verdict::Unsupported);
+        let mut report = crate::report::tests::report();
+        report.capabilities.as_mut().unwrap().artifacts = [palisade_core::ArtifactKind::Wasm].into();
+        report.checks =
+            vec![refused("process.quota.memory"), refused("process.quota.stack"), refused("quota.cpu.fuel")];
+        let folded = folded(&report, &catalog);
+        assert_eq!(folded.len(), 1, "{folded:?}");
+        assert!(folded[0].contains("2 checks of profile process"), "{folded:?}");
+        // One that accepts what it does not declare is told by itself.
+        report.checks[0].verdict = Verdict::Fail;
+        assert!(folded_kind(&report.checks[0], &catalog, report.capabilities.as_ref()).is_none());
     }
 
     #[test]

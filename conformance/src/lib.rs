@@ -23,6 +23,7 @@ mod ablation;
 pub mod catalog;
 mod certificate;
 mod check;
+mod clock;
 mod component;
 mod context;
 mod digest;

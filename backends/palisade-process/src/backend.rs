@@ -39,13 +39,12 @@ const LIMITS: u32 = 1 << 7;
 /// The self-test is a handful of system calls.
 const SELF_TEST_TIME_MAX: Duration = Duration::from_secs(20);
 
-palisade_core::inventory::submit! {
-    BackendRegistration {
-        name: NAME,
-        summary: "native programs, scripts and shared libraries, in Linux namespaces with Landlock and seccomp",
-        open: |options| Ok(Arc::new(ProcessSandbox::open(options)?)),
-        probe,
-    }
+palisade_core::register_backend! {
+    BackendRegistration::new(NAME, |options| Ok(Arc::new(ProcessSandbox::open(options)?)))
+        .summary("native programs, scripts and shared libraries, in Linux namespaces with Landlock and seccomp")
+        .loads(&[ArtifactKind::Executable, ArtifactKind::Script, ArtifactKind::SharedLibrary])
+        .expectations(include_str!("../CONFORMANCE.toml"))
+        .probe(probe)
 }
 
 /// The process backend.

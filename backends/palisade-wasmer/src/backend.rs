@@ -3,16 +3,16 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use palisade_core::{
     Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
-    Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
-    PreparedExt, Resource, Result, Sandbox, block_on,
+    Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, Module, Outcome, Policy, PreparedExt, Resource,
+    Result, Sandbox, block_on,
 };
-use palisade_wasi::{Fuse, reactor};
+use palisade_wasi::Fuse;
 use palisade_wasm::compilers::{Attempt, COMPILE_TIME_MAX, Compilers};
+use palisade_wasm::slots::Slots;
 use palisade_wasm::structure;
 use wasmer::sys::BaseTunables;
 
@@ -32,13 +32,13 @@ const INSTANCES_DEFAULT: u32 = 1000;
 const NAME: &str = "wasmer";
 const ENGINE: &str = "wasmer 7.3.0";
 
-palisade_core::inventory::submit! {
-    BackendRegistration {
-        name: NAME,
-        summary: "WebAssembly modules, compiled by Wasmer",
-        open: |options| Ok(Arc::new(Wasmer::open(options)?)),
-        probe,
-    }
+palisade_core::register_backend! {
+    BackendRegistration::new(NAME, |options| Ok(Arc::new(Wasmer::open(options)?)))
+        .summary("WebAssembly modules, compiled by Wasmer")
+        .loads(&[ArtifactKind::Wasm])
+        .expectations(include_str!("../CONFORMANCE.toml"))
+        .probe(probe)
+        .helper(Wasmer::compile_if_asked)
 }
 
 /// The Wasmer backend.
@@ -53,7 +53,7 @@ pub(crate) struct Shared {
     pub(crate) threads: Threads,
     pub(crate) pool: Arc<Pool>,
     pub(crate) base_tunables: BaseTunables,
-    instances: AtomicU64,
+    pub(crate) slots: Slots,
     compilers: Compilers,
     /// The program that compiles, if it is another process.
     compiler: Option<PathBuf>,
@@ -61,74 +61,16 @@ pub(crate) struct Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
-            .field("threads", &self.threads)
-            .field("instances", &self.instances)
-            .finish_non_exhaustive()
+        f.debug_struct("Shared").field("threads", &self.threads).field("slots", &self.slots).finish_non_exhaustive()
     }
 }
 
 /// What provides an import.
 pub(crate) fn provider(module: &str, name: &str) -> Option<String> {
-    IMPORTS.get(&(module, name))?;
-    Some(if module == reactor::MODULE { "palisade" } else { "WASI preview 1" }.to_owned())
-}
-
-/// Names a missing import and what would provide it.
-pub(crate) fn explain_missing(import: &ImportInfo) -> String {
-    let ImportInfo { module, name, ty, .. } = import;
-    let nearest = IMPORTS
-        .keys()
-        .filter(|(known, _)| known == module)
-        .map(|(_, known)| (strsim::jaro_winkler(name, known), known))
-        .filter(|(likeness, _)| *likeness > 0.85)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    let advice = match (module.as_str(), nearest) {
-        (_, Some((_, nearest))) => format!("did you mean `{nearest}`?"),
-        ("env", _) if ty.starts_with("memory") => "memories are never imported; build without `--import-memory`".into(),
-        ("env", _) => "an undefined C symbol or Emscripten; link it in, or build for `wasm32-wasip1`".into(),
-        ("extism:host/env", _) => "the Extism plug-in kit; not provided by this version".into(),
-        (module, _) if module.starts_with("wasi:") || module == "wasi_snapshot_preview2" => {
-            "WASI preview 2 or later; build for `wasm32-wasip1`".into()
-        }
-        ("wasi", _) => "WASI threads; build without threads".into(),
-        (module, _) if module.starts_with("wasix") => "WASIX; build for `wasm32-wasip1`".into(),
-        (module, _) if module == "__wbindgen_placeholder__" || module == "wbg" => {
-            "JavaScript glue of wasm-bindgen; build for `wasm32-wasip1` without it".into()
-        }
-        (module, _) if IMPORTS.keys().any(|(known, _)| *known == module) => {
-            "no such function; see `palisade inspect`".into()
-        }
-        _ => "a host function must be called through `palisade.host_call` by its name".into(),
-    };
-    format!("`{module}.{name}` ({ty}): {advice}")
-}
-
-/// Counts an instance for as long as it lives.
-pub(crate) struct Slot(Arc<Shared>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.instances.fetch_sub(1, Ordering::Relaxed);
-    }
+    IMPORTS.get(&(module, name)).map(|_| palisade_wasm::imports::provider(module).to_owned())
 }
 
 impl Shared {
-    /// Takes one of the bounded number of instances.
-    pub(crate) fn take_slot(self: &Arc<Self>) -> Result<Slot> {
-        let max = self.capabilities.instances_max;
-        if self.instances.fetch_add(1, Ordering::Relaxed) >= max {
-            self.instances.fetch_sub(1, Ordering::Relaxed);
-            return Err(Error::new(
-                ErrorKind::Exhausted,
-                "instantiate",
-                format!("all {max} instances of this sandbox are in use"),
-            )
-            .help("drop instances, or open the backend with a larger `instances_max`"));
-        }
-        Ok(Slot(Arc::clone(self)))
-    }
-
     /// Validates and compiles, unless the attempt is given up first. Blocks.
     fn compile(self: &Arc<Self>, artifact: &Artifact, attempt: &Attempt) -> Result<WasmerModule> {
         let started = Instant::now();
@@ -173,7 +115,7 @@ impl Wasmer {
             threads: Threads::new(2 * instances as usize),
             pool,
             base_tunables: engine::base_tunables(),
-            instances: AtomicU64::new(0),
+            slots: Slots::new(u64::from(instances)),
             compilers: Compilers::default(),
             compiler: options.compiler.clone(),
         })))

@@ -4,13 +4,13 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use palisade_wasi::{Account, TABLE_ENTRY_BYTES};
 use wasmer::sys::vm::{
     VMConfig, VMGlobal, VMGlobalDefinition, VMMemory, VMMemoryDefinition, VMTable, VMTableDefinition,
 };
 use wasmer::sys::{BaseTunables, EngineBuilder, Features, NativeEngineExt, Target, Tunables};
 use wasmer::{Engine, GlobalType, MemoryError, MemoryStyle, MemoryType, TableStyle, TableType};
 
-use crate::account::{Account, TABLE_ENTRY_BYTES};
 use crate::memory::{Memory, Pool};
 
 /// Largest linear memory: an address is 32 bits.

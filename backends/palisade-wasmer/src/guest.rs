@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use palisade_core::{Call, CancelToken, HostFunctions, Input, Invocation, Phase, Policy, Quota, Resource, TrapKind};
 use palisade_wasi::reactor::HostCalls;
-use palisade_wasi::{Stop, Streams, StreamsLimits, Wait, WasiConfig, WasiContext};
+use palisade_wasi::{Account, Stop, Streams, StreamsLimits, Wait, WasiConfig, WasiContext};
 use wasmer::Memory;
 
-use crate::account::Account;
 use crate::control::Control;
 use crate::engine::{MEMORY_BYTES_MAX, Words};
 use crate::instance::Answer;

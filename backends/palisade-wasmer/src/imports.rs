@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use palisade_core::TrapKind;
-use palisade_wasi::{GuestMemory, Stop, reactor};
+use palisade_wasi::{GuestMemory, Stop, TABLE_ENTRY_BYTES, reactor};
 use wasmer::{Function, FunctionEnv, FunctionEnvMut, FunctionType, Store, Type};
 
-use crate::account::TABLE_ENTRY_BYTES;
 use crate::guest::{Guest, Halt};
 use crate::instrument::Reason;
 

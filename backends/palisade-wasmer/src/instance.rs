@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use palisade_core::{
-    BoxFuture, Call, Cancelled, Error, ErrorKind, Execution, Instance, Outcome, Phase, Resource, Result, Usage,
-};
+use palisade_core::{BoxFuture, Call, Cancelled, Execution, Instance, Outcome, Phase, Resource, Result, Usage};
 use palisade_wasi::{Stop, ablation::left_out};
+use palisade_wasm::entries;
+use palisade_wasm::slots::Slot;
 use wasmer::{FunctionEnv, Store, TypedFunction};
 
-use crate::backend::Slot;
 use crate::control::Control;
 use crate::engine::{Limits, STACK_BYTES_DEFAULT};
 use crate::guest::{Guest, exceeded};
@@ -81,22 +80,9 @@ impl Instance for WasmerInstance {
         Box::pin(async move {
             let started = Instant::now();
             let (index, _) = self.prepared.entry(&call.entry)?;
-            if let Some(argument) = call.arguments.iter().find(|argument| argument.contains('\0')) {
-                return Err(Error::new(
-                    ErrorKind::InvalidInput,
-                    "call",
-                    format!("argument {argument:?} has a NUL byte"),
-                ));
-            }
+            entries::check_arguments(&call)?;
             // Taken out for the time of the call: when the call is dropped, the instance is dropped with it.
-            let Some(mut live) = self.live.take() else {
-                return Err(Error::new(
-                    ErrorKind::Stale,
-                    "call",
-                    "this instance ended abnormally, or its call was dropped, and serves no more calls",
-                )
-                .help("make a fresh instance"));
-            };
+            let mut live = self.live.take().ok_or_else(entries::stale)?;
             if left_out("cancel") {
                 call.cancel = None;
             }

@@ -24,7 +24,6 @@
 //! A guest runs on a thread of a pool for as long as its call takes; what it waits for is polled where the caller's
 //! future is.
 
-mod account;
 mod backend;
 mod compile;
 mod control;

@@ -9,11 +9,10 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use palisade_wasi::Account;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 use wasmer::sys::vm::{LinearMemory, VMMemory, VMMemoryDefinition};
 use wasmer::{MemoryError, MemoryStyle, MemoryType, Pages};
-
-use crate::account::Account;
 
 /// Reserved for each memory: 4 GiB of addresses, 4 GiB of offsets, and what one access may reach beyond.
 const SLOT_BYTES: usize = (8 << 30) + (64 << 10);

@@ -5,11 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use palisade_core::{
-    Abi, Artifact, BoxFuture, Entry, Error, ErrorKind, ExportInfo, HostFunctions, ImportInfo, Instance, Module,
-    ModuleInfo, Policy, Prepared, Result,
+    Artifact, BoxFuture, Entry, Error, ErrorKind, ExportInfo, HostFunctions, ImportInfo, Instance, Module, ModuleInfo,
+    Policy, Prepared, Result,
 };
+use palisade_wasi::WasiConfig;
 use palisade_wasi::ablation::{self, left_out};
-use palisade_wasi::{WasiConfig, reactor};
+use palisade_wasm::entries;
 use palisade_wasm::structure::Structure;
 use wasmer::sys::BaseTunables;
 use wasmer::{Engine, ExternType, Function, FunctionEnv, Store};
@@ -22,9 +23,6 @@ use crate::instrument::{self, Instrumented};
 use crate::memory::Pool;
 use crate::threads::Threads;
 use crate::watchdog::Watchdog;
-
-/// Entries or imports listed in one message.
-const LISTED_MAX: usize = 20;
 
 /// Compiled code with its engine, which holds the code and must go last.
 pub(crate) struct Code {
@@ -94,26 +92,6 @@ impl WasmerModule {
     pub(crate) fn info_mut(&mut self) -> &mut ModuleInfo {
         &mut self.info
     }
-
-    /// Refuses a module that imports what nobody provides, listing all of it.
-    fn check_imports(&self) -> Result<()> {
-        let missing: Vec<_> = self.info.imports.iter().filter(|import| import.provider.is_none()).collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let mut list: Vec<_> = missing.iter().take(LISTED_MAX).map(|import| backend::explain_missing(import)).collect();
-        if missing.len() > LISTED_MAX {
-            list.push(format!("and {} more", missing.len() - LISTED_MAX));
-        }
-        let error = Error::new(
-            ErrorKind::Unsupported,
-            "prepare",
-            format!("the module imports what this host does not provide: {}", list.join("; ")),
-        );
-        Err(missing
-            .iter()
-            .fold(error, |error, import| error.context("missing_import", format!("{}.{}", import.module, import.name))))
-    }
 }
 
 impl Module for WasmerModule {
@@ -125,7 +103,7 @@ impl Module for WasmerModule {
         if !left_out("admission") {
             self.shared.capabilities.admit(&policy)?;
         }
-        self.check_imports()?;
+        palisade_wasm::imports::check(&self.info.imports, IMPORTS.keys().copied())?;
         let functions = host.granted(&policy.grants)?;
         let functions = Arc::new(if left_out("granted-functions") { host } else { functions });
         let policy = ablation::weaken(policy);
@@ -160,11 +138,7 @@ impl Module for WasmerModule {
         let has_memory = matches!(exports.get("memory"), Some(ExternType::Memory(_)));
         let initialize = entries.iter().find(|entry| entry.name == "_initialize" && !entry.returns_code);
         let initialize = initialize.map(|entry| entry.name.clone());
-        let reads_input_by_offset = self
-            .info
-            .imports
-            .iter()
-            .any(|import| import.module == reactor::MODULE && import.name.starts_with("input_"));
+        let reads_input_by_offset = palisade_wasm::imports::reads_input_by_offset(&self.info.imports);
         Ok(Arc::new_cyclic(|this| WasmerPrepared {
             this: this.clone(),
             shared: Arc::clone(&self.shared),
@@ -258,28 +232,9 @@ impl WasmerPrepared {
         if let Some(index) = self.by_name.get(name) {
             return Ok((*index, &self.entries[*index]));
         }
-        let message = match self.exports.get(name) {
-            Some(ty) => {
-                format!(
-                    "export `{name}` is a {}, not an entry point, which is a function `() -> ()` or `() -> i32`",
-                    describe(ty)
-                )
-            }
-            None => format!("the module has no export `{name}`"),
-        };
-        let names: Vec<_> = self.entries.iter().map(|entry| format!("`{}`", entry.name)).collect();
-        let nearest = self
-            .entries
-            .iter()
-            .map(|entry| (strsim::jaro_winkler(name, &entry.name), &entry.name))
-            .filter(|(likeness, _)| *likeness > 0.8)
-            .max_by(|a, b| a.0.total_cmp(&b.0));
-        let help = match (nearest, names.len()) {
-            (_, 0) => "it has no entry point at all".to_owned(),
-            (Some((_, nearest)), _) => format!("did you mean `{nearest}`? It has: {}", list(&names)),
-            (None, _) => format!("it has: {}", list(&names)),
-        };
-        Err(Error::new(ErrorKind::NotFound, "call", message).context("entry", name).help(help))
+        let export = self.exports.get(name).map(describe);
+        let entries = self.entries.iter().map(|entry| entry.name.as_str());
+        Err(entries::unknown(name, export.as_deref(), entries))
     }
 }
 
@@ -290,18 +245,13 @@ impl Prepared for WasmerPrepared {
 
     fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Instance>>> {
         Box::pin(async move {
-            let slot = self.shared.take_slot()?;
+            let slot = self.shared.slots.take()?;
             let Some(this) = self.this.upgrade() else {
                 return Err(Error::new(ErrorKind::Internal, "instantiate", "the prepared module is being dropped"));
             };
             Ok(Box::new(WasmerInstance::new(this, slot)) as Box<dyn Instance>)
         })
     }
-}
-
-fn list(names: &[String]) -> String {
-    let shown = names.iter().take(LISTED_MAX).cloned().collect::<Vec<_>>().join(", ");
-    if names.len() > LISTED_MAX { format!("{shown} and {} more", names.len() - LISTED_MAX) } else { shown }
 }
 
 /// What a module imports, and what provides it.
@@ -316,14 +266,7 @@ fn imports(code: &Code) -> Vec<ImportInfo> {
 
 fn info(code: &Code, artifact: &Artifact, structure: Structure) -> ModuleInfo {
     let imports = imports(code);
-    let abi = if imports.iter().any(|import| import.module == "extism:host/env") {
-        Abi::Extism
-    } else if imports.iter().any(|import| import.module == reactor::MODULE) {
-        Abi::Reactor
-    } else {
-        Abi::Command
-    };
-    let mut info = ModuleInfo::new(artifact, abi);
+    let mut info = ModuleInfo::new(artifact, palisade_wasm::imports::abi(&imports));
     info.entries = code.entries().collect();
     for (name, ty) in code.exports() {
         if let ExternType::Memory(memory) = &ty {
@@ -333,35 +276,9 @@ fn info(code: &Code, artifact: &Artifact, structure: Structure) -> ModuleInfo {
         info.exports.push(ExportInfo { name, ty: describe(&ty) });
     }
     info.has_start = structure.has_start;
-    info.needs = needs(&imports);
+    info.needs = palisade_wasm::imports::needs(&imports);
     info.imports = imports;
     info
-}
-
-/// What the imports say about the grants a plugin will or may need.
-fn needs(imports: &[ImportInfo]) -> Vec<String> {
-    let uses = |names: &[&str]| imports.iter().any(|import| names.contains(&import.name.as_str()));
-    let mut needs = Vec::new();
-    if uses(&["path_open", "path_filestat_get", "fd_readdir", "path_create_directory", "path_unlink_file"]) {
-        needs.push("directories: it can open files in the directories it is granted".to_owned());
-    }
-    if uses(&["environ_get"]) {
-        needs.push("environment: it can read the variables it is granted".to_owned());
-    }
-    if uses(&["host_call"]) {
-        needs.push("host_functions: it calls host functions by name; each must be granted".to_owned());
-    }
-    if uses(&["clock_time_get"]) {
-        needs.push("clocks: coarse unless fine ones are granted".to_owned());
-    }
-    if imports.iter().any(|import| import.name.starts_with("sock_")) {
-        needs.push("network: it imports socket functions, which find no socket here".to_owned());
-    }
-    let missing = imports.iter().filter(|import| import.provider.is_none()).count();
-    if missing > 0 {
-        needs.push(format!("{missing} imports that nothing here provides"));
-    }
-    needs
 }
 
 /// A type, as text.

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::CachePadded;
 use palisade_core::{
     Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
-    Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, ImportInfo, Module, Outcome, Policy,
-    PreparedExt, Resource, Result, Sandbox, block_on,
+    Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, Module, Outcome, Policy, PreparedExt, Resource,
+    Result, Sandbox, block_on,
 };
-use palisade_wasi::{Fuse, WasiConfig, reactor};
+use palisade_wasi::{Fuse, WasiConfig};
 use palisade_wasm::compilers::{Attempt, COMPILE_TIME_MAX, Compilers};
 use palisade_wasm::structure;
 use wasmtime::{Engine, Linker, Store};
@@ -34,13 +34,13 @@ const INSTANCES_DEFAULT: u32 = 1000;
 const NAME: &str = "wasmtime";
 const ENGINE: &str = concat!("wasmtime ", "48.0.8");
 
-palisade_core::inventory::submit! {
-    BackendRegistration {
-        name: NAME,
-        summary: "WebAssembly modules, compiled by Wasmtime and Cranelift",
-        open: |options| Ok(Arc::new(Wasmtime::open(options)?)),
-        probe,
-    }
+palisade_core::register_backend! {
+    BackendRegistration::new(NAME, |options| Ok(Arc::new(Wasmtime::open(options)?)))
+        .summary("WebAssembly modules, compiled by Wasmtime and Cranelift")
+        .loads(&[ArtifactKind::Wasm])
+        .expectations(include_str!("../CONFORMANCE.toml"))
+        .probe(probe)
+        .helper(Wasmtime::compile_if_asked)
 }
 
 /// The Wasmtime backend.
@@ -98,43 +98,13 @@ impl Provided {
 
     /// What provides an import.
     pub(crate) fn provider(&self, module: &str, name: &str) -> Option<String> {
-        if !self.names.contains(&(module.to_owned(), name.to_owned())) {
-            return None;
-        }
-        Some(if module == reactor::MODULE { "palisade" } else { "WASI preview 1" }.to_owned())
+        let provided = self.names.contains(&(module.to_owned(), name.to_owned()));
+        provided.then(|| palisade_wasm::imports::provider(module).to_owned())
     }
 
-    /// Names a missing import and what would provide it.
-    pub(crate) fn explain_missing(&self, import: &ImportInfo) -> String {
-        let ImportInfo { module, name, ty, .. } = import;
-        let nearest = self
-            .names
-            .iter()
-            .filter(|(known, _)| known == module)
-            .map(|(_, known)| (strsim::jaro_winkler(name, known), known))
-            .filter(|(likeness, _)| *likeness > 0.85)
-            .max_by(|a, b| a.0.total_cmp(&b.0));
-        let advice = match (module.as_str(), nearest) {
-            (_, Some((_, nearest))) => format!("did you mean `{nearest}`?"),
-            ("env", _) if ty.starts_with("memory") => {
-                "memories are never imported; build without `--import-memory`".into()
-            }
-            ("env", _) => "an undefined C symbol or Emscripten; link it in, or build for `wasm32-wasip1`".into(),
-            ("extism:host/env", _) => "the Extism plug-in kit; not provided by this version".into(),
-            (module, _) if module.starts_with("wasi:") || module == "wasi_snapshot_preview2" => {
-                "WASI preview 2 or later; build for `wasm32-wasip1`".into()
-            }
-            ("wasi", _) => "WASI threads; build without threads".into(),
-            (module, _) if module.starts_with("wasix") => "WASIX; build for `wasm32-wasip1`".into(),
-            (module, _) if module == "__wbindgen_placeholder__" || module == "wbg" => {
-                "JavaScript glue of wasm-bindgen; build for `wasm32-wasip1` without it".into()
-            }
-            (module, _) if self.names.iter().any(|(known, _)| known == module) => {
-                "no such function; see `palisade inspect`".into()
-            }
-            _ => "a host function must be called through `palisade.host_call` by its name".into(),
-        };
-        format!("`{module}.{name}` ({ty}): {advice}")
+    /// What guests can import, by module and name.
+    pub(crate) fn known(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
+        self.names.iter().map(|(module, name)| (module.as_str(), name.as_str()))
     }
 }
 

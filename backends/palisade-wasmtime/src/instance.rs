@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use palisade_core::{BoxFuture, Call, Error, ErrorKind, Execution, Instance, Outcome, Phase, Resource, Result, Usage};
+use palisade_core::{BoxFuture, Call, Execution, Instance, Outcome, Phase, Resource, Result, Usage};
 use palisade_wasi::ablation::left_out;
 use palisade_wasi::{Stop, StreamsLimits};
+use palisade_wasm::entries;
 use wasmtime::{Func, Store, TypedFunc};
 
 use crate::guest::{Guest, Halt, exceeded};
@@ -88,22 +89,9 @@ impl Instance for WasmtimeInstance {
     fn call(&mut self, call: Call) -> BoxFuture<'_, Result<Execution>> {
         Box::pin(async move {
             let (index, entry) = self.prepared.entry(&call.entry)?;
-            if let Some(argument) = call.arguments.iter().find(|argument| argument.contains('\0')) {
-                return Err(Error::new(
-                    ErrorKind::InvalidInput,
-                    "call",
-                    format!("argument {argument:?} has a NUL byte"),
-                ));
-            }
+            entries::check_arguments(&call)?;
             // Taken out for the time of the call: when the call is dropped, the instance is dropped with it.
-            let Some(mut live) = self.live.take() else {
-                return Err(Error::new(
-                    ErrorKind::Stale,
-                    "call",
-                    "this instance ended abnormally, or its call was dropped, and serves no more calls",
-                )
-                .help("make a fresh instance"));
-            };
+            let mut live = self.live.take().ok_or_else(entries::stale)?;
             let execution = live.run(&self.prepared, index, entry, call).await;
             if execution.outcome.leaves_instance_usable() {
                 self.live = Some(live);

@@ -6,11 +6,11 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use palisade_core::{
-    Abi, Artifact, BoxFuture, Entry, Error, ErrorKind, ExportInfo, HostFunctions, ImportInfo, Instance, Module,
-    ModuleInfo, Policy, Prepared, Result,
+    Artifact, BoxFuture, Entry, Error, ErrorKind, ExportInfo, HostFunctions, ImportInfo, Instance, Module, ModuleInfo,
+    Policy, Prepared, Result,
 };
+use palisade_wasi::WasiConfig;
 use palisade_wasi::ablation::{self, left_out};
-use palisade_wasi::{WasiConfig, reactor};
 use wasmtime::{Engine, ExternType, InstancePre, ModuleExport};
 
 use crate::backend::{Provided, Shared};
@@ -19,9 +19,6 @@ use crate::guest::Guest;
 use crate::instance::WasmtimeInstance;
 use crate::validate::Structure;
 use crate::watchdog::Watchdog;
-
-/// Entries or imports listed in one message.
-const LISTED_MAX: usize = 20;
 
 /// Compiled code in its engine.
 pub(crate) struct Compiled {
@@ -96,27 +93,6 @@ impl WasmtimeModule {
         others.insert(bytes, Arc::downgrade(&moved));
         Ok(moved)
     }
-
-    /// Refuses a module that imports what nobody provides, listing all of it.
-    fn check_imports(&self) -> Result<()> {
-        let missing: Vec<_> = self.info.imports.iter().filter(|import| import.provider.is_none()).collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let mut list: Vec<_> =
-            missing.iter().take(LISTED_MAX).map(|import| self.compiled.provided.explain_missing(import)).collect();
-        if missing.len() > LISTED_MAX {
-            list.push(format!("and {} more", missing.len() - LISTED_MAX));
-        }
-        let error = Error::new(
-            ErrorKind::Unsupported,
-            "prepare",
-            format!("the module imports what this host does not provide: {}", list.join("; ")),
-        );
-        Err(missing
-            .iter()
-            .fold(error, |error, import| error.context("missing_import", format!("{}.{}", import.module, import.name))))
-    }
 }
 
 impl Module for WasmtimeModule {
@@ -128,7 +104,7 @@ impl Module for WasmtimeModule {
         if !left_out("admission") {
             self.shared.capabilities.admit(&policy)?;
         }
-        self.check_imports()?;
+        palisade_wasm::imports::check(&self.info.imports, self.compiled.provided.known())?;
         let functions = host.granted(&policy.grants)?;
         let functions = Arc::new(if left_out("granted-functions") { host } else { functions });
         let policy = ablation::weaken(policy);
@@ -152,11 +128,7 @@ impl Module for WasmtimeModule {
         };
         let initialize = entries.iter().find(|(name, point)| name == "_initialize" && !point.returns_code);
         let initialize = initialize.map(|(_, point)| point.export);
-        let reads_input_by_offset = self
-            .info
-            .imports
-            .iter()
-            .any(|import| import.module == reactor::MODULE && import.name.starts_with("input_"));
+        let reads_input_by_offset = palisade_wasm::imports::reads_input_by_offset(&self.info.imports);
         Ok(Arc::new_cyclic(|this| WasmtimePrepared {
             this: this.clone(),
             shared: Arc::clone(&self.shared),
@@ -246,29 +218,9 @@ impl WasmtimePrepared {
         if let Some(index) = self.by_name.get(name) {
             return Ok((*index, &self.entries[*index].1));
         }
-        let module = self.pre.module();
-        let message = match module.get_export(name) {
-            Some(ty) => {
-                format!(
-                    "export `{name}` is a {}, not an entry point, which is a function `() -> ()` or `() -> i32`",
-                    describe(&ty)
-                )
-            }
-            None => format!("the module has no export `{name}`"),
-        };
-        let names: Vec<_> = self.entries.iter().map(|(name, _)| format!("`{name}`")).collect();
-        let nearest = self
-            .entries
-            .iter()
-            .map(|(known, _)| (strsim::jaro_winkler(name, known), known))
-            .filter(|(likeness, _)| *likeness > 0.8)
-            .max_by(|a, b| a.0.total_cmp(&b.0));
-        let help = match (nearest, names.len()) {
-            (_, 0) => "it has no entry point at all".to_owned(),
-            (Some((_, nearest)), _) => format!("did you mean `{nearest}`? It has: {}", list(&names)),
-            (None, _) => format!("it has: {}", list(&names)),
-        };
-        Err(Error::new(ErrorKind::NotFound, "call", message).context("entry", name).help(help))
+        let export = self.pre.module().get_export(name).map(|ty| describe(&ty));
+        let entries = self.entries.iter().map(|(name, _)| name.as_str());
+        Err(palisade_wasm::entries::unknown(name, export.as_deref(), entries))
     }
 }
 
@@ -285,11 +237,6 @@ impl Prepared for WasmtimePrepared {
             Ok(Box::new(WasmtimeInstance::new(Slot::take(this)?)) as Box<dyn Instance>)
         })
     }
-}
-
-fn list(names: &[String]) -> String {
-    let shown = names.iter().take(LISTED_MAX).cloned().collect::<Vec<_>>().join(", ");
-    if names.len() > LISTED_MAX { format!("{shown} and {} more", names.len() - LISTED_MAX) } else { shown }
 }
 
 /// What a module imports, and what provides it.
@@ -322,14 +269,7 @@ fn entries(module: &wasmtime::Module) -> impl Iterator<Item = Entry> {
 
 fn info(module: &wasmtime::Module, provided: &Provided, artifact: &Artifact, structure: Structure) -> ModuleInfo {
     let imports = imports(module, provided);
-    let abi = if imports.iter().any(|import| import.module == "extism:host/env") {
-        Abi::Extism
-    } else if imports.iter().any(|import| import.module == reactor::MODULE) {
-        Abi::Reactor
-    } else {
-        Abi::Command
-    };
-    let mut info = ModuleInfo::new(artifact, abi);
+    let mut info = ModuleInfo::new(artifact, palisade_wasm::imports::abi(&imports));
     info.entries = entries(module).collect();
     for export in module.exports() {
         let ty = export.ty();
@@ -340,37 +280,11 @@ fn info(module: &wasmtime::Module, provided: &Provided, artifact: &Artifact, str
         info.exports.push(ExportInfo { name: export.name().to_owned(), ty: describe(&ty) });
     }
     info.has_start = structure.has_start;
-    info.needs = needs(&imports);
+    info.needs = palisade_wasm::imports::needs(&imports);
     info.imports = imports;
     let code = module.image_range();
     info.compiled_bytes = Some(code.end as u64 - code.start as u64);
     info
-}
-
-/// What the imports say about the grants a plugin will or may need.
-fn needs(imports: &[ImportInfo]) -> Vec<String> {
-    let uses = |names: &[&str]| imports.iter().any(|import| names.contains(&import.name.as_str()));
-    let mut needs = Vec::new();
-    if uses(&["path_open", "path_filestat_get", "fd_readdir", "path_create_directory", "path_unlink_file"]) {
-        needs.push("directories: it can open files in the directories it is granted".to_owned());
-    }
-    if uses(&["environ_get"]) {
-        needs.push("environment: it can read the variables it is granted".to_owned());
-    }
-    if uses(&["host_call"]) {
-        needs.push("host_functions: it calls host functions by name; each must be granted".to_owned());
-    }
-    if uses(&["clock_time_get"]) {
-        needs.push("clocks: coarse unless fine ones are granted".to_owned());
-    }
-    if imports.iter().any(|import| import.name.starts_with("sock_")) {
-        needs.push("network: it imports socket functions, which find no socket here".to_owned());
-    }
-    let missing = imports.iter().filter(|import| import.provider.is_none()).count();
-    if missing > 0 {
-        needs.push(format!("{missing} imports that nothing here provides"));
-    }
-    needs
 }
 
 /// A type, as text.

@@ -286,7 +286,7 @@ const LASTS: Duration = Duration::from_millis(300);
 /// What should be ended, where nothing else ends it.
 const NEVER: Duration = Duration::from_secs(3600);
 /// Longest deadline that is tried to reach the phase a check is about, on a machine that is busy.
-const DEADLINE_MAX: Duration = Duration::from_secs(2);
+const DEADLINE_MAX: Duration = Duration::from_secs(4);
 /// Rounds of a loop that others end.
 const ROUNDS: u64 = 300_000_000;
 
@@ -359,14 +359,14 @@ fn expect_loop_ended(ctx: &mut Context, verb: &str, phase: Phase) -> Result<(), 
         Ok(used)
     })?;
     ctx.enforced(|ctx| {
-        let mut deadline = DEADLINE;
+        let (mut deadline, mut rounds, mut whole) = (DEADLINE, rounds, whole);
         loop {
             let prepared = ctx.prepare(verb, &with_deadline(ctx, deadline), HostFunctions::new())?;
             let begun = std::time::Instant::now();
             let (execution, used) = measured(ctx, &*prepared, rounds.to_le_bytes().to_vec())?;
             let seen = begun.elapsed();
-            if ended_too_early(&execution, phase) && 4 * deadline < whole {
-                deadline *= 2;
+            if ended_too_early(&execution, phase) && deadline < DEADLINE_MAX {
+                (deadline, rounds, whole) = (2 * deadline, 2 * rounds, 2 * whole);
                 continue;
             }
             expect_ended(ctx, &execution, deadline, phase, seen)?;
@@ -460,18 +460,26 @@ fn host_input(times: u32) -> Vec<u8> {
 
 /// CPU time bounds the cost of a guest also when the machine is busy and wall time says little.
 fn cpu_time_loop(ctx: &mut Context) -> Result<(), Failure> {
+    /// The loop lasts so many times the bound.
+    const TIMES: u32 = 20;
     let mut policy = ctx.generous();
-    let rounds = ctx.baseline(|ctx| {
-        let rounds = rounds_lasting(ctx, LASTS)?;
+    let (bound, rounds) = ctx.baseline(|ctx| {
+        // What it takes to begin and to end, which the bound must leave room for.
+        let execution = ctx.run("count", 1u64.to_le_bytes().to_vec(), &policy)?;
+        ctx.expect_completed("a loop of one round", &execution)?;
+        let bound = DEADLINE.max(4 * execution.usage.cpu_time);
+        let rounds = rounds_lasting(ctx, TIMES * bound)?;
         let execution = ctx.run("count", rounds.to_le_bytes().to_vec(), &policy)?;
         ctx.expect_completed("without a bound", &execution)?;
-        Ok(rounds)
+        Ok((bound, rounds))
     })?;
-    policy.quota.cpu_time = Some(DEADLINE);
+    policy.quota.cpu_time = Some(bound);
     ctx.enforced(|ctx| {
         let execution = ctx.run("count", rounds.to_le_bytes().to_vec(), &policy)?;
         ctx.expect_exceeded("a long loop", &execution, Resource::CpuTime)?;
-        let execution = ctx.run("count", 1000u64.to_le_bytes().to_vec(), &policy)?;
+        // A tenth of the bound.
+        let short = rounds / u64::from(10 * TIMES);
+        let execution = ctx.run("count", short.to_le_bytes().to_vec(), &policy)?;
         ctx.expect_completed("a short loop", &execution)
     })?;
     ctx.recovery()

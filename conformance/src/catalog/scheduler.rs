@@ -15,7 +15,8 @@ use palisade_core::{
 };
 
 use super::must;
-use crate::{Catalog, Check, Failure, Requirement, Trial};
+use crate::component::PATIENCE;
+use crate::{Catalog, Check, Failure, Requirement, Trial, clock};
 
 type Ctx = Trial<dyn Scheduler>;
 
@@ -188,8 +189,6 @@ const CHECKS: &[Check<Ctx>] = &[
     check("scheduler.mode.draining-dead", &["scheduler.mode.obeyed"], "requeues-while-draining", draining_dead),
 ];
 
-/// Something that must happen, must within this time.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Something that must not happen, does not within this time.
 const QUIET: Duration = Duration::from_millis(150);
 /// A lease nobody loses by accident.
@@ -238,35 +237,48 @@ fn with_room(tasks_max: usize, room: usize) -> LeaseRequest {
 
 impl Ctx {
     fn submit(&self, task: Task) -> Result<TaskId, Failure> {
-        let submission = self.within(PATIENCE, self.subject().submit(task));
+        let submission = self.patiently(self.subject().submit(task));
         let submission = submission.ok_or_else(|| self.silent("submit"))?;
         Ok(self.good("submit", submission)?.task)
     }
 
     /// Leases at most `tasks_max` tasks; none within the patience is a failure.
     fn lease(&self, tasks_max: usize, lease_time: Duration) -> Result<Vec<Lease>, Failure> {
-        let leases = self.within(PATIENCE, self.subject().lease(request(tasks_max, lease_time)));
+        let leases = self.patiently(self.subject().lease(request(tasks_max, lease_time)));
         let leases = leases.ok_or_else(|| self.silent("lease"))?;
         self.good("lease", leases)
     }
 
+    /// Drives a future for `time`: for as long as a machine needs that has time for it, when something must come.
+    fn for_time<R>(&self, time: Duration, future: impl Future<Output = R>) -> Option<R> {
+        if time >= PATIENCE { self.patiently(future) } else { self.within(time, future) }
+    }
+
     /// What is leased within `time`, if anything.
     fn lease_within(&self, time: Duration) -> Result<Vec<Lease>, Failure> {
-        let leases = self.within(time, self.subject().lease(request(10, LONG)));
+        let leases = self.for_time(time, self.subject().lease(request(10, LONG)));
         leases.map_or(Ok(Vec::new()), |leases| self.good("lease", leases))
     }
 
     /// What is leased to a worker with room for so many tasks of [`task`]'s plugin, in one go or several.
     fn lease_with_room(&self, time: Duration, tasks_max: usize, room: usize) -> Result<Vec<Lease>, Failure> {
-        let (mut all, until) = (Vec::<Lease>::new(), Instant::now() + time);
+        let mut all = Vec::<Lease>::new();
         while all.len() < tasks_max {
             let had = all.iter().filter(|lease| lease.task.plugin != other_plugin()).count();
             let request = with_room(tasks_max - all.len(), room.saturating_sub(had));
-            let leases = self.within(until.saturating_duration_since(Instant::now()), self.subject().lease(request));
-            let Some(leases) = leases else { break };
+            let Some(leases) = self.for_time(time, self.subject().lease(request)) else { break };
             all.extend(self.good("lease", leases)?);
         }
         Ok(all)
+    }
+
+    /// A time in which a few steps of this scheduler are certainly done on this machine, as busy as it is: `least`, or more.
+    fn time_for_a_few_steps(&self, least: Duration) -> Result<Duration, Failure> {
+        let begun = Instant::now();
+        self.submit(task("to see how fast this is"))?;
+        let lease = self.one(LONG)?;
+        self.complete(&lease, success())?;
+        Ok(least.max(20 * begun.elapsed()))
     }
 
     fn one(&self, lease_time: Duration) -> Result<Lease, Failure> {
@@ -410,8 +422,8 @@ fn is_woken(ctx: &mut Ctx) -> Result<(), Failure> {
         let waits = tokio::spawn(async move { worker.lease(request(1, LONG)).await });
         tokio::task::yield_now().await;
         let waited = !waits.is_finished() && scheduler.submit(task("for one who waits")).await.is_ok();
-        let leases = tokio::time::timeout(PATIENCE, waits).await;
-        (waited, matches!(leases, Ok(Ok(Ok(leases))) if leases.len() == 1))
+        let leases = clock::within(PATIENCE, waits).await;
+        (waited, matches!(leases, Some(Ok(Ok(leases))) if leases.len() == 1))
     });
     ctx.expect("a worker waits where nothing is to be done", waited, waited)?;
     ctx.expect("it gets the task that comes", got, got)
@@ -429,9 +441,9 @@ fn others_are_woken(ctx: &mut Ctx) -> Result<(), Failure> {
             tokio::task::yield_now().await;
         }
         let submitted = scheduler.submit(task("for the one with room")).await.is_ok();
-        let leases = tokio::time::timeout(PATIENCE, &mut waits[1]).await;
+        let leases = clock::within(PATIENCE, &mut waits[1]).await;
         waits.iter().for_each(tokio::task::JoinHandle::abort);
-        submitted && matches!(leases, Ok(Ok(Ok(leases))) if leases.len() == 1)
+        submitted && matches!(leases, Some(Ok(Ok(leases))) if leases.len() == 1)
     });
     ctx.expect("the one worker of three that has room for the task gets it", got, got)
 }
@@ -443,7 +455,7 @@ fn no_room(ctx: &mut Ctx) -> Result<(), Failure> {
     ctx.enforce();
     let one = ctx.lease_with_room(PATIENCE, 1, 1)?;
     ctx.expect("tasks for a worker with room for one", one.len(), one.len() == 1)?;
-    let two = ctx.within(PATIENCE, ctx.subject().lease(with_room(10, 2)));
+    let two = ctx.patiently(ctx.subject().lease(with_room(10, 2)));
     let two = two.map_or(Ok(Vec::new()), |leases| ctx.good("lease", leases))?;
     ctx.expect("tasks for a worker with room for two", two.len(), (1..=2).contains(&two.len()))?;
     let none = ctx.lease_with_room(QUIET, 10, 0)?;
@@ -506,12 +518,14 @@ fn dropped(ctx: &mut Ctx) -> Result<(), Failure> {
 const SHORT: Duration = Duration::from_millis(60);
 
 fn expires(ctx: &mut Ctx) -> Result<(), Failure> {
+    /// Schedulers may count in ticks.
+    const TICK: Duration = Duration::from_millis(50);
     let id = ctx.submit(task("lost once"))?;
-    let begun = SystemTime::now();
     let lost = ctx.one(SHORT)?;
     ctx.enforce();
-    let end = lost.expires_at.duration_since(begun).unwrap_or_default();
-    ctx.expect("the lease's end", end, end <= SHORT + Duration::from_secs(2))?;
+    // From when the lease is there on, so that it does not matter how long that took.
+    let end = lost.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
+    ctx.expect("time to the lease's end", end, end <= SHORT + TICK)?;
     let next = ctx.one(LONG)?;
     ctx.expect("the task that is given out again", next.task.id, next.task.id == id)?;
     ctx.expect("its fence", (lost.fence, next.fence), next.fence > lost.fence)?;
@@ -525,24 +539,33 @@ fn lost_bounded(ctx: &mut Ctx) -> Result<(), Failure> {
     let id = ctx.submit(task("kills its worker"))?;
     ctx.enforce();
     for _ in 0..20 {
-        let lease = ctx.within(Duration::from_secs(2), ctx.subject().lease(request(1, Duration::from_millis(20))));
-        if lease.is_none() || ctx.state(id)?.is_final() {
+        let scheduler = Arc::clone(ctx.subject());
+        let mut lease = scheduler.lease(request(1, Duration::from_millis(20)));
+        let mut ended = scheduler.wait(id);
+        let leased = ctx.patiently(poll_fn(|context| match lease.as_mut().poll(context) {
+            Poll::Ready(_) => Poll::Ready(true),
+            Poll::Pending => ended.as_mut().poll(context).map(|_| false),
+        }));
+        if leased != Some(true) {
             break;
         }
     }
-    let record = ctx.within(PATIENCE, ctx.subject().wait(id));
+    let record = ctx.patiently(ctx.subject().wait(id));
     let state = record.and_then(Result::ok).map(|record| (record.state, record.completion.is_some()));
     ctx.expect("a task that killed twenty workers", state, state == Some((TaskState::DeadLettered, true)))
 }
 
 fn renewed(ctx: &mut Ctx) -> Result<(), Failure> {
+    let time = ctx.time_for_a_few_steps(Duration::from_millis(400))?;
     let id = ctx.submit(task("takes its time"))?;
-    let lease = ctx.one(Duration::from_millis(400))?;
+    let lease = ctx.one(time)?;
     let end = ctx.block_on(ctx.subject().renew(id, lease.fence, LONG));
     let end = ctx.good("renew", end)?;
     ctx.enforce();
     ctx.expect("the new end", end, end > lease.expires_at)?;
-    let others = ctx.lease_within(Duration::from_millis(700))?;
+    let past = lease.expires_at.duration_since(SystemTime::now()).unwrap_or_default() + 2 * QUIET;
+    let others = ctx.within(past, ctx.subject().lease(request(10, LONG)));
+    let others = others.map_or(Ok(Vec::new()), |leases| ctx.good("lease", leases))?;
     ctx.expect("what others get past the old end", ids(&others), others.is_empty())?;
     let state = ctx.complete(&lease, success())?;
     ctx.expect("its completion", state, state == TaskState::Completed)?;
@@ -697,9 +720,9 @@ fn told(ctx: &mut Ctx) -> Result<(), Failure> {
         tokio::task::yield_now().await;
         let lease = scheduler.lease(request(1, LONG)).await?.remove(0);
         scheduler.complete(id, lease.fence, success()).await?;
-        match tokio::time::timeout(PATIENCE, waits).await {
-            Ok(Ok(record)) => record.map(Some),
-            Ok(Err(_)) | Err(_) => Ok(None),
+        match clock::within(PATIENCE, waits).await {
+            Some(Ok(record)) => record.map(Some),
+            Some(Err(_)) | None => Ok(None),
         }
     });
     let record = ctx.good("waiting", record)?;
@@ -778,7 +801,7 @@ fn cancel_running(ctx: &mut Ctx) -> Result<(), Failure> {
     let state = ctx.good("cancel", state)?;
     ctx.enforce();
     ctx.expect("its state at once", state, state == TaskState::Cancelled)?;
-    let heard = ctx.within(PATIENCE, ctx.subject().wait(id)).and_then(Result::ok).map(|record| record.state);
+    let heard = ctx.patiently(ctx.subject().wait(id)).and_then(Result::ok).map(|record| record.state);
     ctx.expect("what who waits hears", heard, heard == Some(TaskState::Cancelled))?;
     let late = ctx.try_complete(id, lease.fence, success());
     ctx.refused("its worker's completion", late, ErrorKind::Stale)?;
@@ -787,9 +810,9 @@ fn cancel_running(ctx: &mut Ctx) -> Result<(), Failure> {
 }
 
 fn later(ctx: &mut Ctx) -> Result<(), Failure> {
+    let wait = ctx.time_for_a_few_steps(Duration::from_millis(500))?;
     let mut delayed = task("later");
     let begun = Instant::now();
-    let wait = Duration::from_millis(500);
     delayed.not_before = Some(SystemTime::now() + wait);
     let id = ctx.submit(delayed)?;
     let state = ctx.state(id)?;
@@ -797,15 +820,16 @@ fn later(ctx: &mut Ctx) -> Result<(), Failure> {
     ctx.expect("its state before its time", state, state == TaskState::Delayed)?;
     let lease = ctx.one(LONG)?;
     let passed = begun.elapsed();
-    ctx.expect("time until it started, of 500 ms", (lease.attempt, passed), passed + Duration::from_millis(2) >= wait)
+    ctx.expect("time until it started", (lease.attempt, passed, wait), passed + Duration::from_millis(2) >= wait)
 }
 
 fn too_late(ctx: &mut Ctx) -> Result<(), Failure> {
+    let time = ctx.time_for_a_few_steps(Duration::from_millis(500))?;
     let mut hurried = task("nobody has time for it");
-    hurried.deadline = Some(SystemTime::now() + Duration::from_millis(500));
+    hurried.deadline = Some(SystemTime::now() + time);
     let id = ctx.submit(hurried)?;
     ctx.enforce();
-    let record = ctx.within(PATIENCE, ctx.subject().wait(id)).and_then(Result::ok);
+    let record = ctx.patiently(ctx.subject().wait(id)).and_then(Result::ok);
     let outcome = record.and_then(|record| match record.completion.as_deref() {
         Some(Completion::Executed(execution)) => Some((record.state, execution.outcome.clone())),
         _ => None,
@@ -876,10 +900,11 @@ fn dead_again(ctx: &mut Ctx) -> Result<(), Failure> {
 }
 
 fn dead_too_late(ctx: &mut Ctx) -> Result<(), Failure> {
+    let time = ctx.time_for_a_few_steps(Duration::from_secs(1))?;
     let mut once = task("fails, and then it is too late");
     once.retry.attempts_max = 1;
     // So that it is not too late for the failure on a machine that is busy.
-    once.deadline = Some(SystemTime::now() + Duration::from_secs(1));
+    once.deadline = Some(SystemTime::now() + time);
     let left = || once.deadline.unwrap_or(SystemTime::UNIX_EPOCH).duration_since(SystemTime::now());
     let id = ctx.submit(once.clone())?;
     let lease = ctx.one(LONG)?;

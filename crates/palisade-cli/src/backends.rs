@@ -32,7 +32,7 @@ pub(crate) fn run(options: &Backends) -> Result<Exit> {
         return Ok(Exit::Success);
     }
     if all.is_empty() {
-        output::print("no backend is linked into this program\n");
+        output::print("no backend is linked into this program; `use my_backend as _;` links one\n");
         return Ok(Exit::Success);
     }
     for (registration, capabilities) in &all {

@@ -17,13 +17,6 @@ use crate::exit::Exit;
 use crate::table::{printable, table};
 use crate::{Machine, backend_options, components, output};
 
-/// Backends of this repository: name on the certificate, and what they are known to fail.
-const SHIPPED: &[(&str, &str, &str)] = &[
-    ("process", "palisade-process", include_str!("../../../backends/palisade-process/CONFORMANCE.toml")),
-    ("wasmer", "palisade-wasmer", include_str!("../../../backends/palisade-wasmer/CONFORMANCE.toml")),
-    ("wasmtime", "palisade-wasmtime", include_str!("../../../backends/palisade-wasmtime/CONFORMANCE.toml")),
-];
-
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("what").required(true).args(["backend", "component", "all", "verify"]))]
 pub(crate) struct Certify {
@@ -157,17 +150,17 @@ fn certify(registration: &BackendRegistration, catalog: &Catalog, selection: &Se
         let message = format!("backend `{}` loads no kind of artifact the suite has probes for", registration.name);
         return Err(Error::new(ErrorKind::Unsupported, "certify", message));
     }
-    let (name, expectations) = shipped(registration.name);
     let program = std::env::current_exe().map_err(|error| {
         Error::new(ErrorKind::Io, "certify", "cannot find this program, to run checks in it").source(error)
     })?;
     let about = About {
-        name: name.to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        name: registration.crate_name.to_owned(),
+        version: registration.version.to_owned(),
         capabilities: Some(capabilities),
-        expectations: expectations.to_owned(),
+        expectations: registration.expectations.to_owned(),
         filter: selection.description(),
-        reproduce: format!("palisade certify --backend {}", registration.name),
+        // The program that has the backend, which may be somebody else's.
+        reproduce: format!("{} certify --backend {}", name_of(&program), registration.name),
     };
     let chosen = selection.choose(catalog);
     let bar = progress(registration.name);
@@ -185,10 +178,9 @@ fn certify(registration: &BackendRegistration, catalog: &Catalog, selection: &Se
     Ok(Report::new(catalog, about, checks))
 }
 
-/// Name on the certificate and expectations of the backend `name`.
-fn shipped(name: &'static str) -> (&'static str, &'static str) {
-    let found = SHIPPED.iter().find(|(known, ..)| *known == name);
-    found.map_or((name, "version = 1"), |(_, subject, expectations)| (subject, expectations))
+/// What a person calls a program by.
+fn name_of(program: &Path) -> String {
+    program.file_name().map_or_else(|| "palisade".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 fn open(registration: &BackendRegistration) -> Result<Arc<dyn Sandbox>> {
@@ -210,16 +202,15 @@ fn child(registration: &'static BackendRegistration, id: &str) -> Result<Exit> {
     let check = Catalog::current()
         .check(id)
         .ok_or_else(|| Error::new(ErrorKind::NotFound, "certify", format!("there is no check `{id}`")))?;
-    let (name, expectations) = shipped(registration.name);
     let subject = Subject {
-        name,
-        version: env!("CARGO_PKG_VERSION"),
+        name: registration.crate_name,
+        version: registration.version,
         open: || match BACKEND.get() {
             Some(registration) => open(registration),
             None => Err(Error::new(ErrorKind::NotFound, "certify", "no backend was chosen")),
         },
         probe: own_probe(registration)?,
-        expectations,
+        expectations: registration.expectations,
     };
     run_as_child(subject, check);
     Ok(Exit::Success)
@@ -241,9 +232,22 @@ fn show(report: &Report, certificate: &Certificate, folder: Option<&Path>) {
                 ProfileStatus::Certified => "certified".to_owned(),
                 ProfileStatus::NotApplicable => "not applicable: loads no such artifacts".to_owned(),
                 ProfileStatus::NotCertified(reasons) => {
-                    let more = reasons.len().saturating_sub(1);
-                    let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-                    format!("not certified: {}{more}", printable(&short(reasons.first().map_or("", String::as_str))))
+                    // What stands below as not as expected is said once.
+                    let below = |reason: &&String| {
+                        let check = reason.split(':').next().unwrap_or_default();
+                        report.errors.iter().any(|error| error.starts_with(&format!("`{check}`")))
+                    };
+                    let (said, own): (Vec<_>, Vec<_>) = reasons.iter().partition(below);
+                    let more = reasons.len() - said.len() - usize::from(!own.is_empty());
+                    let mut why: Vec<String> =
+                        own.first().map(|reason| printable(&short(reason))).into_iter().collect();
+                    if more > 0 {
+                        why.push(format!("{more} more"));
+                    }
+                    if !said.is_empty() {
+                        why.push(format!("{} below", said.len()));
+                    }
+                    format!("not certified: {}", why.join(", and "))
                 }
             };
             vec![

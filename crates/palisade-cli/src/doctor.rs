@@ -52,7 +52,7 @@ pub(crate) fn run(options: &Doctor) -> Result<Exit> {
         Some(FindingStatus::Missing) => "Something is missing; what needs it will be refused.\n",
         Some(FindingStatus::Degraded) => "Every limit holds on this machine; something could be faster.\n",
         Some(FindingStatus::Ok) => "Every limit holds on this machine.\n",
-        None => "No backend is linked into this program.\n",
+        None => "No backend is linked into this program; `use my_backend as _;` links one.\n",
     });
     Ok(exit)
 }

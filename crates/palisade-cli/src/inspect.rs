@@ -28,7 +28,7 @@ pub(crate) struct Inspect {
 
 pub(crate) async fn run(options: Inspect) -> Result<Exit> {
     let artifact = plugin::read(&options.plugin, false)?;
-    let backend = options.backend.as_deref().unwrap_or(backend_for(&artifact));
+    let backend = options.backend.as_deref().map_or_else(|| backend_for(&artifact), Ok)?;
     let module = open_backend(backend, !options.no_cache, &Machine::default())?.load(artifact.clone()).await?;
     match options.json {
         true => {

@@ -59,7 +59,7 @@ pub(crate) async fn run(options: Run) -> Result<Exit> {
     let policy = options.policy.policy(artifact.kind())?;
     let input = input(&options.input)?;
     let machine = Machine { interpreters: options.policy.listed_interpreters(), fuse: options.fuse };
-    let backend = options.backend.as_deref().unwrap_or(backend_for(&artifact));
+    let backend = options.backend.as_deref().map_or_else(|| backend_for(&artifact), Ok)?;
     let sandbox = open_backend(backend, !options.no_cache, &machine)?;
     let module = {
         let _spinner = Spinner::start(&format!("loading {}", artifact.name()));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use palisade::{Error, ErrorKind, Result, Sandbox, units};
+use palisade::{ArtifactKind, Error, ErrorKind, Result, Sandbox, units};
 use palisade_fabric::{Journal, LocalScheduler, PrometheusSink, Rate, SchedulerOptions, SqliteJournal, TenantLimits};
 use palisade_rpc::{ByKind, Ceiling, Limits, Listener, Plugins, Server, Service, ServiceOptions, Token};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,7 +18,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::exit::Exit;
-use crate::{Machine, backend_options, daemon, open_backend, output, plugin};
+use crate::{Machine, backend_options, daemon, open_backend, output, plugin, preferred};
 
 /// Most bytes of the file that keeps the tasks.
 const JOURNAL_BYTES_MAX: u64 = 16 << 30;
@@ -264,7 +264,7 @@ impl Signals {
     }
 }
 
-/// The named backends, or those that are linked. One that nobody named and that this machine cannot have is left out,
+/// The named backends, or for each kind of artifact the linked one that is preferred. One that nobody named and that this machine cannot have is left out,
 /// with a note: what needs it is refused.
 fn backends(names: &[String], log: LogFormat, machine: &Machine) -> Result<Vec<Arc<dyn Sandbox>>> {
     if !names.is_empty() {
@@ -272,7 +272,14 @@ fn backends(names: &[String], log: LogFormat, machine: &Machine) -> Result<Vec<A
     }
     let mut opened = Vec::new();
     let mut last = None;
-    for name in ["wasmtime", "process"] {
+    let kinds = [ArtifactKind::Wasm, ArtifactKind::Executable, ArtifactKind::Script, ArtifactKind::SharedLibrary];
+    let mut chosen: Vec<&'static str> = Vec::new();
+    for registration in kinds.into_iter().filter_map(preferred) {
+        if !chosen.contains(&registration.name) {
+            chosen.push(registration.name);
+        }
+    }
+    for name in chosen {
         match open_backend(name, true, machine) {
             Ok(backend) => opened.push(backend),
             Err(error) => {

@@ -1,26 +1,133 @@
 //! Backends announce themselves here; linking a backend's crate is enough to find it by name.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::{Error, ErrorKind, Result, Sandbox};
+use crate::{ArtifactKind, Error, ErrorKind, Result, Sandbox};
 
-/// One backend. Submit it with `palisade_core::inventory::submit!`.
-#[derive(Debug)]
+/// One backend, made known by [`register_backend!`](crate::register_backend).
+///
+/// ```
+/// use std::sync::Arc;
+/// use palisade_core::{ArtifactKind, BackendOptions, BackendRegistration, Error, ErrorKind, Result, Sandbox};
+///
+/// fn open(options: &BackendOptions) -> Result<Arc<dyn Sandbox>> {
+///     let _instances = options.instances_max.unwrap_or(100);
+///     Err(Error::new(ErrorKind::Unsupported, "open", "this example has no sandbox"))
+/// }
+///
+/// palisade_core::register_backend! {
+///     BackendRegistration::new("mine", open)
+///         .summary("WebAssembly modules, interpreted")
+///         .loads(&[ArtifactKind::Wasm])
+/// }
+///
+/// let found = palisade_core::backend("mine").unwrap();
+/// assert_eq!((found.name, found.crate_name), ("mine", env!("CARGO_PKG_NAME")));
+/// ```
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct BackendRegistration {
     /// Name for `--backend` and for [`backend`].
     pub name: &'static str,
+    /// Name of its crate, as on its certificate.
+    pub crate_name: &'static str,
+    /// Version of its crate, as on its certificate.
+    pub version: &'static str,
     /// One line about what it is.
     pub summary: &'static str,
+    /// Kinds of artifacts it loads. By them a program chooses a backend where nobody names one.
+    pub loads: &'static [ArtifactKind],
+    /// Text of its `CONFORMANCE.toml`: the checks it is known to fail.
+    pub expectations: &'static str,
     /// Opens it.
     pub open: fn(&BackendOptions) -> Result<Arc<dyn Sandbox>>,
     /// Finds out, by trying, what this machine lets the backend enforce.
     pub probe: fn(&BackendOptions) -> Vec<Finding>,
+    /// What a process does that the backend started from the program it is linked into; see
+    /// [`helper`](BackendRegistration::helper).
+    pub helper: Option<fn() -> Option<ExitCode>>,
+}
+
+impl BackendRegistration {
+    /// A backend called `name` that `open` opens. The rest has a default.
+    pub const fn new(name: &'static str, open: fn(&BackendOptions) -> Result<Arc<dyn Sandbox>>) -> Self {
+        BackendRegistration {
+            name,
+            crate_name: name,
+            version: "0.0.0",
+            summary: "",
+            loads: &[],
+            expectations: "version = 1",
+            open,
+            probe: |_| Vec::new(),
+            helper: None,
+        }
+    }
+
+    /// Sets the name and version of the backend's crate; [`register_backend!`](crate::register_backend) does.
+    #[must_use]
+    pub const fn of_crate(mut self, name: &'static str, version: &'static str) -> Self {
+        self.crate_name = name;
+        self.version = version;
+        self
+    }
+
+    /// Sets the line about what it is. Default: none.
+    #[must_use]
+    pub const fn summary(mut self, summary: &'static str) -> Self {
+        self.summary = summary;
+        self
+    }
+
+    /// Sets the kinds of artifacts it loads. Default: none, so that it is used only where it is named.
+    #[must_use]
+    pub const fn loads(mut self, kinds: &'static [ArtifactKind]) -> Self {
+        self.loads = kinds;
+        self
+    }
+
+    /// Sets the checks of the conformance suite that it is known to fail: the text of its `CONFORMANCE.toml`. Default: none.
+    #[must_use]
+    pub const fn expectations(mut self, toml: &'static str) -> Self {
+        self.expectations = toml;
+        self
+    }
+
+    /// Sets what finds out, by trying, what this machine lets the backend enforce. Default: nothing is tried.
+    #[must_use]
+    pub const fn probe(mut self, probe: fn(&BackendOptions) -> Vec<Finding>) -> Self {
+        self.probe = probe;
+        self
+    }
+
+    /// Sets what a process does that the backend started from the program it is linked into, for example to compile
+    /// ([`BackendOptions::compiler`]). It looks at the arguments; `None` means that this process was not started by it.
+    /// Default: there are no such processes.
+    #[must_use]
+    pub const fn helper(mut self, helper: fn() -> Option<ExitCode>) -> Self {
+        self.helper = Some(helper);
+        self
+    }
 }
 
 inventory::collect!(BackendRegistration);
+
+/// Makes a backend known to the programs that link its crate. The crate's name and version come from the crate in which this
+/// stands. A crate is linked when something of it is used: `use my_backend as _;` is enough.
+///
+/// See [`BackendRegistration`] for an example.
+#[macro_export]
+macro_rules! register_backend {
+    ($registration:expr) => {
+        $crate::inventory::submit! {
+            ($registration).of_crate(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+        }
+    };
+}
 
 /// What is common to opening any backend.
 #[derive(Debug, Clone, Default)]
@@ -137,10 +244,15 @@ pub fn backend(name: &str) -> Result<&'static BackendRegistration> {
     let all = backends();
     all.iter().find(|registration| registration.name == name).copied().ok_or_else(|| {
         let names: Vec<_> = all.iter().map(|registration| registration.name).collect();
-        let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let help = match names[..] {
+            [] => "linked backends: none; a crate is linked only when the program uses something of it: write \
+                   `use my_backend as _;`, or switch on the feature of a backend (`wasmtime`, `wasmer`, `process`)"
+                .to_owned(),
+            _ => format!("linked backends: {}; `use my_backend as _;` links one more", names.join(", ")),
+        };
         Error::new(ErrorKind::NotFound, "open", format!("no backend `{name}` is linked into this program"))
             .context("backend", name)
-            .help(format!("linked backends: {known}"))
+            .help(help)
     })
 }
 
@@ -162,5 +274,15 @@ mod tests {
         let error = backend("wasmtim").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert!(error.to_string().contains("`wasmtim`") && error.to_string().contains("none"), "{error}");
+        assert!(error.to_string().contains("use my_backend as _;"), "{error}");
+    }
+
+    #[test]
+    fn a_registration_says_whose_it_is() {
+        let open = |_: &BackendOptions| Err(Error::new(ErrorKind::Unsupported, "open", "nothing to open"));
+        let registration = BackendRegistration::new("mine", open).of_crate("my-backend", "2.1.0");
+        assert_eq!((registration.name, registration.crate_name, registration.version), ("mine", "my-backend", "2.1.0"));
+        assert_eq!((registration.expectations, registration.loads.len()), ("version = 1", 0));
+        assert!(registration.helper.is_none() && (registration.probe)(&BackendOptions::new()).is_empty());
     }
 }

@@ -3,6 +3,7 @@
 //! * [`WasiContext`]: WASI preview 1, over `cap-std`.
 //! * [`reactor`]: the bulk-copy imports of module `palisade`.
 //! * [`Streams`]: the bounded input and output both share.
+//! * [`Account`]: what an instance holds of memory.
 //!
 //! # How a backend uses it
 //!
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ablation;
+mod account;
 mod args;
 mod clock;
 mod config;
@@ -41,6 +43,7 @@ mod times;
 
 pub use palisade_filesystems::Fuse;
 
+pub use account::{Account, TABLE_ENTRY_BYTES};
 pub use config::WasiConfig;
 pub use context::WasiContext;
 pub use errno::Errno;

@@ -1,17 +1,19 @@
 //! The memory account of one instance: linear memories, tables, and what the host holds for it.
 //!
-//! Written by the guest's thread only, from the engine's hooks and from host functions; hence relaxed atomics.
+//! Written by one thread at a time, from the engine's hooks and from host functions; hence relaxed atomics.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use palisade_core::Resource;
-use palisade_wasi::{Room, Stop};
 
-/// What one table entry costs the host.
-pub(crate) const TABLE_ENTRY_BYTES: u64 = size_of::<usize>() as u64;
+use crate::{Room, Stop};
 
+/// What one table entry costs the host, for engines that keep a pointer for each.
+pub const TABLE_ENTRY_BYTES: u64 = size_of::<usize>() as u64;
+
+/// The memory account of one instance: linear memories, tables, and what the host holds for it.
 #[derive(Debug)]
-pub(crate) struct Account {
+pub struct Account {
     limit: u64,
     /// Linear memories and tables.
     guest: AtomicU64,
@@ -23,7 +25,8 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    pub(crate) fn new(limit: u64) -> Self {
+    /// An account with at most `limit` bytes.
+    pub fn new(limit: u64) -> Self {
         Account {
             limit,
             guest: AtomicU64::new(0),
@@ -34,7 +37,7 @@ impl Account {
     }
 
     /// Begins a call: what is there stays, the peak starts anew.
-    pub(crate) fn begin_call(&self) {
+    pub fn begin_call(&self) {
         self.peak.store(0, Relaxed);
         self.refused.store(0, Relaxed);
     }
@@ -44,16 +47,21 @@ impl Account {
     }
 
     /// What may still be charged.
-    pub(crate) fn room(&self) -> Room {
+    pub fn room(&self) -> Room {
         Room { limit: self.limit, left: self.limit.saturating_sub(self.charged()) }
     }
 
-    pub(crate) fn peak(&self) -> u64 {
+    /// Most that was charged at once in this call.
+    pub fn peak(&self) -> u64 {
         self.peak.load(Relaxed)
     }
 
     /// Charges what the guest is about to get, or refuses it and remembers that.
-    pub(crate) fn grow(&self, bytes: u64) -> Result<(), Stop> {
+    ///
+    /// # Errors
+    ///
+    /// [`Stop::Exceeded`] when it does not fit.
+    pub fn grow(&self, bytes: u64) -> Result<(), Stop> {
         let charged = self.charged().saturating_add(bytes);
         if charged > self.limit {
             self.refused.store(charged, Relaxed);
@@ -65,7 +73,11 @@ impl Account {
     }
 
     /// Charges what the host holds, which it does already.
-    pub(crate) fn hold(&self, bytes: u64) -> Result<(), Stop> {
+    ///
+    /// # Errors
+    ///
+    /// As [`Account::grow`]; it is charged all the same.
+    pub fn hold(&self, bytes: u64) -> Result<(), Stop> {
         self.host.store(bytes, Relaxed);
         let charged = self.charged();
         self.peak.fetch_max(charged.min(self.limit), Relaxed);
@@ -73,7 +85,7 @@ impl Account {
     }
 
     /// The growth that was refused, if any was.
-    pub(crate) fn refused(&self) -> Option<Stop> {
+    pub fn refused(&self) -> Option<Stop> {
         match self.refused.load(Relaxed) {
             0 => None,
             used => Some(self.exceeded(used)),
