@@ -525,12 +525,12 @@ impl ProcessPrepared {
             return Ok(());
         }
         let known = self.entries.iter().take(20).map(String::as_str).collect::<Vec<_>>().join(", ");
-        Err(Error::new(ErrorKind::NotFound, "call", format!("there is no entry `{entry}`"))
-            .context("entry", entry)
-            .help(match (&self.kind, known.is_empty()) {
+        Err(Error::new(ErrorKind::NotFound, "call", format!("no such entry: `{entry}`")).context("entry", entry).help(
+            match (&self.kind, known.is_empty()) {
                 (Kind::Library, true) => "the library exports no function".to_owned(),
                 _ => format!("entries: {known}"),
-            }))
+            },
+        ))
     }
 
     #[cfg(test)]

@@ -71,7 +71,7 @@ pub(crate) fn run(options: &Certify) -> Result<Exit> {
         Selection { profile: options.profile.clone(), filters: options.filter.clone(), ..Selection::default() };
     let profiles: Vec<_> = catalog.profiles().into_iter().chain(components::profiles()).collect();
     if let Some(profile) = options.profile.as_deref().filter(|profile| !profiles.contains(profile)) {
-        return Err(Error::new(ErrorKind::NotFound, "certify", format!("there is no profile `{profile}`"))
+        return Err(Error::new(ErrorKind::NotFound, "certify", format!("no such profile: `{profile}`"))
             .help(format!("profiles: {}", profiles.join(", "))));
     }
     let mut done = Vec::new();
@@ -201,7 +201,7 @@ fn child(registration: &'static BackendRegistration, id: &str) -> Result<Exit> {
     let registration = *BACKEND.get_or_init(|| registration);
     let check = Catalog::current()
         .check(id)
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, "certify", format!("there is no check `{id}`")))?;
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, "certify", format!("no such check: `{id}`")))?;
     let subject = Subject {
         name: registration.crate_name,
         version: registration.version,

@@ -77,7 +77,7 @@ pub(crate) fn chosen(name: Option<&str>, all: bool) -> Result<Vec<&'static str>>
         None => Ok(Vec::new()),
         Some(name) => match names.iter().find(|known| **known == name) {
             Some(known) => Ok(vec![known]),
-            None => Err(Error::new(ErrorKind::NotFound, "certify", format!("there is no component `{name}`"))
+            None => Err(Error::new(ErrorKind::NotFound, "certify", format!("no such component: `{name}`"))
                 .help(format!("components: {}", names.join(", ")))),
         },
     }

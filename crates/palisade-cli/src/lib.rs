@@ -21,12 +21,14 @@
 mod agents;
 mod backends;
 mod certify;
+mod completions;
 mod components;
 mod daemon;
 mod doctor;
 mod events;
 mod exit;
 mod inspect;
+mod man;
 mod output;
 mod plugin;
 mod plugins;
@@ -91,6 +93,10 @@ enum Command {
     Agents(agents::Agents),
     /// Show the daemon's tenants, or set what one may do.
     Tenants(tenants::Tenants),
+    /// Print what makes a shell complete the command's arguments.
+    Completions(completions::Completions),
+    /// Write the command's manual pages.
+    Man(man::Man),
 }
 
 /// All of the command: reads the arguments of this process and does what they say. The exit code is what the process is to end
@@ -141,6 +147,8 @@ pub fn main() -> ExitCode {
         Command::Dlq(letters) => (letters.json(), runtime.block_on(tasks::dead_letters(letters))),
         Command::Agents(agents) => (agents.json, runtime.block_on(agents::agents(agents))),
         Command::Tenants(tenants) => (tenants.json, runtime.block_on(tenants::run(tenants))),
+        Command::Completions(completions) => (completions.json, completions::run(&completions)),
+        Command::Man(man) => (man.json, man::run(&man)),
     };
     // A thread that still waits for standard input must not hold the end up.
     runtime.shutdown_background();

@@ -233,7 +233,7 @@ fn absolute(mut policy: Policy) -> Result<Policy> {
     for directory in &mut policy.grants.directories {
         let host = std::path::absolute(&directory.host);
         directory.host = host.map_err(|error| {
-            let message = format!("{} is no path", directory.host.display());
+            let message = format!("{} is not a path", directory.host.display());
             Error::new(ErrorKind::InvalidPolicy, "parse", message).source(error)
         })?;
     }
