@@ -134,7 +134,7 @@ fn outcomes(options: SchedulerOptions, tasks: usize) -> f64 {
     let worker = |_| {
         let scheduler = Arc::clone(&scheduler);
         runtime.spawn(async move {
-            let worker = WorkerId(uuid::Uuid::now_v7());
+            let worker = WorkerId::new();
             let request = LeaseRequest::new(worker, 64, Duration::from_secs(30));
             loop {
                 let leases = scheduler.lease(request.clone()).await.expect("tasks come");

@@ -318,7 +318,7 @@ impl Run {
         for number in 0..QUEUED {
             block_on(scheduler.submit(task(number))).expect("it is taken");
         }
-        let request = LeaseRequest::new(WorkerId(uuid::Uuid::now_v7()), 1, Duration::from_secs(30));
+        let request = LeaseRequest::new(WorkerId::new(), 1, Duration::from_secs(30));
         let name = "queue_operations";
         let time = self.time(name, |rounds| {
             let begun = Instant::now();

@@ -94,7 +94,7 @@ impl Shared {
             Ok(_) => Ok(Slot(Arc::clone(&self.instances))),
             Err(_) => {
                 Err(Error::new(ErrorKind::Exhausted, "instantiate", format!("{max} instances are alive already"))
-                    .help("drop one first, or open the backend with a larger `instances_max`"))
+                    .with_help("drop one first, or open the backend with a larger `instances_max`"))
             }
         }
     }
@@ -156,7 +156,9 @@ impl Shared {
 }
 
 fn missing(message: &str, help: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, "open", message.to_owned()).context("backend", NAME).help(help.to_owned())
+    Error::new(ErrorKind::Unsupported, "open", message.to_owned())
+        .with_context("backend", NAME)
+        .with_help(help.to_owned())
 }
 
 impl ProcessSandbox {
@@ -255,7 +257,7 @@ impl Sandbox for ProcessSandbox {
         Box::pin(async move {
             let lost = || Error::new(ErrorKind::Internal, "load", "the thread that reads the artifact was lost");
             let reading = on_thread("palisade-load", move || read(shared, artifact)).map_err(|error| {
-                Error::new(ErrorKind::Exhausted, "load", "no thread to read the artifact on").source(error)
+                Error::new(ErrorKind::Exhausted, "load", "no thread to read the artifact on").with_source(error)
             })?;
             let module = reading.await.map_err(|_| lost())??;
             Ok(Arc::new(module) as Arc<dyn Module>)
@@ -297,7 +299,7 @@ fn read(shared: Arc<Shared>, artifact: Artifact) -> Result<ProcessModule> {
 
 fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
     let mut quotas = BTreeMap::new();
-    for resource in Resource::ALL {
+    for resource in Resource::ALL.iter().copied() {
         let enforcement = match resource {
             Resource::Fuel => Enforcement::Unsupported,
             // Each process has an address space of its own: only a control group bounds their memory together.
@@ -306,49 +308,45 @@ fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
         };
         quotas.insert(resource, enforcement);
     }
-    Capabilities {
-        backend: NAME.to_owned(),
-        engine: format!("Linux {}", rustix::system::uname().release().to_string_lossy()),
-        artifacts: [ArtifactKind::Executable, ArtifactKind::Script, ArtifactKind::SharedLibrary].into(),
-        abis: [Abi::Command, Abi::Reactor].into(),
-        quotas,
-        grants: [
-            GrantKind::DirectoriesReadOnly,
-            GrantKind::DirectoriesReadWrite,
-            GrantKind::Environment,
-            GrantKind::ClocksCoarse,
-            GrantKind::ClocksFine,
-            GrantKind::HostFunctions,
-            GrantKind::Interpreter,
-            GrantKind::Scratch,
-            GrantKind::DirectoryOwner,
-        ]
-        .into_iter()
-        .chain(memory_groups.then_some(GrantKind::ChildProcesses))
-        .collect(),
-        memory_bytes_max: MEMORY_BYTES_MAX,
-        stack_bytes_min: STACK_BYTES_MIN,
-        stack_bytes_max: STACK_BYTES_MAX,
-        instances_max: options.instances_max.unwrap_or(INSTANCES_DEFAULT).into(),
-        fuel_deterministic: false,
-        caveats: [
-            (!memory_groups).then_some(
-                "memory is bounded by address space: a guest beyond its quota is refused more, and decides itself how to end",
-            ),
-        ]
-        .into_iter()
-        .flatten()
-        .chain([
-            "an executable reads the processor's own clock; it runs only where fine clocks are granted",
-            "bytes written into a directory of the host cannot be bounded; read-write grants need `disk_bytes` lifted",
-            "a scratch directory is bounded in whole pages, and what is in it counts as memory where control groups count",
-            "the guest is process 1 of its namespace: signals it sends to itself without handling them are ignored",
-            "caches and timing of the processor are shared with neighbours",
-            "what a guest makes in a directory of a host that is an ordinary user is that user's own",
-        ])
-        .map(str::to_owned)
-        .collect(),
-    }
+    let mut capabilities =
+        Capabilities::new(NAME, format!("Linux {}", rustix::system::uname().release().to_string_lossy()));
+    capabilities.artifacts = [ArtifactKind::Executable, ArtifactKind::Script, ArtifactKind::SharedLibrary].into();
+    capabilities.abis = [Abi::Command, Abi::Reactor].into();
+    capabilities.quotas = quotas;
+    capabilities.grants = [
+        GrantKind::DirectoriesReadOnly,
+        GrantKind::DirectoriesReadWrite,
+        GrantKind::Environment,
+        GrantKind::ClocksCoarse,
+        GrantKind::ClocksFine,
+        GrantKind::HostFunctions,
+        GrantKind::Interpreter,
+        GrantKind::Scratch,
+        GrantKind::DirectoryOwner,
+    ]
+    .into_iter()
+    .chain(memory_groups.then_some(GrantKind::ChildProcesses))
+    .collect();
+    capabilities.memory_bytes_max = MEMORY_BYTES_MAX;
+    capabilities.stack_bytes_min = STACK_BYTES_MIN;
+    capabilities.stack_bytes_max = STACK_BYTES_MAX;
+    capabilities.instances_max = options.instances_max.unwrap_or(INSTANCES_DEFAULT).into();
+    capabilities.caveats = [(!memory_groups).then_some(
+        "memory is bounded by address space: a guest beyond its quota is refused more, and decides itself how to end",
+    )]
+    .into_iter()
+    .flatten()
+    .chain([
+        "an executable reads the processor's own clock; it runs only where fine clocks are granted",
+        "bytes written into a directory of the host cannot be bounded; read-write grants need `disk_bytes` lifted",
+        "a scratch directory is bounded in whole pages, and what is in it counts as memory where control groups count",
+        "the guest is process 1 of its namespace: signals it sends to itself without handling them are ignored",
+        "caches and timing of the processor are shared with neighbours",
+        "what a guest makes in a directory of a host that is an ordinary user is that user's own",
+    ])
+    .map(str::to_owned)
+    .collect();
+    capabilities
 }
 
 /// Attacks a live jail. Returns the attacks that worked.
@@ -371,8 +369,8 @@ fn self_test(shared: &Shared) -> Result<Vec<String>> {
     };
     let failed = |what: &str| {
         Error::new(ErrorKind::Unsupported, "open", format!("the self-test of the jail failed: {what}"))
-            .context("backend", NAME)
-            .help("`palisade doctor` shows what this machine allows")
+            .with_context("backend", NAME)
+            .with_help("`palisade doctor` shows what this machine allows")
     };
     let zygote = Zygote::start(&plan, None)?;
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(&error.to_string()));

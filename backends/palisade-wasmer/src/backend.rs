@@ -99,13 +99,13 @@ impl Wasmer {
     pub fn open(options: &BackendOptions) -> Result<Wasmer> {
         let instances = options.instances_max.unwrap_or(INSTANCES_DEFAULT).max(1);
         let watchdog = Watchdog::start().map_err(|error| {
-            Error::new(ErrorKind::Io, "open", "the watchdog's thread cannot be started").source(error)
+            Error::new(ErrorKind::Io, "open", "the watchdog's thread cannot be started").with_source(error)
         })?;
         let pool = Arc::new(Pool::default());
         pool.probe().map_err(|error| {
             Error::new(ErrorKind::Io, "open", "there is no address space for a guest's memory")
-                .help("lift the limit on virtual memory (`ulimit -v unlimited`), or use the `wasmtime` backend")
-                .source(error)
+                .with_help("lift the limit on virtual memory (`ulimit -v unlimited`), or use the `wasmtime` backend")
+                .with_source(error)
         })?;
         Ok(Wasmer(Arc::new(Shared {
             capabilities: capabilities(instances),
@@ -135,7 +135,7 @@ impl Sandbox for Wasmer {
                     "load",
                     format!("backend `{NAME}` loads WebAssembly modules, not a {}", artifact.kind()),
                 )
-                .help("choose another backend (`palisade backends`)"));
+                .with_help("choose another backend (`palisade backends`)"));
             }
             let timeout = self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX);
             let shared = Arc::clone(&self.0);
@@ -146,41 +146,39 @@ impl Sandbox for Wasmer {
 }
 
 fn capabilities(instances: u32) -> Capabilities {
-    let quotas = Resource::ALL.into_iter().map(|resource| {
+    let quotas = Resource::ALL.iter().copied().map(|resource| {
         let enforcement = match resource {
             Resource::Processes | Resource::Threads => Enforcement::AlwaysZero,
             _ => Enforcement::Enforced,
         };
         (resource, enforcement)
     });
-    Capabilities {
-        backend: NAME.to_owned(),
-        engine: ENGINE.to_owned(),
-        artifacts: [ArtifactKind::Wasm].into(),
-        abis: [Abi::Command, Abi::Reactor].into(),
-        quotas: quotas.collect(),
-        grants: [
-            GrantKind::DirectoriesReadOnly,
-            GrantKind::DirectoriesReadWrite,
-            GrantKind::Environment,
-            GrantKind::ClocksCoarse,
-            GrantKind::ClocksFine,
-            GrantKind::RandomnessSeeded,
-            GrantKind::HostFunctions,
-        ]
-        .into(),
-        memory_bytes_max: MEMORY_BYTES_MAX,
-        stack_bytes_min: STACK_BYTES_MIN,
-        stack_bytes_max: STACK_BYTES_MAX,
-        instances_max: u64::from(instances),
-        fuel_deterministic: true,
-        caveats: vec![
-            "guests share the host's process: a defect of the engine is a defect of the wall".to_owned(),
-            "each call holds a thread until it ends, also while it waits".to_owned(),
-            "stacks have their size unless other code of this process calls Wasmer as well: the engine shares them"
-                .to_owned(),
-        ],
-    }
+    let mut capabilities = Capabilities::new(NAME, ENGINE);
+    capabilities.artifacts = [ArtifactKind::Wasm].into();
+    capabilities.abis = [Abi::Command, Abi::Reactor].into();
+    capabilities.quotas = quotas.collect();
+    capabilities.grants = [
+        GrantKind::DirectoriesReadOnly,
+        GrantKind::DirectoriesReadWrite,
+        GrantKind::Environment,
+        GrantKind::ClocksCoarse,
+        GrantKind::ClocksFine,
+        GrantKind::RandomnessSeeded,
+        GrantKind::HostFunctions,
+    ]
+    .into();
+    capabilities.memory_bytes_max = MEMORY_BYTES_MAX;
+    capabilities.stack_bytes_min = STACK_BYTES_MIN;
+    capabilities.stack_bytes_max = STACK_BYTES_MAX;
+    capabilities.instances_max = u64::from(instances);
+    capabilities.fuel_deterministic = true;
+    capabilities.caveats = vec![
+        "guests share the host's process: a defect of the engine is a defect of the wall".to_owned(),
+        "each call holds a thread until it ends, also while it waits".to_owned(),
+        "stacks have their size unless other code of this process calls Wasmer as well: the engine shares them"
+            .to_owned(),
+    ];
+    capabilities
 }
 
 /// Finds out by trying what works on this machine.

@@ -253,7 +253,6 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::collections::BTreeSet;
 
     use palisade_core::{Abi, ArtifactKind, Enforcement, GrantKind, Resource};
 
@@ -345,20 +344,14 @@ pub(crate) mod tests {
 
     /// The report on a whole run in which everything passed but what the backend does not declare.
     pub(crate) fn report() -> Report {
-        let capabilities = Capabilities {
-            backend: "test".into(),
-            engine: "engine <1>".into(),
-            artifacts: [ArtifactKind::Wasm].into(),
-            abis: [Abi::Command].into(),
-            quotas: [(Resource::Memory, Enforcement::Enforced)].into(),
-            grants: BTreeSet::new(),
-            memory_bytes_max: 1,
-            stack_bytes_min: 1,
-            stack_bytes_max: 1,
-            instances_max: 1,
-            fuel_deterministic: false,
-            caveats: Vec::new(),
-        };
+        let mut capabilities = Capabilities::new("test", "engine <1>");
+        capabilities.artifacts = [ArtifactKind::Wasm].into();
+        capabilities.abis = [Abi::Command].into();
+        capabilities.quotas = [(Resource::Memory, Enforcement::Enforced)].into();
+        capabilities.memory_bytes_max = 1;
+        capabilities.stack_bytes_min = 1;
+        capabilities.stack_bytes_max = 1;
+        capabilities.instances_max = 1;
         let about = About {
             name: "palisade-test".into(),
             version: "0.3.0".into(),

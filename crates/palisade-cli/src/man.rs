@@ -43,6 +43,6 @@ fn list(command: &clap::Command, name: &str, pages: &mut Vec<String>) {
 
 fn failed(path: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Io, "man", format!("cannot write {}", path.display()))
-        .help("name a directory that can be written")
-        .source(error)
+        .with_help("name a directory that can be written")
+        .with_source(error)
 }

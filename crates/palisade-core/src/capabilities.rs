@@ -11,6 +11,7 @@ use crate::{Abi, Access, ArtifactKind, Clocks, Error, ErrorKind, Policy, Randomn
 ///
 /// The conformance suite checks both directions: what is declared works, and what is not declared is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Capabilities {
     /// Name under which the backend registered.
     pub backend: String,
@@ -84,7 +85,7 @@ pub enum GrantKind {
 
 impl GrantKind {
     /// Every kind.
-    pub const ALL: [GrantKind; 12] = [
+    pub const ALL: &[GrantKind] = &[
         GrantKind::DirectoriesReadOnly,
         GrantKind::DirectoriesReadWrite,
         GrantKind::Environment,
@@ -125,6 +126,33 @@ impl fmt::Display for GrantKind {
 }
 
 impl Capabilities {
+    /// What a backend can do that has declared nothing yet: no artifact, no grant, no quota, and bounds of zero.
+    ///
+    /// ```
+    /// use palisade_core::{ArtifactKind, Capabilities, Enforcement, Resource};
+    ///
+    /// let mut capabilities = Capabilities::new("mine", "mine 0.1");
+    /// capabilities.artifacts.insert(ArtifactKind::Wasm);
+    /// capabilities.quotas.insert(Resource::Memory, Enforcement::Enforced);
+    /// assert_eq!(capabilities.enforcement(Resource::Fuel), Enforcement::Unsupported);
+    /// ```
+    pub fn new(backend: impl Into<String>, engine: impl Into<String>) -> Capabilities {
+        Capabilities {
+            backend: backend.into(),
+            engine: engine.into(),
+            artifacts: BTreeSet::new(),
+            abis: BTreeSet::new(),
+            quotas: BTreeMap::new(),
+            grants: BTreeSet::new(),
+            memory_bytes_max: 0,
+            stack_bytes_min: 0,
+            stack_bytes_max: 0,
+            instances_max: 0,
+            fuel_deterministic: false,
+            caveats: Vec::new(),
+        }
+    }
+
     /// How the backend treats the quota on `resource`.
     pub fn enforcement(&self, resource: Resource) -> Enforcement {
         self.quotas.get(&resource).copied().unwrap_or(Enforcement::Unsupported)
@@ -138,12 +166,12 @@ impl Capabilities {
     /// backend cannot enforce or provide.
     pub fn admit(&self, policy: &Policy) -> Result<()> {
         policy.validate()?;
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.iter().copied() {
             if policy.quota.get(resource).is_some() && self.enforcement(resource) == Enforcement::Unsupported {
                 return Err(self
                     .unsupported(format!("backend `{}` cannot enforce a quota on {resource}", self.backend))
-                    .context("quota", resource)
-                    .help("remove this quota, or choose a backend that declares it (`palisade backends`)"));
+                    .with_context("quota", resource)
+                    .with_help("remove this quota, or choose a backend that declares it (`palisade backends`)"));
             }
         }
         if let Some(bytes) = policy.quota.memory_bytes.filter(|bytes| *bytes > self.memory_bytes_max) {
@@ -152,13 +180,13 @@ impl Capabilities {
                     "a memory quota of {bytes} bytes is above what backend `{}` can hold",
                     self.backend
                 ))
-                .help(format!("ask for at most {}", Resource::Memory.display(self.memory_bytes_max))));
+                .with_help(format!("ask for at most {}", Resource::Memory.display(self.memory_bytes_max))));
         }
         let stack_range = self.stack_bytes_min..=self.stack_bytes_max;
         if let Some(bytes) = policy.quota.stack_bytes.filter(|bytes| !stack_range.contains(bytes)) {
             return Err(self
                 .unsupported(format!("backend `{}` cannot enforce a stack of {bytes} bytes", self.backend))
-                .help(format!(
+                .with_help(format!(
                     "ask for {} to {}",
                     Resource::Stack.display(self.stack_bytes_min),
                     Resource::Stack.display(self.stack_bytes_max)
@@ -184,15 +212,15 @@ impl Capabilities {
             if asked && !self.grants.contains(&kind) {
                 return Err(self
                     .unsupported(format!("backend `{}` cannot grant {kind}", self.backend))
-                    .context("grant", kind)
-                    .help("remove this grant, or choose a backend that declares it (`palisade backends`)"));
+                    .with_context("grant", kind)
+                    .with_help("remove this grant, or choose a backend that declares it (`palisade backends`)"));
             }
         }
         Ok(())
     }
 
     fn unsupported(&self, message: String) -> Error {
-        Error::new(ErrorKind::Unsupported, "admit", message).context("backend", &self.backend)
+        Error::new(ErrorKind::Unsupported, "admit", message).with_context("backend", &self.backend)
     }
 }
 
@@ -207,8 +235,8 @@ mod tests {
             engine: "none".into(),
             artifacts: BTreeSet::new(),
             abis: BTreeSet::new(),
-            quotas: Resource::ALL.into_iter().map(|resource| (resource, Enforcement::Enforced)).collect(),
-            grants: GrantKind::ALL.into(),
+            quotas: Resource::ALL.iter().copied().map(|resource| (resource, Enforcement::Enforced)).collect(),
+            grants: GrantKind::ALL.iter().copied().collect(),
             memory_bytes_max: 1 << 32,
             stack_bytes_min: 1 << 14,
             stack_bytes_max: 1 << 23,
@@ -238,7 +266,7 @@ mod tests {
     #[test]
     fn every_undeclared_quota_is_refused() {
         assert!(everything().admit(&demanding()).is_ok());
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.iter().copied() {
             let mut capabilities = everything();
             capabilities.quotas.remove(&resource);
             let error = capabilities.admit(&demanding()).unwrap_err();
@@ -251,7 +279,7 @@ mod tests {
 
     #[test]
     fn every_undeclared_grant_is_refused() {
-        for kind in GrantKind::ALL {
+        for kind in GrantKind::ALL.iter().copied() {
             let mut capabilities = everything();
             capabilities.grants.remove(&kind);
             let mut policy = demanding();

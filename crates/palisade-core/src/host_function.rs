@@ -36,11 +36,20 @@ impl fmt::Display for HostFunctionError {
     }
 }
 
-impl<T: Into<String>> From<T> for HostFunctionError {
-    fn from(message: T) -> Self {
-        HostFunctionError(message.into())
-    }
+impl std::error::Error for HostFunctionError {}
+
+macro_rules! error_from {
+    ($($source:ty)*) => {
+        $(impl From<$source> for HostFunctionError {
+            fn from(source: $source) -> Self {
+                HostFunctionError(source.to_string())
+            }
+        })*
+    };
 }
+// One by one: an implementation for whatever is a text would leave no room for errors, and the other way round.
+error_from! { String &str std::borrow::Cow<'_, str> Error std::io::Error std::fmt::Error std::str::Utf8Error
+std::string::FromUtf8Error std::num::ParseIntError Box<dyn std::error::Error + Send + Sync> }
 
 /// A function of the host that guests may call: bytes in, bytes out.
 ///
@@ -140,7 +149,7 @@ impl HostFunctions {
                     "prepare",
                     format!("the policy grants host function `{name}`, which this host does not offer"),
                 )
-                .help(format!("it offers: {}", if known.is_empty() { "none" } else { &known })));
+                .with_help(format!("it offers: {}", if known.is_empty() { "none" } else { &known })));
             };
             granted.insert(Arc::clone(name), Arc::clone(function));
         }

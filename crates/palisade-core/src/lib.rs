@@ -53,6 +53,7 @@ mod usage;
 mod within;
 
 pub use bytes::Bytes;
+pub use uuid;
 
 pub use artifact::{Abi, Artifact, ArtifactHash, ArtifactKind, Entry, ExportInfo, ImportInfo, ModuleInfo};
 pub use block_on::block_on;

@@ -241,9 +241,28 @@ impl fmt::Debug for Input {
     }
 }
 
-impl<T: Into<Bytes>> From<T> for Input {
-    fn from(bytes: T) -> Self {
-        Input::Bytes(bytes.into())
+impl Input {
+    /// Pieces that arrive during the call.
+    pub fn stream(pieces: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Input {
+        Input::Stream(Box::pin(pieces))
+    }
+}
+
+macro_rules! input_from {
+    ($($bytes:ty)*) => {
+        $(impl From<$bytes> for Input {
+            fn from(bytes: $bytes) -> Self {
+                Input::Bytes(bytes.into())
+            }
+        })*
+    };
+}
+// One by one: an implementation for whatever becomes bytes would leave no room for any other.
+input_from! { Bytes Vec<u8> Box<[u8]> String &'static [u8] &'static str }
+
+impl<const N: usize> From<&'static [u8; N]> for Input {
+    fn from(bytes: &'static [u8; N]) -> Self {
+        Input::Bytes(Bytes::from_static(bytes))
     }
 }
 

@@ -38,9 +38,9 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     ///
     /// * Gives at least one task and at most [`LeaseRequest::tasks_max`], in the order they should start: by priority
     ///   class, then fair between tenants, then first come, first served.
-    /// * Of a plugin in [`LeaseRequest::plugin_limits`], gives no more than that. What a worker does not want delays nothing
-    ///   else: those behind it go ahead, and it keeps its place for whoever wants it. To ask for something else, a worker
-    ///   drops the future and calls again.
+    /// * Of a plugin in [`LeaseRequest::plugin_limits`], gives no more than that. Tasks the worker has no room for are skipped:
+    ///   later tasks are leased first, and skipped tasks keep their place in line. To ask for something else, a worker drops
+    ///   the future and calls again.
     /// * A task is never leased to two workers at once; after the lease ends it is given out again with a greater fence.
     /// * Dropping the future leases nothing.
     /// * While the scheduler is [paused](SchedulerMode::Paused), gives nothing.
@@ -188,6 +188,20 @@ pub struct Submission {
 #[serde(transparent)]
 pub struct WorkerId(pub Uuid);
 
+impl WorkerId {
+    /// A new id. Uses the system's clock and randomness.
+    #[expect(clippy::new_without_default, reason = "two defaults would differ")]
+    pub fn new() -> Self {
+        WorkerId(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
 /// Increases with every lease of a task; only the newest may complete it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -292,7 +306,7 @@ pub enum TaskState {
 
 impl TaskState {
     /// All states, in the order of a task's life.
-    pub const ALL: [TaskState; 7] = [
+    pub const ALL: &[TaskState] = &[
         TaskState::Delayed,
         TaskState::Queued,
         TaskState::Running,

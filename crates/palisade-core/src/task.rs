@@ -99,7 +99,7 @@ impl FromStr for Priority {
     fn from_str(text: &str) -> Result<Self, Error> {
         Priority::ALL.into_iter().find(|priority| priority.as_str() == text).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, "parse", format!("`{text}` is not a priority"))
-                .help("write critical, high, normal or low")
+                .with_help("write critical, high, normal or low")
         })
     }
 }
@@ -119,6 +119,36 @@ impl Default for Tenant {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct IdempotencyKey(pub String);
+
+macro_rules! names {
+    ($($name:ident)*) => {
+        $(impl $name {
+            /// The name itself.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl From<String> for $name {
+            fn from(name: String) -> Self {
+                $name(name)
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(name: &str) -> Self {
+                $name(name.to_owned())
+            }
+        })*
+    };
+}
+names! { Tenant IdempotencyKey }
 
 /// When and how often to try again: exponential backoff with full jitter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -197,6 +227,83 @@ impl Task {
             labels: BTreeMap::new(),
         }
     }
+
+    /// Sets the entry point.
+    #[must_use]
+    pub fn entry(mut self, entry: impl Into<String>) -> Self {
+        self.entry = entry.into();
+        self
+    }
+
+    /// Sets the arguments after the program's own name.
+    #[must_use]
+    pub fn arguments(mut self, arguments: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.arguments = arguments.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the input.
+    #[must_use]
+    pub fn input(mut self, input: impl Into<Bytes>) -> Self {
+        self.input = input.into();
+        self
+    }
+
+    /// Sets the urgency.
+    #[must_use]
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Sets on whose behalf it runs.
+    #[must_use]
+    pub fn tenant(mut self, tenant: impl Into<Tenant>) -> Self {
+        self.tenant = tenant.into();
+        self
+    }
+
+    /// Sets quota and grants.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Sets when it is tried again.
+    #[must_use]
+    pub fn retry(mut self, retry: RetryPolicy) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Sets the time before which it is not run.
+    #[must_use]
+    pub fn not_before(mut self, not_before: SystemTime) -> Self {
+        self.not_before = Some(not_before);
+        self
+    }
+
+    /// Sets the time at which it is given up.
+    #[must_use]
+    pub fn deadline(mut self, deadline: SystemTime) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Sets the key that makes its submission idempotent.
+    #[must_use]
+    pub fn idempotency_key(mut self, key: impl Into<IdempotencyKey>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(name.into(), value.into());
+        self
+    }
 }
 
 #[cfg(test)]
@@ -217,9 +324,17 @@ mod tests {
 
     #[test]
     fn tasks_round_trip() {
-        let mut task = Task::new(ArtifactHash::of(b"x"));
-        task.deadline = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1));
-        task.input = Bytes::from_static(&[0, 255]);
+        let task = Task::new(ArtifactHash::of(b"x"))
+            .entry("resize")
+            .arguments(["a"])
+            .priority(Priority::High)
+            .tenant("mail")
+            .idempotency_key("once")
+            .label("colour", "blue")
+            .not_before(SystemTime::UNIX_EPOCH)
+            .deadline(SystemTime::UNIX_EPOCH + Duration::from_secs(1))
+            .input(&[0, 255][..]);
+        assert_eq!((task.tenant.as_str(), task.labels["colour"].as_str()), ("mail", "blue"));
         let json = serde_json::to_string(&task).unwrap();
         assert_eq!(serde_json::from_str::<Task>(&json).unwrap(), task);
     }

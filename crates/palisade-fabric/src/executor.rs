@@ -237,8 +237,8 @@ impl Executor {
             let mut taken = lock(&self.shared.taken);
             if agents.len() + taken.len() >= self.shared.options.agents_max {
                 return Err(Error::new(ErrorKind::Exhausted, "spawn", "the limit on agents is reached")
-                    .context("limit", self.shared.options.agents_max)
-                    .help("remove one that is not needed"));
+                    .with_context("limit", self.shared.options.agents_max)
+                    .with_help("remove one that is not needed"));
             }
             let named = |agent: &Arc<Agent>| agent.template.name == template.name;
             if agents.contains_key(&plugin) || agents.values().any(named) {
@@ -251,8 +251,8 @@ impl Executor {
                     template.name
                 );
                 return Err(Error::new(ErrorKind::Exhausted, "spawn", message)
-                    .help("retry when the tasks of the previous agent have finished")
-                    .retry_in(Duration::from_secs(1)));
+                    .with_help("retry when the tasks of the previous agent have finished")
+                    .with_retry_after(Duration::from_secs(1)));
             }
             Taken::take(&self.shared, &mut taken, (template.name.clone(), plugin))
         };

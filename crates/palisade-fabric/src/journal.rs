@@ -136,9 +136,9 @@ impl Failure {
         let error = Error::new(self.kind, "journal", format!("the journal failed: {}", self.message));
         match self.kind {
             ErrorKind::Exhausted => error
-                .help("make room, and it resumes by itself; everything acknowledged is kept")
-                .retry_in(ROOM_INTERVAL),
-            _ => error.help("check the disk before restarting; everything acknowledged was written"),
+                .with_help("make room, and it resumes by itself; everything acknowledged is kept")
+                .with_retry_after(ROOM_INTERVAL),
+            _ => error.with_help("check the disk before restarting; everything acknowledged was written"),
         }
     }
 }
@@ -165,7 +165,9 @@ impl Committer {
         let thread = std::thread::Builder::new()
             .name("palisade-journal".to_owned())
             .spawn(move || commit_all(&theirs, journal, &tell_safe, &tell_failure, &kpis))
-            .map_err(|error| Error::new(ErrorKind::Io, "open", "cannot start the journal's thread").source(error))?;
+            .map_err(|error| {
+                Error::new(ErrorKind::Io, "open", "cannot start the journal's thread").with_source(error)
+            })?;
         Ok(Committer { shared, safe, failure, thread: Some(thread) })
     }
 

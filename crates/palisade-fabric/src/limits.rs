@@ -126,7 +126,7 @@ impl TenantLimits {
             return invalid("a tenant's weight must be from 1 to 1000");
         }
         if self.running_max == Some(0) {
-            return invalid("`running_max` must be greater than zero").map_err(|e| e.help("cancel its tasks"));
+            return invalid("`running_max` must be greater than zero").map_err(|e| e.with_help("cancel its tasks"));
         }
         for rate in [self.submit_rate, self.start_rate].into_iter().flatten() {
             if !Rate::PER_SECOND.contains(&rate.per_second) || rate.burst == 0 {

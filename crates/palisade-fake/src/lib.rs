@@ -21,7 +21,6 @@ mod metrics;
 mod native;
 mod scheduler;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -113,27 +112,24 @@ impl Fake {
 
     fn with(wrong: Wrong) -> Fake {
         let liar = wrong.is(Universal::Liar);
-        let quotas = Resource::ALL.map(|resource| match resource {
+        let quotas = Resource::ALL.iter().copied().map(|resource| match resource {
             Resource::Processes | Resource::Threads if !liar => (resource, Enforcement::AlwaysZero),
             _ => (resource, Enforcement::Enforced),
         });
         let grants = GrantKind::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|kind| liar || !matches!(kind, GrantKind::Network | GrantKind::ChildProcesses));
-        let capabilities = Capabilities {
-            backend: "fake".to_owned(),
-            engine: "none".to_owned(),
-            artifacts: [ArtifactKind::Wasm, ArtifactKind::Executable, ArtifactKind::Script].into(),
-            abis: [Abi::Command, Abi::Reactor].into(),
-            quotas: BTreeMap::from(quotas),
-            grants: grants.collect(),
-            memory_bytes_max: 1 << 32,
-            stack_bytes_min: 1 << 14,
-            stack_bytes_max: 8 << 20,
-            instances_max: 1000,
-            fuel_deterministic: true,
-            caveats: Vec::new(),
-        };
+        let mut capabilities = Capabilities::new("fake", "none");
+        capabilities.artifacts = [ArtifactKind::Wasm, ArtifactKind::Executable, ArtifactKind::Script].into();
+        capabilities.abis = [Abi::Command, Abi::Reactor].into();
+        capabilities.quotas = quotas.collect();
+        capabilities.grants = grants.collect();
+        capabilities.memory_bytes_max = 1 << 32;
+        capabilities.stack_bytes_min = 1 << 14;
+        capabilities.stack_bytes_max = 8 << 20;
+        capabilities.instances_max = 1000;
+        capabilities.fuel_deterministic = true;
         Fake(Arc::new(Shared {
             wrong,
             capabilities,
@@ -415,7 +411,7 @@ impl Instance for FakeInstance {
             let entry = entry(&self.verb);
             if call.entry != entry && !self.shared.has(Fault::RunsAnyEntry) {
                 return Err(Error::new(ErrorKind::NotFound, "call", format!("no entry `{}`", call.entry))
-                    .help(format!("it offers: {entry}")));
+                    .with_help(format!("it offers: {entry}")));
             }
             if (self.native || !self.shared.has(Fault::AcceptsNul))
                 && call.arguments.iter().any(|argument| argument.contains('\0'))
@@ -440,7 +436,8 @@ impl Instance for FakeInstance {
                 _ => false,
             };
             if matches!(execution.outcome, Outcome::Trapped { .. }) && self.shared.has(Fault::ChangesCapabilities) {
-                let less = Capabilities { instances_max: 1, ..self.shared.capabilities.clone() };
+                let mut less = self.shared.capabilities.clone();
+                less.instances_max = 1;
                 self.shared.changed.get_or_init(|| less);
             }
             self.state.previous = execution.usage;

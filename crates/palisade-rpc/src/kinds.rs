@@ -57,7 +57,7 @@ impl ByKind {
         self.backends.get(&kind).ok_or_else(|| {
             let known: Vec<_> = self.backends.keys().map(ToString::to_string).collect();
             Error::new(ErrorKind::Unsupported, "load", format!("no backend here runs artifacts of the kind `{kind}`"))
-                .help(format!("this daemon runs: {}", known.join(", ")))
+                .with_help(format!("this daemon runs: {}", known.join(", ")))
         })
     }
 }
@@ -69,20 +69,19 @@ fn least(one: Capabilities, other: &Capabilities) -> Capabilities {
         (Enforcement::Unsupported, _) | (_, Enforcement::Unsupported) => Enforcement::Unsupported,
         _ => Enforcement::Enforced,
     };
-    Capabilities {
-        backend: format!("{}, {}", one.backend, other.backend),
-        engine: format!("{}, {}", one.engine, other.engine),
-        quotas: Resource::ALL.into_iter().map(|resource| (resource, enforcement(resource))).collect(),
-        artifacts: one.artifacts.union(&other.artifacts).copied().collect(),
-        abis: one.abis.intersection(&other.abis).copied().collect(),
-        grants: one.grants.intersection(&other.grants).copied().collect(),
-        memory_bytes_max: one.memory_bytes_max.min(other.memory_bytes_max),
-        stack_bytes_min: one.stack_bytes_min.max(other.stack_bytes_min),
-        stack_bytes_max: one.stack_bytes_max.min(other.stack_bytes_max),
-        instances_max: one.instances_max.min(other.instances_max),
-        fuel_deterministic: one.fuel_deterministic && other.fuel_deterministic,
-        caveats: one.caveats.iter().chain(&other.caveats).cloned().collect(),
-    }
+    let mut capabilities =
+        Capabilities::new(format!("{}, {}", one.backend, other.backend), format!("{}, {}", one.engine, other.engine));
+    capabilities.quotas = Resource::ALL.iter().copied().map(|resource| (resource, enforcement(resource))).collect();
+    capabilities.artifacts = one.artifacts.union(&other.artifacts).copied().collect();
+    capabilities.abis = one.abis.intersection(&other.abis).copied().collect();
+    capabilities.grants = one.grants.intersection(&other.grants).copied().collect();
+    capabilities.memory_bytes_max = one.memory_bytes_max.min(other.memory_bytes_max);
+    capabilities.stack_bytes_min = one.stack_bytes_min.max(other.stack_bytes_min);
+    capabilities.stack_bytes_max = one.stack_bytes_max.min(other.stack_bytes_max);
+    capabilities.instances_max = one.instances_max.min(other.instances_max);
+    capabilities.fuel_deterministic = one.fuel_deterministic && other.fuel_deterministic;
+    capabilities.caveats = one.caveats.iter().chain(&other.caveats).cloned().collect();
+    capabilities
 }
 
 impl Sandbox for ByKind {

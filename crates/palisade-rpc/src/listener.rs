@@ -60,11 +60,11 @@ impl Listener {
     pub async fn unix(path: impl Into<PathBuf>) -> Result<Listener> {
         let path = path.into();
         let failed = |error: io::Error| {
-            Error::new(ErrorKind::Io, "listen", format!("cannot listen on {}", path.display())).source(error)
+            Error::new(ErrorKind::Io, "listen", format!("cannot listen on {}", path.display())).with_source(error)
         };
         let in_use = || {
             let message = format!("another daemon listens on {}", path.display());
-            Error::new(ErrorKind::Exhausted, "listen", message).help("stop it, or choose another path")
+            Error::new(ErrorKind::Exhausted, "listen", message).with_help("stop it, or choose another path")
         };
         // Between looking and taking the place another daemon could do the same: one at a time.
         let mut name = path.clone().into_os_string();
@@ -79,7 +79,7 @@ impl Listener {
         match fs::symlink_metadata(&path) {
             Ok(there) if !there.file_type().is_socket() => {
                 let message = format!("{} exists and is not a socket", path.display());
-                return Err(Error::new(ErrorKind::InvalidInput, "listen", message).help("choose another path"));
+                return Err(Error::new(ErrorKind::InvalidInput, "listen", message).with_help("choose another path"));
             }
             Ok(_) if UnixStream::connect(&path).await.is_ok() => return Err(in_use()),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -97,7 +97,8 @@ impl Listener {
     ///
     /// [`ErrorKind::Io`].
     pub async fn tcp(address: SocketAddr, token: Token) -> Result<Listener> {
-        let failed = |error| Error::new(ErrorKind::Io, "listen", format!("cannot listen on {address}")).source(error);
+        let failed =
+            |error| Error::new(ErrorKind::Io, "listen", format!("cannot listen on {address}")).with_source(error);
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         Ok(Listener(Kind::Tcp { listener, token }))
     }

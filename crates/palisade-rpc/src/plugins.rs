@@ -173,8 +173,8 @@ impl Plugins {
                 let error =
                     Error::new(ErrorKind::NotFound, "find", format!("no plugin `{reference:.100}` is installed"));
                 Err(match crate::service::nearest(reference, names) {
-                    Some(nearest) => error.help(format!("did you mean `{nearest}`?")),
-                    None => error.help("install it, or look at the installed ones with `palisade plugins`"),
+                    Some(nearest) => error.with_help(format!("did you mean `{nearest}`?")),
+                    None => error.with_help("install it, or look at the installed ones with `palisade plugins`"),
                 })
             }
             _ => {
@@ -182,7 +182,7 @@ impl Plugins {
                     found.iter().take(10).map(|(hash, _)| format!("{:.12}", hash.to_string())).collect();
                 let message = format!("{} plugins are called `{reference:.100}`", found.len());
                 Err(Error::new(ErrorKind::InvalidInput, "find", message)
-                    .help(format!("use a hash: {}", hashes.join(", "))))
+                    .with_help(format!("use a hash: {}", hashes.join(", "))))
             }
         }
     }
@@ -210,8 +210,8 @@ impl Plugins {
                 Ok(false)
             } else {
                 Err(invalid(format!("these bytes are installed as `{}`, with other settings", known.artifact.name()))
-                    .context("plugin", hash)
-                    .help("remove that plugin first"))
+                    .with_context("plugin", hash)
+                    .with_help("remove that plugin first"))
             };
         }
         self.room_for(&plugin)?;
@@ -234,11 +234,13 @@ impl Plugins {
         let full = |message: String| Error::new(ErrorKind::Exhausted, "install", message);
         if count_left == 0 || size > bytes_left {
             let message = format!("the limit of {} plugins and {} bytes in all is reached", self.room.0, self.room.1);
-            return Err(full(message).help("remove one that is not needed"));
+            return Err(full(message).with_help("remove one that is not needed"));
         }
         if own.0 >= count_left || own.1 + size > bytes_left {
             let message = format!("tenant `{}` has reached its share of the room for plugins", plugin.tenant.0);
-            return Err(full(message).help("remove one of its plugins that is not needed").context("plugins", own.0));
+            return Err(full(message)
+                .with_help("remove one of its plugins that is not needed")
+                .with_context("plugins", own.0));
         }
         Ok(())
     }
@@ -322,8 +324,8 @@ fn load(directory: &Path, hash: ArtifactHash) -> Result<Plugin> {
     };
     let corrupt = |what: String| {
         Error::new(ErrorKind::Corrupt, "open plugins", what)
-            .context("directory", directory.display())
-            .help("put the plugin's files back from a copy, or remove them and install it again")
+            .with_context("directory", directory.display())
+            .with_help("put the plugin's files back from a copy, or remove them and install it again")
     };
     let manifest: Manifest = serde_json::from_slice(&read("json", MANIFEST_BYTES_MAX)?)
         .map_err(|error| corrupt(format!("the manifest of plugin {hash} is damaged: {error}")))?;
@@ -345,7 +347,8 @@ fn write_manifest(directory: &Path, plugin: &Plugin) -> Result<()> {
         tenant: plugin.tenant.clone(),
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(|error| {
-        Error::new(ErrorKind::InvalidPolicy, "install", "the plugin's settings cannot be written as JSON").source(error)
+        Error::new(ErrorKind::InvalidPolicy, "install", "the plugin's settings cannot be written as JSON")
+            .with_source(error)
     })?;
     write(directory, &format!("{}.json", artifact.hash()), &json)
 }
@@ -371,7 +374,7 @@ fn sync(directory: &Path) -> io::Result<()> {
 }
 
 fn io_error(operation: &'static str, path: &Path, error: io::Error) -> Error {
-    Error::new(ErrorKind::Io, operation, format!("cannot use {}", path.display())).source(error)
+    Error::new(ErrorKind::Io, operation, format!("cannot use {}", path.display())).with_source(error)
 }
 
 #[cfg(test)]

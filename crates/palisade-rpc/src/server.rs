@@ -308,7 +308,7 @@ fn events(shared: &Shared, peer: Peer, query: &str) -> Answered {
     let subscribed = EventQuery::parse(query).and_then(|query| {
         let share = shared.subscribers.take(peer).ok_or_else(|| {
             Error::new(ErrorKind::Exhausted, "subscribe", "this client has reached its share of the subscriptions")
-                .help("end one, or share a subscription")
+                .with_help("end one, or share a subscription")
         })?;
         Ok((shared.service.subscribe(query)?, share))
     });
@@ -358,9 +358,9 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming, trace: Option<TraceContext>) 
         }
         Ok(Err(Unread::NoRoom)) => {
             let error = Error::new(ErrorKind::Exhausted, "read", "too many large requests are being read and answered")
-                .context("limit", limits.bodies_bytes_max)
-                .help("send it again")
-                .retry_in(ANSWER_PAUSE);
+                .with_context("limit", limits.bodies_bytes_max)
+                .with_help("send it again")
+                .with_retry_after(ANSWER_PAUSE);
             return refuse(StatusCode::SERVICE_UNAVAILABLE, error.into());
         }
         Err(_) => {
@@ -482,8 +482,8 @@ async fn answer(
             Ok(room) => Ok((result, Some(room))),
             Err(_) => Err(RpcError::from(
                 Error::new(ErrorKind::Exhausted, "answer", "too many large answers are being written")
-                    .context("limit", shared.limits.answers_bytes_max)
-                    .retry_in(ANSWER_PAUSE),
+                    .with_context("limit", shared.limits.answers_bytes_max)
+                    .with_retry_after(ANSWER_PAUSE),
             )),
         }
     });

@@ -212,10 +212,8 @@ impl Service {
     fn with_executor<T>(&self, what: impl FnOnce(&Executor) -> Result<T>) -> Result<T> {
         match &*self.executor() {
             Some(executor) => what(executor),
-            None => {
-                Err(Error::new(ErrorKind::Exhausted, "call", "the daemon is shutting down")
-                    .help("retry when it is back"))
-            }
+            None => Err(Error::new(ErrorKind::Exhausted, "call", "the daemon is shutting down")
+                .with_help("retry when it is back")),
         }
     }
 
@@ -230,8 +228,9 @@ impl Service {
             let _changing = service.changing.lock().await;
             tokio::task::spawn_blocking(move || change(&theirs)).await
         });
-        let lost =
-            |error| Error::new(ErrorKind::Internal, "call", "a thread of the daemon ended unexpectedly").source(error);
+        let lost = |error| {
+            Error::new(ErrorKind::Internal, "call", "a thread of the daemon ended unexpectedly").with_source(error)
+        };
         done.await.map_err(lost)?.map_err(lost)?
     }
 
@@ -256,7 +255,7 @@ impl Service {
         // It may build a jail, and ask an interpreter: not on a thread that others wait for.
         let prepared = tokio::task::spawn_blocking(move || module.prepare(asked, functions).map(drop)).await;
         prepared.map_err(|error| {
-            Error::new(ErrorKind::Internal, "install", "a thread of the daemon ended unexpectedly").source(error)
+            Error::new(ErrorKind::Internal, "install", "a thread of the daemon ended unexpectedly").with_source(error)
         })??;
         let mut plugin = Plugin::new(artifact, policy, agent);
         plugin.tenant = tenant;
@@ -298,13 +297,15 @@ impl Service {
         let plugin = self.plugins.find(&params.plugin)?;
         if plugin.agent.is_none() {
             let message = format!("the agent of plugin `{}` was terminated", plugin.artifact.name());
-            return Err(Error::new(ErrorKind::NotFound, "submit", message).help("start it again with `agents.spawn`"));
+            return Err(
+                Error::new(ErrorKind::NotFound, "submit", message).with_help("start it again with `agents.spawn`")
+            );
         }
         let mut task = Task::new(plugin.artifact.hash());
         if let Some(id) = params.task {
             if id.0.get_version_num() != 7 {
                 let message = format!("task id {id} is not a UUID of version 7");
-                return Err(Error::new(ErrorKind::InvalidInput, "submit", message).help("omit it to get one"));
+                return Err(Error::new(ErrorKind::InvalidInput, "submit", message).with_help("omit it to get one"));
             }
             task.id = id;
         }
@@ -407,7 +408,9 @@ impl Service {
             match service.agent(&plugin) {
                 Ok(agent) if agent.state != AgentState::Terminated => {
                     let message = format!("plugin `{}` already has an agent", plugin.artifact.name());
-                    return Err(Error::new(ErrorKind::InvalidInput, "spawn", message).help("terminate that one first"));
+                    return Err(
+                        Error::new(ErrorKind::InvalidInput, "spawn", message).with_help("terminate that one first")
+                    );
                 }
                 Ok(_) => drop(service.with_executor(|executor| executor.remove(&plugin.agent_name()))?),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -436,7 +439,7 @@ impl Service {
         if let Some(key) = params.key {
             let value = memory.peek(&key.0).ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, "find", "the agent's memory has no such key")
-                    .help("omit the key to list all keys")
+                    .with_help("omit the key to list all keys")
             })?;
             let entry = MemoryEntry { key, value_bytes: value.len(), value: Some(Base64(value)) };
             return Ok(MemoryPage { entries: vec![entry], next: None });
@@ -518,7 +521,7 @@ impl Service {
 
 fn no_agent(plugin: &Plugin) -> Error {
     Error::new(ErrorKind::NotFound, "find", format!("plugin `{}` has no agent", plugin.artifact.name()))
-        .help("start one with `agents.spawn`")
+        .with_help("start one with `agents.spawn`")
 }
 
 macro_rules! dispatcher {
@@ -548,7 +551,7 @@ macro_rules! dispatcher {
                         write(&result)
                     })*
                     "rpc.discover" => document().map_err(|error| {
-                        Error::new(ErrorKind::Internal, "call", "the description is not valid JSON").source(error).into()
+                        Error::new(ErrorKind::Internal, "call", "the description is not valid JSON").with_source(error).into()
                     }),
                     unknown => Err(unknown_method(unknown)),
                 }
@@ -567,7 +570,7 @@ fn read<T: DeserializeOwned>(method: &str, params: &str) -> Result<T, RpcError> 
 
 fn write<T: serde::Serialize>(result: &T) -> Result<Box<RawValue>, RpcError> {
     to_raw_value(result).map_err(|error| {
-        Error::new(ErrorKind::Internal, "call", "the result cannot be written as JSON").source(error).into()
+        Error::new(ErrorKind::Internal, "call", "the result cannot be written as JSON").with_source(error).into()
     })
 }
 

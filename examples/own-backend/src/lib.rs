@@ -89,17 +89,15 @@ impl Sandbox for Wasmi {
 }
 
 fn capabilities(instances: u64) -> Capabilities {
-    let quotas = Resource::ALL.into_iter().map(|resource| match resource {
+    let quotas = Resource::ALL.iter().copied().map(|resource| match resource {
         Resource::Processes | Resource::Threads => (resource, Enforcement::AlwaysZero),
         _ => (resource, Enforcement::Enforced),
     });
-    Capabilities {
-        backend: "wasmi".to_owned(),
-        engine: "wasmi 2.0".to_owned(),
-        artifacts: [ArtifactKind::Wasm].into(),
-        abis: [Abi::Command, Abi::Reactor].into(),
-        quotas: quotas.collect(),
-        grants: [
+    let mut capabilities = Capabilities::new("wasmi", "wasmi 2.0");
+    capabilities.artifacts = [ArtifactKind::Wasm].into();
+    capabilities.abis = [Abi::Command, Abi::Reactor].into();
+    capabilities.quotas = quotas.collect();
+    capabilities.grants = [
             GrantKind::DirectoriesReadOnly,
             GrantKind::DirectoriesReadWrite,
             GrantKind::Environment,
@@ -108,12 +106,12 @@ fn capabilities(instances: u64) -> Capabilities {
             GrantKind::RandomnessSeeded,
             GrantKind::HostFunctions,
         ]
-        .into(),
-        memory_bytes_max: MEMORY_BYTES_MAX,
-        stack_bytes_min: STACK_BYTES_MIN,
-        stack_bytes_max: STACK_BYTES_MAX,
-        instances_max: instances,
-        fuel_deterministic: true,
-        caveats: vec!["one bulk operation of a guest runs to its end before its limits are looked at".to_owned()],
-    }
+        .into();
+    capabilities.memory_bytes_max = MEMORY_BYTES_MAX;
+    capabilities.stack_bytes_min = STACK_BYTES_MIN;
+    capabilities.stack_bytes_max = STACK_BYTES_MAX;
+    capabilities.instances_max = instances;
+    capabilities.fuel_deterministic = true;
+    capabilities.caveats = vec!["one bulk operation of a guest runs to its end before its limits are looked at".to_owned()];
+    capabilities
 }

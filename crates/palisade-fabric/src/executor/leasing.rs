@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use palisade_core::{BoxFuture, Error, ErrorKind, Lease, LeaseRequest, Report, WorkerId};
 use tokio::sync::OwnedSemaphorePermit;
-use uuid::Uuid;
 
 use super::attempt::{host_error, run};
 use super::{Order, Shared, ordered};
@@ -31,7 +30,7 @@ pub(super) async fn keep_leasing(shared: Arc<Shared>) {
 }
 
 async fn lease_all(shared: Arc<Shared>) {
-    let worker = WorkerId(Uuid::now_v7());
+    let worker = WorkerId::new();
     let mut order = shared.order.subscribe();
     let mut patience = PATIENCE.0;
     // Perhaps the last one panicked.

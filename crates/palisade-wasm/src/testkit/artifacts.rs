@@ -52,7 +52,7 @@ pub fn every_missing_import_is_listed_with_advice(sandbox: &dyn Sandbox) {
         assert!(message.contains(part), "{part:?} is not in: {message}");
     }
     assert!(!message.contains("fd_write"), "{message}");
-    assert_eq!(error.context_pairs().len(), 4);
+    assert_eq!(error.context().len(), 4);
 }
 
 pub fn an_import_of_the_wrong_type_is_refused(sandbox: &dyn Sandbox) {
