@@ -343,7 +343,7 @@ fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
             "an executable reads the processor's own clock; it runs only where fine clocks are granted",
             "bytes written into a directory of the host cannot be bounded; read-write grants need `disk_bytes` lifted",
             "a scratch directory is bounded in whole pages, and what is in it counts as memory where control groups count",
-            "the guest is process 1 of its namespace: signals it sends to itself without handling them are ignored",
+            "threads and child processes are counted together where both are granted: the sum of both bounds holds",
             "caches and timing of the processor are shared with neighbours",
             "what a guest makes in a directory of a host that is an ordinary user is that user's own",
         ])
@@ -365,7 +365,7 @@ fn self_test(shared: &Shared) -> Result<Vec<String>> {
         landlock_rules: vec![(scratch, landlock::directory(true, false, shared.landlock_abi))],
         limits: vec![(libc::RLIMIT_CPU, 2), (libc::RLIMIT_NOFILE, 16), (libc::RLIMIT_FSIZE, 0)],
         landlock: landlock::handled(shared.landlock_abi),
-        filter: seccomp::filter(Stage::SelfTest, &policy),
+        filter: seccomp::filter(Stage::SelfTest, &policy, true),
         program: Program::SelfTest,
         ablated: shared.ablated,
         ..Plan::default()

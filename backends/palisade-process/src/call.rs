@@ -23,7 +23,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::instance::Process;
 use crate::memory_group::MemoryGroup;
 use crate::module::{Kind, ProcessPrepared};
+use crate::notices::{Notices, Verdict};
 use crate::outcome;
+use crate::seccomp;
 use crate::streams::{Exceeded, Streams};
 use crate::sys::{self, Ended, EndedBy, protocol as wire};
 
@@ -72,6 +74,10 @@ enum Stop {
     Returned(i32),
     /// The library cannot be loaded.
     LoadFailed(String),
+    /// The guest made a system call that only an attack makes.
+    Forbidden(i32),
+    /// The guest ended itself by a signal.
+    Raised(i32),
     /// No guest code ran.
     Refused(Error),
 }
@@ -254,6 +260,7 @@ impl<'a> Running<'a> {
         }
         if let Some(context) = context.as_deref_mut() {
             self.check_times(context)?;
+            self.poll_notices(context)?;
         }
         loop {
             let before = self.progress();
@@ -298,7 +305,8 @@ impl<'a> Running<'a> {
                     }));
                 }
                 // Several threads use the rest up faster than the clock on the wall goes.
-                let others = self.quota.threads.unwrap_or(64).max(self.quota.processes.unwrap_or(64)).min(64);
+                let others =
+                    self.quota.threads.unwrap_or(64).saturating_add(self.quota.processes.unwrap_or(64)).min(64);
                 let threads = u32::try_from(others).unwrap_or(64) + 1;
                 let (before, waited) = self.cpu_seen;
                 // Within the time between two looks it cannot use up more than is left, unless it just woke up.
@@ -309,6 +317,20 @@ impl<'a> Running<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Answers what the kernel asks about the guest's system calls.
+    fn poll_notices(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+        let Some(notices) = &mut self.process.notices else { return Ok(()) };
+        match notices.poll(self.process.pid, context) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(Some(Verdict::Forbidden(number))) => Err(Stop::Forbidden(number)),
+            Poll::Ready(Some(Verdict::Ended(signal))) => Err(Stop::Raised(signal)),
+            Poll::Ready(None) => {
+                self.process.notices = None;
+                Ok(())
+            }
+        }
     }
 
     fn over_wall_time(&self) -> Stop {
@@ -445,6 +467,7 @@ impl<'a> Running<'a> {
             return match kind {
                 wire::PARKED => {
                     self.process.parked = true;
+                    self.process.notices = self.process.pidfd.as_ref().and_then(|pidfd| Notices::take(pidfd.as_fd()));
                     self.go();
                     Ok(())
                 }
@@ -670,12 +693,12 @@ impl<'a> Running<'a> {
             return Err(Error::new(ErrorKind::Internal, "call", "the call ended before its process"));
         };
         // Nobody writes any more: what is in the pipes is all there is.
-        if self.stop.is_none() {
+        if matches!(self.stop, None | Some(Stop::Raised(_) | Stop::Forbidden(_))) {
             let rest = self
                 .read_stream(None, OutputStream::Output)
                 .and_then(|()| self.read_stream(None, OutputStream::Error))
                 .and_then(|()| self.read_worker(None));
-            self.stop = rest.err();
+            self.stop = rest.err().or(self.stop.take());
         }
         let cpu_time = self.process.cpu_time_in_all(ended.cpu_time).saturating_sub(self.process.cpu_time);
         let wall_time = self.started.elapsed();
@@ -690,9 +713,15 @@ impl<'a> Running<'a> {
             Some(Stop::Denied(grant)) => Outcome::Denied { grant },
             Some(Stop::Crashed(message)) => Outcome::Crashed { message },
             // Also when it was a child process that the kernel chose to end, and the first went on without it.
-            None if self.process.group.as_ref().is_some_and(MemoryGroup::overran) => {
+            None | Some(Stop::Raised(_)) if self.process.group.as_ref().is_some_and(MemoryGroup::overran) => {
                 let limit = self.quota.memory_bytes.unwrap_or(0);
                 Outcome::QuotaExceeded { resource: Resource::Memory, limit, used: limit.saturating_add(1), phase }
+            }
+            Some(Stop::Forbidden(number)) => {
+                Outcome::Denied { grant: format!("the system call {}", seccomp::name(number)) }
+            }
+            Some(Stop::Raised(signal)) => {
+                outcome::from_end(EndedBy::Signal(signal), self.quota, phase, nanos(cpu_time))
             }
             Some(Stop::Forged(message)) => Outcome::Trapped { trap: TrapKind::Other, message: message.to_owned() },
             Some(Stop::LoadFailed(message)) => {
@@ -760,7 +789,11 @@ fn setup_failed(message: &[u8]) -> Error {
     let (kind, help) = match errno {
         libc::ENOEXEC | libc::ELIBBAD => (ErrorKind::InvalidArtifact, "build it for this machine"),
         libc::ENOMEM | libc::EAGAIN => (ErrorKind::Unsupported, "the program does not fit its memory quota"),
-        libc::E2BIG => (ErrorKind::InvalidInput, "pass fewer arguments, or data as input"),
+        libc::E2BIG => (
+            ErrorKind::InvalidInput,
+            "arguments and environment may take a quarter of the stack, and each argument 128 KiB: raise `stack_bytes` \
+             (`--stack 8MiB`), pass fewer, or pass data as input",
+        ),
         _ => (ErrorKind::Internal, "`palisade doctor` shows what this machine allows"),
     };
     Error::new(kind, "call", format!("the instance did not start: {text}")).help(help)

@@ -16,6 +16,7 @@ use crate::call;
 use crate::cpu_group::{CpuGroup, CpuGroups};
 use crate::memory_group::MemoryGroup;
 use crate::module::{Kind, ProcessPrepared};
+use crate::notices::Notices;
 use crate::reaper::{Later, reap_later};
 use crate::rest::Rest;
 use crate::sys;
@@ -40,6 +41,8 @@ pub(crate) struct Process {
     pub(crate) reply: Option<Watched>,
     /// To and from a program that may call host functions, until it runs and they take the place of the worker's.
     pub(crate) host: Option<(Watched, Watched)>,
+    /// Where the kernel asks about its system calls, once the host has taken it.
+    pub(crate) notices: Option<Notices>,
     /// The group that bounds its memory.
     pub(crate) group: Option<MemoryGroup>,
     /// The group that counts its CPU time, where its children count too.
@@ -122,6 +125,7 @@ impl Process {
                 Some((answers, calls)) => Some((watched(answers)?, watched(calls)?)),
                 None => None,
             },
+            notices: None,
             group: None,
             cpu_group: None,
             memory: None,

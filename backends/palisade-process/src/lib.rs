@@ -37,6 +37,7 @@ mod landlock;
 mod libraries;
 mod memory_group;
 mod module;
+mod notices;
 mod outcome;
 mod pool;
 mod reaper;

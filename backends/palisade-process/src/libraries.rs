@@ -1,7 +1,7 @@
 //! Which files of the host a program needs to start: its loader and its libraries.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use palisade_core::{Error, ErrorKind, Result};
 
@@ -61,7 +61,7 @@ pub(crate) fn add(files: &mut Files, program: &Elf, path: &Path, trust: Trust) -
                 return Err(missing(name, &own));
             }
             seen.insert(name.clone());
-            let found = places.iter().map(|place| place.join(name)).find_map(|candidate| {
+            let found = places.iter().map(|place| upwards(place).join(name)).find_map(|candidate| {
                 let real = candidate.canonicalize().ok()?;
                 // A guest chooses the name: only what can be a library may come in.
                 let object = elf_of(&real)?;
@@ -78,6 +78,20 @@ pub(crate) fn add(files: &mut Files, program: &Elf, path: &Path, trust: Trust) -
         }
     }
     Ok(())
+}
+
+/// `path` without parts that lead upwards. Where it leads to on the host, links included, the caller looks; what matters here is
+/// where a loader in the jail comes to, which has no links above it.
+fn upwards(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            Component::CurDir => {}
+            part => plain.push(part),
+        }
+    }
+    plain
 }
 
 /// What the file at `path` says about itself, when it is a regular file and an ELF file.

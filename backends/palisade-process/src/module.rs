@@ -148,7 +148,7 @@ impl ProcessModule {
         {
             return unsupported(
                 "an executable reads the processor's own clock, which cannot be made coarse",
-                "grant fine clocks (`--clock fine`), or build a shared library",
+                "grant fine clocks (`--fine-clocks`, or `clocks = \"fine\"` under `[grants]`), or build a shared library",
             );
         }
         // What a library sees is the kernel's own coarse clock, which steps with its tick.
@@ -174,10 +174,10 @@ impl ProcessModule {
                 );
             }
             let (processes, threads) = (policy.quota.processes, policy.quota.threads);
-            if processes.is_some_and(|processes| processes > 0) && threads != Some(0) {
+            if processes != Some(0) && threads != Some(0) && processes.is_some() != threads.is_some() {
                 return unsupported(
-                    "the kernel counts threads and processes together",
-                    "grant child processes without threads, or lift the bound on both",
+                    "the kernel counts threads and processes together: it cannot bound one of them and not the other",
+                    "bound both (`--processes`, `--threads`), or lift both bounds",
                 );
             }
         }
@@ -291,19 +291,24 @@ impl ProcessModule {
         for grant in &policy.grants.directories {
             let guest = guest_path(&grant.guest)?;
             let writable = grant.access == Access::ReadWrite;
-            mounts.push(directory(&grant.host, guest.clone(), writable, false, shared.fuse, |found| {
+            // What nobody in the jail can write is code of the host's, as its libraries are.
+            let executable = !writable && !can_write_into(policy, grant);
+            mounts.push(directory(&grant.host, guest.clone(), writable, executable, shared.fuse, |found| {
                 self.owners(grant, found)
             })?);
-            rules.push((guest, landlock::directory(writable, false, shared.landlock_abi)));
+            rules.push((guest, landlock::directory(writable, executable, shared.landlock_abi)));
         }
         if let Some(scratch) = &policy.grants.scratch {
             let target = guest_path(scratch)?;
             rules.push((target.clone(), landlock::directory(true, false, shared.landlock_abi)));
             mounts.push(Mount::Scratch { target, bytes: policy.quota.disk_bytes.unwrap_or(0) });
         }
+        shown_already(&mut mounts, &mut rules);
         refuse_overlaps(&mounts)?;
         let is_library = matches!(self.kind, Kind::Library);
         let host_calls = !is_library && !policy.grants.host_functions.is_empty();
+        let objects = shared.memory_groups.is_some() || objects_bytes(policy).is_some();
+        let filter = |stage| seccomp::filter(stage, policy, objects);
         Ok(Plan {
             become_id: shared.is_root.then_some(OUTER_ID),
             inner_id: INNER_ID,
@@ -315,8 +320,8 @@ impl ProcessModule {
             limits: limits(policy, is_library, shared.memory_groups.is_some(), host_calls),
             landlock: landlock::handled(shared.landlock_abi),
             landlock_rules: rules,
-            filter: seccomp::filter(if is_library { Stage::LibraryLoading } else { Stage::Executable }, policy),
-            filter_locked: if is_library { seccomp::filter(Stage::LibraryLocked, policy) } else { Vec::new() },
+            filter: filter(if is_library { Stage::LibraryLoading } else { Stage::Executable }),
+            filter_locked: if is_library { filter(Stage::LibraryLocked) } else { Vec::new() },
             trap_tsc: matches!(policy.grants.clocks, Clocks::Coarse { .. }),
             own_user_namespace: tasks(policy).is_some(),
             host_calls,
@@ -393,18 +398,78 @@ fn directory(
     })
 }
 
+/// Whether a guest under `policy` can write where `grant` lets it read: by another grant of the same place, or of one within or
+/// around it.
+fn can_write_into(policy: &Policy, grant: &DirectoryGrant) -> bool {
+    let real = |grant: &DirectoryGrant| grant.host.canonicalize().unwrap_or_else(|_| grant.host.clone());
+    let place = real(grant);
+    let mut writable = policy.grants.directories.iter().filter(|other| other.access == Access::ReadWrite);
+    writable.any(|other| place.starts_with(real(other)) || real(other).starts_with(&place))
+}
+
+/// Directories of the root that on many systems are links to those of the same name beneath `/usr`.
+const MERGED: [&str; 5] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64"];
+
+/// Leaves out what a directory shows anyway at the same path: libraries within a granted `/usr`, say. With that, the links
+/// that lead into it.
+fn shown_already(mounts: &mut Vec<Mount>, rules: &mut Vec<(String, u64)>) {
+    let directories: Vec<(PathBuf, PathBuf)> = mounts
+        .iter()
+        .filter_map(|mount| match mount {
+            Mount::Directory { source, target, writable: false, executable: true, .. } => {
+                Some((PathBuf::from(target), PathBuf::from(source)))
+            }
+            _ => None,
+        })
+        .collect();
+    let usr = directories.iter().any(|(target, source)| target == Path::new("/usr") && source == Path::new("/usr"));
+    let links: Vec<&str> = MERGED
+        .into_iter()
+        .filter(|link| usr && std::fs::read_link(link).is_ok_and(|to| to == Path::new(&format!("usr{link}"))))
+        .collect();
+    let by_link = |target: &str| links.iter().any(|link| Path::new(target).starts_with(link) && target != *link);
+    let is_shown = |source: &str, target: &str| {
+        directories.iter().any(|(outer, from)| {
+            let inside = Path::new(target).strip_prefix(outer).ok().filter(|inside| inside.parent().is_some());
+            let there = inside.and_then(|inside| from.join(inside).canonicalize().ok());
+            there.is_some_and(|there| there.starts_with(from) && there == Path::new(source))
+        })
+    };
+    mounts.retain(|mount| match mount {
+        Mount::File { source, target, device: false } => {
+            !(is_shown(source, target) || by_link(target) && Path::new(source).starts_with("/usr"))
+        }
+        Mount::Directory { source, target, writable: false, .. } => !is_shown(source, target),
+        _ => true,
+    });
+    for link in links {
+        let free = |mount: &Mount| !Path::new(target_of(mount)).starts_with(link);
+        if mounts.iter().all(free) {
+            mounts.push(Mount::Link { target: format!("usr{link}"), path: link.to_owned() });
+        }
+    }
+    // A rule names what is there. What lies in a directory has that one's.
+    rules.retain(|(path, _)| mounts.iter().any(|mount| target_of(mount) == path));
+}
+
+/// Where `mount` is seen.
+fn target_of(mount: &Mount) -> &str {
+    match mount {
+        Mount::File { target, .. }
+        | Mount::Directory { target, .. }
+        | Mount::Program { target }
+        | Mount::Scratch { target, .. } => target,
+        Mount::Link { path, .. } => path,
+    }
+}
+
 /// Nothing may be shown inside a directory of the host: the place to show it at would have to be made there.
 fn refuse_overlaps(mounts: &[Mount]) -> Result<()> {
-    let target = |mount: &Mount| match mount {
-        Mount::File { target, .. } | Mount::Directory { target, .. } | Mount::Program { target } => target.clone(),
-        Mount::Scratch { target, .. } => target.clone(),
-        Mount::Link { path, .. } => path.clone(),
-    };
     for outer in mounts.iter().filter(|mount| matches!(mount, Mount::Directory { .. } | Mount::Scratch { .. })) {
-        let outer_target = target(outer);
+        let outer_target = target_of(outer);
         for inner in mounts.iter().filter(|inner| *inner != outer) {
-            let inner_target = target(inner);
-            if Path::new(&inner_target).starts_with(&outer_target) {
+            let inner_target = target_of(inner);
+            if Path::new(inner_target).starts_with(outer_target) {
                 return Err(Error::new(
                     ErrorKind::InvalidPolicy,
                     "prepare",
@@ -418,12 +483,24 @@ fn refuse_overlaps(mounts: &[Mount]) -> Result<()> {
     Ok(())
 }
 
-/// Most threads or child processes besides the first, where there may be some and they are bounded. They are counted in a
-/// user namespace of the instance's own, where nobody else counts.
+/// Most threads and child processes besides the first, where there may be some and they are bounded. They are counted in a
+/// user namespace of the instance's own, where nobody else counts, and together: the kernel makes no difference between them.
 fn tasks(policy: &Policy) -> Option<u64> {
-    let processes = policy.quota.processes.filter(|_| policy.grants.child_processes);
-    let granted = if policy.grants.child_processes { processes } else { policy.quota.threads };
-    granted.filter(|tasks| *tasks > 0)
+    let processes = if policy.grants.child_processes { policy.quota.processes? } else { 0 };
+    Some(processes.saturating_add(policy.quota.threads?)).filter(|tasks| *tasks > 0)
+}
+
+/// What an open descriptor may make the kernel hold, at most: half of a pair of sockets whose buffer is full (the kernel's
+/// 208 KiB, and one message beyond), or its share in what waits for others; a pipe holds less.
+const OBJECT_BYTES: u64 = 320 << 10;
+
+/// Memory that is kept for pipes, pairs of sockets and their like where no control group counts them: what all that a guest
+/// can have open may hold. `None`: there is not so much, and it gets none of them.
+fn objects_bytes(policy: &Policy) -> Option<u64> {
+    let Some(memory) = policy.quota.memory_bytes else { return Some(0) };
+    // Those who wait for many grow with the square of their number: beyond this they would be more than their share.
+    let files = policy.quota.open_files.filter(|files| *files <= 64)?.saturating_add(3);
+    Some(files * OBJECT_BYTES).filter(|bytes| *bytes <= memory / 4)
 }
 
 /// Resource limits of an instance.
@@ -442,7 +519,8 @@ fn limits(policy: &Policy, is_library: bool, memory_groups: bool, host_calls: bo
     let writable = policy.grants.directories.iter().any(|directory| directory.access == Access::ReadWrite)
         || policy.grants.scratch.is_some();
     // A control group counts what is used, not what is reserved.
-    let address_space = quota.memory_bytes.filter(|_| !memory_groups).unwrap_or(u64::MAX);
+    let own = quota.memory_bytes.map(|bytes| bytes - objects_bytes(policy).unwrap_or(0));
+    let address_space = own.filter(|_| !memory_groups).unwrap_or(u64::MAX);
     let mut limits = vec![
         (libc::RLIMIT_CPU, cpu),
         (libc::RLIMIT_AS, address_space),

@@ -102,6 +102,9 @@ pub(crate) const FD_CALLS: i32 = 8;
 #[cfg_attr(not(palisade_worker), allow(dead_code, reason = "used by the worker"))]
 pub(crate) const FD_RULES: i32 = 6;
 
+/// Descriptor on which the kernel asks about system calls; the host takes it before guest code runs.
+pub(crate) const FD_NOTICES: i32 = 9;
+
 /// Frames from an instance: one byte for the kind, four for the length.
 pub(crate) const FRAME_HEADER: usize = 5;
 /// The jail is complete; no guest code ran yet.

@@ -103,8 +103,9 @@ pub(crate) fn run() -> ! {
     attempt("memfd_create", number::MEMFD_CREATE, [nowhere, 0, 0, 0, 0, 0]);
     attempt("become root", number::SETUID, [0, 0, 0, 0, 0, 0]);
     attempt("io_uring", number::IO_URING_SETUP, [1, 0, 0, 0, 0, 0]);
-    let limit = [u64::MAX, u64::MAX];
-    attempt("raise a resource limit", number::PRLIMIT, [0, 9, limit.as_ptr() as u64, 0, 0, 0]);
+    const RLIMIT_NOFILE: u64 = 7;
+    let limit = [4096u64, 4096];
+    attempt("raise a resource limit", number::PRLIMIT, [0, RLIMIT_NOFILE, limit.as_ptr() as u64, 0, 0, 0]);
     attempt("execute a program", number::EXECVE, [c"/bin/sh".as_ptr() as u64, 0, 0, 0, 0, 0]);
     // `fork` as the C library makes it: no flags but the exit signal. A child must not go on with this list.
     match ffi::raw(number::CLONE, [17, 0, 0, 0, 0, 0]) {

@@ -10,8 +10,8 @@ use super::ffi;
 use super::instance::say;
 use super::jail::{Failed, Step};
 use super::protocol::{
-    CALL, ERROR, FD_REQUEST, FRAME_HEADER, GO, HOST_CALL, HOST_RESULT, LOAD_FAILED, LOADED, LOG, OUTPUT, Plan, RETURN,
-    Reader, SIGNAL, Writer,
+    CALL, ERROR, FD_NOTICES, FD_REQUEST, FRAME_HEADER, GO, HOST_CALL, HOST_RESULT, LOAD_FAILED, LOADED, LOG, OUTPUT,
+    Plan, RETURN, Reader, SIGNAL, Writer,
 };
 
 /// Version of the table.
@@ -228,7 +228,8 @@ fn prepare(plan: &Plan, environment: &[CString], path: &str) -> Result<ffi::Libr
         ffi::handle_signal(signal, on_signal).step("signals")?;
     }
     match receive() {
-        (GO, _) => {}
+        // The host has taken what it wants, and the plugin must not have it.
+        (GO, _) => ffi::close_fd(FD_NOTICES),
         _ => return Err(io::Error::from_raw_os_error(ffi::EINVAL)).step("wait for the host"),
     }
     let library = match ffi::load_library(path) {
