@@ -717,6 +717,11 @@ impl<'a> Running<'a> {
                 let limit = self.quota.memory_bytes.unwrap_or(0);
                 Outcome::QuotaExceeded { resource: Resource::Memory, limit, used: limit.saturating_add(1), phase }
             }
+            // The kernel ends what it has begun to execute and cannot give the memory its file asks for.
+            None if self.cannot_begin() && matches!(ended.by, EndedBy::Signal(libc::SIGSEGV | libc::SIGKILL)) => {
+                let (limit, used) = (self.quota.memory_bytes.unwrap_or(0), self.file_memory_bytes());
+                Outcome::QuotaExceeded { resource: Resource::Memory, limit, used, phase }
+            }
             Some(Stop::Forbidden(number)) => {
                 Outcome::Denied { grant: format!("the system call {}", seccomp::name(number)) }
             }
@@ -759,11 +764,22 @@ impl<'a> Running<'a> {
             },
             _ => outcome,
         };
-        let peak = match &self.process.group {
-            Some(_) => self.process.memory_peak_bytes(),
-            None => ended.resident_peak_bytes,
-        };
+        let peak = self.process.memory_peak_in_the_end(ended.resident_peak_bytes);
         Ok(self.execution(outcome, wall_time, cpu_time, peak))
+    }
+
+    /// Memory that the program's own file asks for, before anything of it runs.
+    fn file_memory_bytes(&self) -> u64 {
+        match &self.prepared.kind {
+            Kind::Executable(elf) => elf.memory_bytes,
+            Kind::Script | Kind::Library => 0,
+        }
+    }
+
+    /// Whether the program asks for more than it may have before anything of it runs, and no group counts what it has.
+    fn cannot_begin(&self) -> bool {
+        let limit = self.quota.memory_bytes.unwrap_or(u64::MAX);
+        self.process.group.is_none() && self.file_memory_bytes() > limit
     }
 
     fn execution(&mut self, outcome: Outcome, wall_time: Duration, cpu_time: Duration, peak: u64) -> Execution {

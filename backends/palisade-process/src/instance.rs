@@ -25,6 +25,9 @@ use crate::watched::Watched;
 /// Size asked of data pipes: what an ordinary user may have. Fewer wake-ups for large inputs and outputs.
 const PIPE_BYTES: usize = 1 << 20;
 
+/// What of a group's peak may be the kernel's cache of files before anybody looks.
+const CACHED_BYTES_MIN: u64 = 2 << 20;
+
 /// A process in its jail, and our ends of its pipes. Dropping it kills it.
 pub(crate) struct Process {
     pub(crate) pid: i32,
@@ -204,6 +207,23 @@ impl Process {
                 pages.saturating_mul(rustix::param::page_size() as u64)
             }
         }
+    }
+
+    /// Most memory it held at once when it has ended, and the kernel says that its first process had `resident` bytes in its
+    /// memory at once.
+    ///
+    /// A group's count includes what the kernel keeps of files that were read or written, for as long as nobody needs the room.
+    /// That is the kernel's, not the guest's, and still in the group.
+    pub(crate) fn memory_peak_in_the_end(&mut self, resident: u64) -> u64 {
+        if self.group.is_none() {
+            return resident;
+        }
+        let peak = self.memory_peak_bytes();
+        // Looking costs more than a small difference matters.
+        let Some(group) = self.group.as_ref().filter(|_| peak > resident.saturating_add(CACHED_BYTES_MIN)) else {
+            return peak;
+        };
+        peak.saturating_sub(group.cached_bytes()).max(resident).min(peak)
     }
 
     /// Most memory its group held at once, or that it had resident at once; for the latter it must be alive.

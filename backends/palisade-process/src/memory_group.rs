@@ -278,6 +278,11 @@ impl MemoryGroup {
         fs::read_to_string(self.path.join(file)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
 
+    /// Memory in which the kernel keeps what files hold, in bytes. Files of a scratch directory are memory and do not count here.
+    pub(crate) fn cached_bytes(&self) -> u64 {
+        self.number("memory.stat", "inactive_file ").saturating_add(self.number("memory.stat", "active_file "))
+    }
+
     /// The file with the most memory the group held at once, in bytes.
     pub(crate) fn peak_file(&self) -> PathBuf {
         self.path.join(match self.groups.version {

@@ -196,6 +196,7 @@ pub(crate) const COMPUTE: Group = Group(&[
                 (&[is(0, libc::PR_SET_NAME)], Allow),
                 (&[is(0, libc::PR_GET_NAME)], Allow),
                 (&[is(0, libc::PR_GET_DUMPABLE)], Allow),
+                (&[is(0, libc::PR_SET_DUMPABLE), is(1, 0)], Allow),
                 // Set already, for good.
                 (&[is(0, libc::PR_SET_NO_NEW_PRIVS)], Allow),
                 (&[is(0, libc::PR_GET_NO_NEW_PRIVS)], Allow),

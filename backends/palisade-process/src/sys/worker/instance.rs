@@ -9,7 +9,7 @@ use super::jail::{self, Failed, Step, protection};
 use super::library;
 use super::protocol::{
     FD_ANSWERS, FD_CALLS, FD_NOTICES, FD_PROGRAM, FD_REPLY, FD_REQUEST, FD_RULES, FRAME_HEADER, GO, INSTANCE_FDS,
-    PARKED, Program, Reader, SETUP_FAILED, frame_header,
+    PARKED, Plan, Program, Reader, SETUP_FAILED, frame_header,
 };
 use super::zygote::{self, Ready};
 
@@ -91,8 +91,10 @@ fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
     if plan.on(protection::PARENT_DEATH) {
         ffi::set_process_attribute(PR_SET_PDEATHSIG, SIGKILL, 0).step("end with the host")?;
     }
-    let dumpable = u64::from(!plan.on(protection::NOT_DUMPABLE));
-    ffi::set_process_attribute(PR_SET_DUMPABLE, dumpable, 0).step("keep memory unreadable for others")?;
+    // An ordinary host may take a descriptor only from what it may look into; then this follows once the host has it.
+    if plan.become_id.is_some() || matches!(plan.program, Program::SelfTest) {
+        hide(plan)?;
+    }
     let limits = |last: bool| {
         let all = plan.limits.iter().filter(|_| plan.on(protection::LIMITS));
         let mut now = all.filter(|(resource, _)| (*resource == RLIMIT_NOFILE) == last);
@@ -128,6 +130,12 @@ fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
     limits(true)?;
     // Also finds out that the host died before its death could be noticed: nobody reads any more.
     say(PARKED, &[]).step("report")
+}
+
+/// Keeps this process's memory from others of its user. Executing a program undoes it.
+pub(crate) fn hide(plan: &Plan) -> Result<(), Failed> {
+    let dumpable = u64::from(!plan.on(protection::NOT_DUMPABLE));
+    ffi::set_process_attribute(PR_SET_DUMPABLE, dumpable, 0).step("keep memory unreadable for others")
 }
 
 /// Waits for the arguments, and becomes the guest.
