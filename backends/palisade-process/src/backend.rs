@@ -145,6 +145,7 @@ impl Shared {
                     Kind::Executable(_) | Kind::Script => "one filter",
                 },
             ),
+            asked("no new code", !policy.grants.executable_memory, "memory that can be written is never executed"),
             asked("scratch directory", policy.grants.scratch.is_some(), "a file system in memory, of the size granted"),
             on("end with the host", "the kernel kills the guest when the host dies"),
             asked("time stamp counter trapped", matches!(policy.grants.clocks, Clocks::Coarse { .. }), ""),
@@ -323,6 +324,7 @@ fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
             GrantKind::Interpreter,
             GrantKind::Scratch,
             GrantKind::DirectoryOwner,
+            GrantKind::ExecutableMemory,
         ]
         .into_iter()
         .chain(memory_groups.then_some(GrantKind::ChildProcesses))

@@ -260,7 +260,6 @@ impl<'a> Running<'a> {
         }
         if let Some(context) = context.as_deref_mut() {
             self.check_times(context)?;
-            self.poll_notices(context)?;
         }
         loop {
             let before = self.progress();
@@ -276,7 +275,8 @@ impl<'a> Running<'a> {
             self.feed(context.as_deref_mut())?;
             self.write_worker(context.as_deref_mut())?;
             if before == self.progress() {
-                return Ok(());
+                // Last: only now is it known whether there is something to listen to.
+                return context.map_or(Ok(()), |context| self.poll_notices(context));
             }
         }
     }

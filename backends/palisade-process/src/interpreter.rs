@@ -223,10 +223,13 @@ impl Interpreter {
         let known = INSTALLED.iter().filter(|(name, _)| *name == family).flat_map(|(_, patterns)| patterns.iter());
         directories.extend(known.flat_map(|pattern| directories_at(pattern)));
         if family == "java" {
-            // Its libraries and classes lie beside the directory of its program.
+            // Its libraries and classes lie beside the directory of its program, and it looks for them beside its name.
             directories.extend(prefixes(&real, &real));
+            self.path.clone_from(&real);
         }
-        for extension in directories.iter().flat_map(|directory| extensions(directory)) {
+        let deeper = directories.iter().flat_map(|directory| [directory.join("lib"), directory.join("lib/server")]);
+        let java: Vec<PathBuf> = deeper.filter(|_| family == "java").collect();
+        for extension in directories.iter().chain(&java).flat_map(|directory| extensions(directory)) {
             if let Some(library) = elf_of(&extension) {
                 let _ = libraries::add(&mut self.files, &library, &extension, Trust::Host);
             }

@@ -154,6 +154,22 @@ mod tests {
     }
 
     #[test]
+    fn what_leads_upwards_is_shown_where_a_loader_comes_to() {
+        let (tree, own) = (tempfile::tempdir().unwrap(), std::env::current_exe().unwrap());
+        let root = tree.path().canonicalize().unwrap();
+        for part in ["bin", "lib"] {
+            std::fs::create_dir(root.join(part)).unwrap();
+        }
+        std::fs::copy(own, root.join("lib/libown.so")).unwrap();
+        let program =
+            Elf { needed: vec!["libown.so".into()], run_path: vec!["$ORIGIN/../lib/./".into()], ..Elf::default() };
+        let mut files = Files::new();
+        add(&mut files, &program, &root.join("bin/program"), Trust::Host).unwrap();
+        assert!(files.contains_key(&root.join("lib/libown.so")), "{files:?}");
+        assert!(files.keys().all(|shown| !shown.to_string_lossy().contains("..")), "{files:?}");
+    }
+
+    #[test]
     fn a_guest_cannot_have_the_hosts_files_shown() {
         let secrets = tempfile::tempdir().unwrap();
         let secret = secrets.path().join("libsecret.so");

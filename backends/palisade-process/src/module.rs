@@ -160,6 +160,9 @@ impl ProcessModule {
                 &format!("ask for steps of at most {:?}", sys::clock_tick()),
             );
         }
+        if grants.executable_memory && matches!(self.kind, Kind::Library) {
+            return unsupported("a shared library cannot make code while it runs", "build an executable");
+        }
         if grants.child_processes {
             if matches!(self.kind, Kind::Library) {
                 return unsupported("a shared library cannot start child processes", "build an executable");
@@ -263,8 +266,10 @@ impl ProcessModule {
                 };
                 files = needed;
                 directories.extend(library.into_iter().map(|path| (path.clone(), path)));
+                let option = own_option(self.artifact.bytes(), &interpreter);
                 let interpreter = text(&interpreter)?;
-                Program::Execute { path: interpreter.clone(), before: vec![interpreter, path.clone()] }
+                let before = [Some(interpreter.clone()), option, Some(path.clone())];
+                Program::Execute { path: interpreter, before: before.into_iter().flatten().collect() }
             }
             Kind::Library => Program::Library { path: path.clone() },
         };
@@ -324,10 +329,22 @@ impl ProcessModule {
             filter_locked: if is_library { filter(Stage::LibraryLocked) } else { Vec::new() },
             trap_tsc: matches!(policy.grants.clocks, Clocks::Coarse { .. }),
             own_user_namespace: tasks(policy).is_some(),
+            makes_code: policy.grants.executable_memory,
             host_calls,
             ablated: shared.ablated,
         })
     }
+}
+
+/// The option that a script's first line gives to its interpreter (`#!/usr/bin/sbcl --script`), if it is this one.
+fn own_option(script: &[u8], interpreter: &Path) -> Option<String> {
+    /// The kernel reads no further either.
+    const LINE_BYTES_MAX: usize = 256;
+    let line =
+        script.get(..LINE_BYTES_MAX).unwrap_or(script).strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let (named, option) = std::str::from_utf8(line).ok()?.trim().split_once([' ', '\t'])?;
+    let same = Path::new(named).file_name()? == interpreter.file_name()?;
+    Some(option.trim().to_owned()).filter(|option| same && option.starts_with('-') && !option.contains('\0'))
 }
 
 /// The last part of an artifact's name, as a file name.
@@ -817,6 +834,68 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_counts_is_taken_off_the_address_space_or_not_given() {
+        let mut policy = fine();
+        let space = |policy: &Policy, groups| {
+            limits(policy, false, groups, false)
+                .into_iter()
+                .find(|limit| limit.0 == libc::RLIMIT_AS)
+                .map(|limit| limit.1)
+        };
+        assert_eq!(objects_bytes(&policy), Some(67 * OBJECT_BYTES));
+        assert_eq!(space(&policy, false), Some((128 << 20) - 67 * OBJECT_BYTES));
+        assert_eq!(space(&policy, true), Some(u64::MAX));
+        // More descriptors than that, or memory of which it would be more than a part.
+        policy.quota.open_files = Some(65);
+        assert_eq!((objects_bytes(&policy), space(&policy, false)), (None, Some(128 << 20)));
+        policy.quota.open_files = None;
+        assert_eq!(objects_bytes(&policy), None);
+        (policy.quota.open_files, policy.quota.memory_bytes) = (Some(64), Some(64 << 20));
+        assert_eq!((objects_bytes(&policy), space(&policy, false)), (None, Some(64 << 20)));
+        policy.quota.memory_bytes = None;
+        assert_eq!((objects_bytes(&policy), space(&policy, false)), (Some(0), Some(u64::MAX)));
+    }
+
+    #[test]
+    fn what_a_directory_shows_anyway_is_left_out() {
+        let file = |target: &str| Mount::File {
+            source: Path::new(target).canonicalize().unwrap().to_str().unwrap().to_owned(),
+            target: target.to_owned(),
+            device: false,
+        };
+        let shown = |host: &str, executable| {
+            let found = Path::new(host).metadata().unwrap();
+            Mount::Directory {
+                source: host.to_owned(),
+                target: host.to_owned(),
+                writable: false,
+                executable,
+                device: found.dev(),
+                inode: found.ino(),
+                owners: None,
+            }
+        };
+        let outside = Mount::Scratch { target: "/tmp".into(), bytes: 0 };
+        let all = [shown("/usr", true), file("/usr/bin/env"), shown("/usr/share", true), outside.clone()];
+        let rules = || ["/usr", "/usr/bin/env", "/usr/share", "/tmp"].map(|path| (path.to_owned(), 1)).to_vec();
+        let (mut mounts, mut left) = (all.to_vec(), rules());
+        shown_already(&mut mounts, &mut left);
+        assert_eq!(mounts[..2], [shown("/usr", true), outside.clone()]);
+        assert!(mounts[2..].iter().all(|mount| matches!(mount, Mount::Link { .. })), "{mounts:?}");
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(refuse_overlaps(&mounts).is_ok());
+        // What shows something else there, and what may not be executed where it lies, stays, and is refused.
+        let mut other = all.to_vec();
+        other[1] = Mount::File { source: "/etc/hostname".into(), target: "/usr/bin/env".into(), device: false };
+        let mut plain = all.to_vec();
+        plain[0] = shown("/usr", false);
+        for mut mounts in [other, plain] {
+            shown_already(&mut mounts, &mut rules());
+            assert!(refuse_overlaps(&mounts).is_err(), "{mounts:?}");
+        }
+    }
+
+    #[test]
     fn the_kernels_own_clock_bounds_what_has_one_call_only() {
         let mut policy = fine();
         policy.quota.cpu_time = Some(Duration::from_millis(1500));
@@ -824,6 +903,17 @@ mod tests {
             |is_library| limits(&policy, is_library, true, false).into_iter().find(|limit| limit.0 == libc::RLIMIT_CPU);
         assert_eq!(cpu(false), Some((libc::RLIMIT_CPU, 3)));
         assert_eq!(cpu(true), Some((libc::RLIMIT_CPU, u64::MAX)));
+    }
+
+    #[test]
+    fn a_script_may_give_its_interpreter_an_option() {
+        let option = |script: &str| own_option(script.as_bytes(), Path::new("/usr/bin/sbcl"));
+        assert_eq!(option("#!/usr/bin/sbcl --script\n(print 1)"), Some("--script".into()));
+        assert_eq!(option("#! /opt/sbcl\t--script\n"), Some("--script".into()));
+        assert_eq!(option("#!/opt/sbcl\t--script --x \n"), Some("--script --x".into()));
+        for script in ["", "#!", "(print 1)", "#!/usr/bin/sbcl", "#!/usr/bin/python3 -I\n", "#!/usr/bin/sbcl file\n"] {
+            assert_eq!(option(script), None, "{script}");
+        }
     }
 
     #[test]

@@ -80,11 +80,13 @@ pub enum GrantKind {
     Scratch,
     /// A named owner for what a guest makes in a directory of the host.
     DirectoryOwner,
+    /// Making code while running.
+    ExecutableMemory,
 }
 
 impl GrantKind {
     /// Every kind.
-    pub const ALL: [GrantKind; 12] = [
+    pub const ALL: [GrantKind; 13] = [
         GrantKind::DirectoriesReadOnly,
         GrantKind::DirectoriesReadWrite,
         GrantKind::Environment,
@@ -97,6 +99,7 @@ impl GrantKind {
         GrantKind::Interpreter,
         GrantKind::Scratch,
         GrantKind::DirectoryOwner,
+        GrantKind::ExecutableMemory,
     ];
 
     /// The name, as in JSON.
@@ -114,6 +117,7 @@ impl GrantKind {
             GrantKind::Interpreter => "interpreter",
             GrantKind::Scratch => "scratch",
             GrantKind::DirectoryOwner => "directory_owner",
+            GrantKind::ExecutableMemory => "executable_memory",
         }
     }
 }
@@ -179,6 +183,7 @@ impl Capabilities {
             (GrantKind::Interpreter, grants.interpreter.is_some()),
             (GrantKind::Scratch, grants.scratch.is_some()),
             (GrantKind::DirectoryOwner, grants.directories.iter().any(|directory| directory.owner.is_some())),
+            (GrantKind::ExecutableMemory, grants.executable_memory),
         ];
         for (kind, asked) in asked {
             if asked && !self.grants.contains(&kind) {
@@ -232,6 +237,7 @@ mod tests {
         policy.grants.child_processes = true;
         policy.grants.interpreter = Some("python3".into());
         policy.grants.scratch = Some("/tmp".into());
+        policy.grants.executable_memory = true;
         policy
     }
 

@@ -44,6 +44,9 @@ fn groups(stage: Stage, policy: &Policy, objects: bool) -> Vec<&'static Group> {
     if stage != Stage::LibraryLocked {
         groups.extend([&policy::LOAD_CODE, &policy::START]);
     }
+    if policy.grants.executable_memory && stage != Stage::LibraryLocked {
+        groups.push(&policy::MAKE_CODE);
+    }
     if objects {
         groups.push(&policy::OBJECTS);
     }
@@ -381,6 +384,31 @@ mod tests {
         assert_eq!(asked(libc::SYS_tgkill as i32, [1, 9, 6, 0, 0, 0]), signal(Some(9)));
         assert_eq!(asked(libc::SYS_tkill as i32, [9, 6, 0, 0, 0, 0]), signal(Some(9)));
         assert_eq!(asked(libc::SYS_ptrace as i32, [0; 6]), Asked::Forbidden(libc::SYS_ptrace as i32));
+    }
+
+    #[test]
+    fn code_is_made_by_those_only_who_were_granted_it() {
+        let mut granted = Policy::default();
+        granted.grants.executable_memory = true;
+        let says = |policy: &Policy, number: libc::c_long, arguments| {
+            let rules = rules(Stage::Executable, policy, true);
+            evaluate(&compile(Stage::Executable, &rules), ARCH, number as u32, arguments)
+        };
+        let allow = Action::Allow.value();
+        for (number, arguments) in [
+            (libc::SYS_mmap, [0, 4096, 7, 0x22, u64::MAX, 0]),
+            (libc::SYS_mmap, [0, 4096, 5, 0x22, u64::MAX, 0]),
+            (libc::SYS_mmap, [0, 4096, 7, 0x1, 3, 0]),
+            (libc::SYS_mprotect, [0, 4096, 5, 0, 0, 0]),
+            (libc::SYS_mprotect, [0, 4096, 7, 0, 0, 0]),
+        ] {
+            assert_eq!(says(&granted, number, arguments), allow, "{number} {arguments:?}");
+            assert_ne!(says(&Policy::default(), number, arguments), allow, "{number} {arguments:?}");
+        }
+        // Huge pages, newer flags and growing downwards are no code.
+        assert_ne!(says(&granted, libc::SYS_mmap, [0, 4096, 7, 0x40022, u64::MAX, 0]), allow);
+        assert_ne!(says(&granted, libc::SYS_mmap, [0, 4096, 7, 0x22 | 1 << 27, u64::MAX, 0]), allow);
+        assert_ne!(says(&granted, libc::SYS_mprotect, [0, 4096, 0x0100_0005, 0, 0, 0]), allow);
     }
 
     #[test]

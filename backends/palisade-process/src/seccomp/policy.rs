@@ -337,6 +337,12 @@ pub(crate) const LOAD_CODE: Group = Group(&[(
     ),
 )]);
 
+/// Making code: any protection of its own memory. Comes after [`LOAD_CODE`].
+pub(crate) const MAKE_CODE: Group = Group(&[
+    (&[SYS_mmap], only(&[(&[bits(3, HUGE, HUGE)], Errno(ENOMEM)), (&[bits(3, MAP_REFUSED, 0)], Allow)], Errno(EACCES))),
+    (&[SYS_mprotect], only(&[(&[bits(2, GROWS, 0)], Allow)], Errno(EACCES))),
+]);
+
 /// What a C library does when a program starts.
 pub(crate) const START: Group = Group(&[
     // The program itself, by its descriptor.

@@ -105,7 +105,9 @@ fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
         ffi::drop_capabilities().step("drop capabilities")?;
     }
     // Kernels before 6.3 have no such switch; the filter refuses the same.
-    let _ = ffi::set_process_attribute(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0);
+    if !plan.makes_code {
+        let _ = ffi::set_process_attribute(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0);
+    }
     let _ = ffi::set_process_attribute(PR_SET_THP_DISABLE, 1, 0);
     if plan.trap_tsc {
         ffi::set_process_attribute(PR_SET_TSC, PR_TSC_SIGSEGV, 0).step("trap the time stamp counter")?;
