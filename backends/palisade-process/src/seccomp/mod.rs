@@ -323,7 +323,7 @@ mod tests {
     fn the_tree_is_shallow() {
         let rules = rules(Stage::Executable, &Policy::default(), true);
         let program = compile(Stage::Executable, &rules);
-        assert!(program.len() < 1200, "{} instructions", program.len());
+        assert!(program.len() < 1000, "{} instructions", program.len());
     }
 
     #[test]

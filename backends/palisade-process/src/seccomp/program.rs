@@ -136,31 +136,47 @@ fn tree(segments: &[(u32, Decision)], asked: Action) -> Vec<Instruction> {
 
 fn leaf(decision: &Decision, asked: Action) -> Vec<Instruction> {
     let value = |action: Action| if action == Action::Ask { asked.value() } else { action.value() };
+    let otherwise = value(decision.otherwise);
+    if decision.cases.iter().all(|(_, action)| value(*action) == otherwise) {
+        return vec![plain(RETURN, otherwise)];
+    }
     let mut code = Vec::new();
+    // The argument, and the bits of it, that the case before has left to compare with.
+    let mut loaded: Option<(u8, u32)> = None;
     for (conditions, action) in decision.cases {
         // Built from the end: a condition that fails jumps behind the case.
         let mut case = vec![plain(RETURN, value(*action))];
         let word = |argument: u8, half: u32| ARGUMENTS + 8 * u32::from(argument) + 4 * half;
-        let guard = |case: &mut Vec<Instruction>, load: u32, mask: u32, value: u32| {
+        let guard = |case: &mut Vec<Instruction>, load: Option<u32>, mask: u32, value: u32| {
             let skip = u8::try_from(case.len()).unwrap_or(u8::MAX);
             debug_assert!(case.len() <= u8::MAX.into(), "a case is short");
-            let mut guarded = vec![plain(LOAD, load)];
-            if mask != u32::MAX {
-                guarded.push(plain(AND, mask));
+            let mut guarded = Vec::new();
+            if let Some(load) = load {
+                guarded.push(plain(LOAD, load));
+                if mask != u32::MAX {
+                    guarded.push(plain(AND, mask));
+                }
             }
             guarded.push(Instruction { code: JUMP_EQUAL, jump_true: 0, jump_false: skip, k: value });
             guarded.append(case);
             *case = guarded;
         };
-        for condition in conditions.iter().rev() {
-            guard(&mut case, word(condition.argument, 0), condition.mask, condition.value);
+        for (index, condition) in conditions.iter().enumerate().rev() {
             if condition.wide {
-                guard(&mut case, word(condition.argument, 1), u32::MAX, 0);
+                guard(&mut case, Some(word(condition.argument, 1)), u32::MAX, 0);
             }
+            let is_loaded = index == 0 && loaded == Some((condition.argument, condition.mask));
+            let load = word(condition.argument, 0);
+            guard(&mut case, Some(load).filter(|_| !is_loaded), condition.mask, condition.value);
         }
+        // Where one condition is all there was, what failed is what is loaded.
+        loaded = match conditions {
+            [only] if !only.wide => Some((only.argument, only.mask)),
+            _ => None,
+        };
         code.extend(case);
     }
-    code.push(plain(RETURN, value(decision.otherwise)));
+    code.push(plain(RETURN, otherwise));
     code
 }
 
