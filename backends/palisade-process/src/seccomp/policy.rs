@@ -234,7 +234,11 @@ pub(crate) const COMPUTE: Group = Group(&[
     ),
     (&[SYS_clone, SYS_fork, SYS_vfork], always(Errno(EAGAIN))),
     (&[SYS_execve, SYS_execveat], always(Errno(EPERM))),
-    (&[SYS_socket, SYS_socketpair], always(Errno(EACCES))),
+    (
+        &[SYS_socket, SYS_socketpair, SYS_connect, SYS_bind, SYS_sendto, SYS_sendmsg, SYS_sendmmsg],
+        always(Errno(EACCES)),
+    ),
+    (&[SYS_setsockopt, SYS_getsockopt], always(Errno(ENOPROTOOPT))),
     (
         &[SYS_open, SYS_openat, SYS_creat, SYS_stat, SYS_lstat, SYS_newfstatat, SYS_access, SYS_faccessat],
         always(Errno(EACCES)),
