@@ -20,11 +20,12 @@ use palisade_core::{
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::instance::Process;
+use crate::kind::Kind;
 use crate::memory_group::MemoryGroup;
-use crate::module::{Kind, ProcessPrepared};
 use crate::notices::{Notices, Verdict};
 use crate::outcome;
+use crate::prepared::ProcessPrepared;
+use crate::process::Process;
 use crate::seccomp;
 use crate::streams::{Exceeded, Streams};
 use crate::sys::{self, Ended, EndedBy, protocol as wire};
@@ -120,7 +121,7 @@ struct Running<'a> {
 impl<'a> Running<'a> {
     fn start(prepared: &'a ProcessPrepared, process: &'a mut Process, call: Call) -> Result<Self> {
         let started = Instant::now();
-        let quota = &prepared.policy.quota;
+        let quota = &prepared.jail.policy.quota;
         let stale = || Error::new(ErrorKind::Stale, "call", "the instance has ended").help("make a fresh instance");
         let deadline = quota.wall_time.and_then(|limit| started.checked_add(limit));
         if process.pidfd.is_none() {

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use palisade_core::{Artifact, ArtifactKind, Call, Clocks, Error, ErrorKind, Policy, Result, block_on};
 
-use crate::backend::Shared;
 use crate::call;
 use crate::libraries::{self, Files, Trust, elf_of};
 use crate::module::ProcessModule;
+use crate::shared::Shared;
 
 /// Most extension modules of one standard library whose dependencies are followed.
 const EXTENSIONS_MAX: usize = 1000;
