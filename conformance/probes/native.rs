@@ -300,11 +300,7 @@ fn attack(name: &str, argument: &str) -> Attack {
             1 => Ok("kept".into()),
             _ => Err(refused("dropped")),
         },
-        "set-limit" => {
-            let mut limit = [0u64; 2];
-            call(number::PRLIMIT64, [0, 7, 0, limit.as_mut_ptr() as u64, 0, 0])?;
-            done(number::PRLIMIT64, [0, 7, limit.as_ptr() as u64, 0, 0, 0])
-        }
+        "set-limit" => raise_limit(),
         "choose-processor" => {
             let mask = [1u64; 16];
             done(number::SCHED_SETAFFINITY, [0, 128, mask.as_ptr() as u64, 0, 0, 0])
@@ -328,13 +324,11 @@ fn attack(name: &str, argument: &str) -> Attack {
         "writable-code" => done(number::MMAP, [0, 4096, 7, 0x22, u64::MAX, 0]),
         "make-executable" => page().and_then(|page| done(number::MPROTECT, [page as u64, 4096, 5, 0, 0, 0])),
         "replace-program" => replace_program(),
+        // Objects of the kernel, more of them than the argument says: bytes held in them, or their number.
+        "pipe" | "socket-pair" | "eventfd" | "epoll" => hold(name, argument.parse().unwrap_or(0)),
         // Objects of the kernel that no quota of a process counts.
-        "pipe" => done(number::PIPE2, [[0i32; 2].as_mut_ptr() as u64, 0, 0, 0, 0, 0]),
-        "eventfd" => done(number::EVENTFD2, [0; 6]),
-        "epoll" => done(number::EPOLL_CREATE1, [0; 6]),
         "inotify" => done(number::INOTIFY_INIT1, [0; 6]),
         "timerfd" => done(number::TIMERFD_CREATE, [1, 0, 0, 0, 0, 0]),
-        "socket-pair" => done(number::SOCKETPAIR, [1, 1, 0, [0i32; 2].as_mut_ptr() as u64, 0, 0]),
         "shared-memory" => {
             let id = call(number::SHMGET, [0, 4096, 0o600, 0, 0, 0])?;
             // Removed at once: it would outlive this process.
@@ -435,6 +429,70 @@ fn attack(name: &str, argument: &str) -> Attack {
 }
 
 const AT_CWD: u64 = -100i64 as u64;
+
+/// Resource limits that bounds of memory, time and files are made of: CPU time, file size, data, stack, files, address space.
+const LIMITS: [u64; 6] = [0, 1, 2, 3, 7, 9];
+
+/// Raises one of its limits. Whoever may raise no hard limit raises a soft one.
+fn raise_limit() -> Attack {
+    let mut last = refused("all are without bound already");
+    for resource in LIMITS {
+        let mut limit = [0u64; 2];
+        call(number::PRLIMIT64, [0, resource, 0, limit.as_mut_ptr() as u64, 0, 0])?;
+        let [soft, hard] = limit;
+        if soft == u64::MAX {
+            continue;
+        }
+        let raised = [soft + 1, hard.max(soft + 1)];
+        match done(number::PRLIMIT64, [0, resource, raised.as_ptr() as u64, 0, 0, 0]) {
+            Ok(_) => return Ok(format!("limit {resource}")),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Makes objects of one kind, and fills those that hold bytes, until there are more than `limit`.
+fn hold(name: &str, limit: u64) -> Attack {
+    // As many open files as it may have.
+    let mut files = [0u64; 2];
+    call(number::PRLIMIT64, [0, 7, 0, files.as_mut_ptr() as u64, 0, 0])?;
+    files[0] = files[1];
+    let _ = call(number::PRLIMIT64, [0, 7, files.as_ptr() as u64, 0, 0, 0]);
+    const NONBLOCK: u64 = 0o4000;
+    #[cfg(target_arch = "x86_64")]
+    const WRITE: i64 = 1;
+    #[cfg(not(target_arch = "x86_64"))]
+    const WRITE: i64 = 64;
+    let piece = [1u8; 1 << 12];
+    let mut held = 0;
+    loop {
+        let mut ends = [0i32; 2];
+        match name {
+            "pipe" => call(number::PIPE2, [ends.as_mut_ptr() as u64, NONBLOCK, 0, 0, 0, 0]),
+            "socket-pair" => call(number::SOCKETPAIR, [1, 1 | NONBLOCK, 0, ends.as_mut_ptr() as u64, 0, 0]),
+            "eventfd" => call(number::EVENTFD2, [0; 6]),
+            _ => call(number::EPOLL_CREATE1, [0; 6]),
+        }
+        .map_err(|error| refused(&format!("{error}, holding {held}")))?;
+        let writable: &[i32] = match name {
+            "pipe" => &ends[1..],
+            "socket-pair" => &ends,
+            _ => {
+                held += 1;
+                &[]
+            }
+        };
+        for end in writable {
+            while let Ok(len) = call(WRITE, [*end as u64, piece.as_ptr() as u64, piece.len() as u64, 0, 0, 0]) {
+                held += len as u64;
+            }
+        }
+        if held > limit {
+            return Ok(held.to_string());
+        }
+    }
+}
 
 /// Tries to leave a file in `directory` that gives whoever runs it the rights of its owner, or that is somebody else's.
 /// `plain` is there, and the caller's own.

@@ -233,6 +233,7 @@ fn demand(context: &Context, need: Need, modest: &Policy) -> Option<(Policy, Wan
                     grants.directories.push(DirectoryGrant::read_only(scratch, "/x").owned_by(owner));
                 }
                 GrantKind::Scratch => grants.scratch = Some("/x".into()),
+                GrantKind::ExecutableMemory => grants.executable_memory = true,
                 _ => return None,
             }
         }

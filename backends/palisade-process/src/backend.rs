@@ -1,43 +1,30 @@
 //! The sandbox: knows what this machine can enforce, and attacks a jail of its own before it serves anybody.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use palisade_core::{
-    Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Capabilities, Clocks, Enforcement,
-    Entry, Error, ErrorKind, ExportInfo, Finding, FindingStatus, GrantKind, Layer, LayerStatus, Module, ModuleInfo,
-    Policy, Resource, Result, Sandbox, on_thread,
+    Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Capabilities, Entry, Error, ErrorKind,
+    ExportInfo, Finding, FindingStatus, Module, ModuleInfo, Result, Sandbox, on_thread,
 };
-use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::capabilities::{NAME, ablated, capabilities};
+use crate::control_groups::Version;
 use crate::cpu_group::CpuGroups;
 use crate::elf;
 use crate::interpreter::Interpreters;
+use crate::kind::{Kind, PROGRAM_ENTRY, kind_of};
 use crate::landlock;
-use crate::memory_group::{MemoryGroups, Version};
-use crate::module::{Kind, PROGRAM_ENTRY, ProcessModule, kind_of};
-use crate::seccomp::{self, Stage};
+use crate::memory_group::MemoryGroups;
+use crate::module::ProcessModule;
+use crate::seccomp;
+use crate::self_test::self_test;
+use crate::shared::Shared;
 use crate::sys;
-use crate::sys::protocol::{FRAME_HEADER, Mount, OUTPUT, PARKED, Plan, Program, SELF_TEST_SCRATCH};
-use crate::zygote::Zygote;
 
-/// Name under which the backend registers.
-const NAME: &str = "process";
-/// Instances alive at once, unless the options say otherwise.
-const INSTANCES_DEFAULT: u32 = 256;
 /// Largest artifact, in bytes.
 const ARTIFACT_BYTES_MAX: usize = 512 << 20;
-const MEMORY_BYTES_MAX: u64 = 1 << 40;
-const STACK_BYTES_MIN: u64 = 128 << 10;
-const STACK_BYTES_MAX: u64 = 1 << 30;
 /// Bit of `ablated` that lifts resource limits.
 const LIMITS: u32 = 1 << 7;
-/// The self-test is a handful of system calls.
-const SELF_TEST_TIME_MAX: Duration = Duration::from_secs(20);
 
 palisade_core::register_backend! {
     BackendRegistration::new(NAME, |options| Ok(Arc::new(ProcessSandbox::open(options)?)))
@@ -50,110 +37,6 @@ palisade_core::register_backend! {
 /// The process backend.
 #[derive(Debug)]
 pub struct ProcessSandbox(Arc<Shared>);
-
-/// What modules, prepared modules and instances of one sandbox share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) capabilities: Capabilities,
-    pub(crate) is_root: bool,
-    pub(crate) landlock_abi: u32,
-    pub(crate) ablated: u32,
-    /// Where memory can be bounded by control groups.
-    pub(crate) memory_groups: Option<Arc<MemoryGroups>>,
-    /// Where CPU time can be counted over all processes of a guest.
-    pub(crate) cpu_groups: Option<CpuGroups>,
-    pub(crate) interpreters: Interpreters,
-    pub(crate) fuse: palisade_filesystems::Fuse,
-    instances: Arc<AtomicU64>,
-    /// Instances that are parked ahead of need.
-    pub(crate) parked: Arc<AtomicUsize>,
-}
-
-/// Counts an instance for as long as it lives.
-#[derive(Debug)]
-pub(crate) struct Slot(Arc<AtomicU64>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Shared {
-    /// Whether the CPU time of child processes counts.
-    pub(crate) fn counts_cpu_time_of_children(&self) -> bool {
-        let by_memory = self.memory_groups.as_ref().is_some_and(|groups| groups.version() == Version::Two);
-        by_memory || self.cpu_groups.is_some()
-    }
-
-    /// Room for one more instance.
-    pub(crate) fn slot(&self) -> Result<Slot> {
-        let max = self.capabilities.instances_max;
-        let taken = self.instances.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
-        match taken {
-            Ok(_) => Ok(Slot(Arc::clone(&self.instances))),
-            Err(_) => {
-                Err(Error::new(ErrorKind::Exhausted, "instantiate", format!("{max} instances are alive already"))
-                    .with_help("drop one first, or open the backend with a larger `instances_max`"))
-            }
-        }
-    }
-
-    /// What stands between a guest under `policy` and the host.
-    pub(crate) fn isolation(&self, policy: &Policy, kind: &Kind) -> Arc<[Layer]> {
-        let layer = |name: &'static str, status, detail: Cow<'static, str>| Layer { name: name.into(), status, detail };
-        let on = |name, detail: &'static str| layer(name, LayerStatus::Enforced, detail.into());
-        let asked = |name, asked: bool, detail: &'static str| {
-            layer(name, if asked { LayerStatus::Enforced } else { LayerStatus::NotAskedFor }, detail.into())
-        };
-        let mut layers = vec![
-            on(
-                "user namespace",
-                if self.is_root { "a user of its own, which owns nothing" } else { "the host's own user" },
-            ),
-            on("mount namespace", "private read-only root; no /proc, /sys or host files"),
-            on("pid namespace", "process 1 of its own"),
-            on("network namespace", "no interface is up"),
-            on("ipc namespace", ""),
-            on("uts namespace", ""),
-            on("cgroup namespace", ""),
-            on("no_new_privs", ""),
-            on("capabilities", "none, and none to be gained"),
-            match self.memory_groups.as_ref().filter(|_| policy.quota.memory_bytes.is_some()) {
-                Some(groups) => layer(
-                    "memory control group",
-                    LayerStatus::Enforced,
-                    format!("version {}", if groups.version() == Version::One { 1 } else { 2 }).into(),
-                ),
-                None => layer(
-                    "memory control group",
-                    LayerStatus::NotAskedFor,
-                    "memory is bounded by address space, and system calls that make other objects are refused".into(),
-                ),
-            },
-            on("resource limits", ""),
-            layer(
-                "landlock",
-                LayerStatus::Enforced,
-                format!("interface version {}, all it handles", self.landlock_abi).into(),
-            ),
-            on(
-                "seccomp",
-                match kind {
-                    Kind::Library => "two filters: while loading, and after",
-                    Kind::Executable(_) | Kind::Script => "one filter",
-                },
-            ),
-            asked("scratch directory", policy.grants.scratch.is_some(), "a file system in memory, of the size granted"),
-            on("end with the host", "the kernel kills the guest when the host dies"),
-            asked("time stamp counter trapped", matches!(policy.grants.clocks, Clocks::Coarse { .. }), ""),
-        ];
-        if self.ablated != 0 {
-            layers.iter_mut().for_each(|layer| layer.detail = "in a build that leaves protections out".into());
-        }
-        layers.into()
-    }
-}
 
 fn missing(message: &str, help: &str) -> Error {
     Error::new(ErrorKind::Unsupported, "open", message.to_owned())
@@ -216,37 +99,6 @@ impl ProcessSandbox {
     }
 }
 
-/// Protections to leave out. Only in builds made for it, which certify nothing.
-fn ablated() -> u32 {
-    #[cfg(palisade_ablation)]
-    {
-        // The numbers are the worker's (`worker/jail.rs`).
-        const NAMES: [&str; 16] = [
-            "private-root",
-            "read-only",
-            "network-namespace",
-            "pid-namespace",
-            "ipc-namespace",
-            "uts-namespace",
-            "capabilities",
-            "limits",
-            "landlock",
-            "seccomp",
-            "parent-death",
-            "descriptors",
-            "outer-user",
-            "cgroup-namespace",
-            "no-new-privileges",
-            "not-dumpable",
-        ];
-        let asked = std::env::var("PALISADE_ABLATE").unwrap_or_default();
-        let bit = |name: &str| NAMES.iter().position(|known| *known == name).map_or(0, |bit| 1 << bit);
-        asked.split(',').map(bit).fold(0, |bits, bit| bits | bit)
-    }
-    #[cfg(not(palisade_ablation))]
-    0
-}
-
 impl Sandbox for ProcessSandbox {
     fn capabilities(&self) -> &Capabilities {
         &self.0.capabilities
@@ -295,127 +147,6 @@ fn read(shared: Arc<Shared>, artifact: Artifact) -> Result<ProcessModule> {
     info.entries = entries.into_iter().map(|name| Entry { name, returns_code: true }).collect();
     info.needs = found.needed.iter().map(|name| format!("library {name}")).collect();
     Ok(ProcessModule { shared, artifact, info, kind, program: OnceLock::new() })
-}
-
-fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
-    let mut quotas = BTreeMap::new();
-    for resource in Resource::ALL.iter().copied() {
-        let enforcement = match resource {
-            Resource::Fuel => Enforcement::Unsupported,
-            // Each process has an address space of its own: only a control group bounds their memory together.
-            Resource::Processes if !memory_groups => Enforcement::AlwaysZero,
-            _ => Enforcement::Enforced,
-        };
-        quotas.insert(resource, enforcement);
-    }
-    let mut capabilities =
-        Capabilities::new(NAME, format!("Linux {}", rustix::system::uname().release().to_string_lossy()));
-    capabilities.artifacts = [ArtifactKind::Executable, ArtifactKind::Script, ArtifactKind::SharedLibrary].into();
-    capabilities.abis = [Abi::Command, Abi::Reactor].into();
-    capabilities.quotas = quotas;
-    capabilities.grants = [
-        GrantKind::DirectoriesReadOnly,
-        GrantKind::DirectoriesReadWrite,
-        GrantKind::Environment,
-        GrantKind::ClocksCoarse,
-        GrantKind::ClocksFine,
-        GrantKind::HostFunctions,
-        GrantKind::Interpreter,
-        GrantKind::Scratch,
-        GrantKind::DirectoryOwner,
-    ]
-    .into_iter()
-    .chain(memory_groups.then_some(GrantKind::ChildProcesses))
-    .collect();
-    capabilities.memory_bytes_max = MEMORY_BYTES_MAX;
-    capabilities.stack_bytes_min = STACK_BYTES_MIN;
-    capabilities.stack_bytes_max = STACK_BYTES_MAX;
-    capabilities.instances_max = options.instances_max.unwrap_or(INSTANCES_DEFAULT).into();
-    capabilities.caveats = [(!memory_groups).then_some(
-        "memory is bounded by address space: a guest beyond its quota is refused more, and decides itself how to end",
-    )]
-    .into_iter()
-    .flatten()
-    .chain([
-        "an executable reads the processor's own clock; it runs only where fine clocks are granted",
-        "bytes written into a directory of the host cannot be bounded; read-write grants need `disk_bytes` lifted",
-        "a scratch directory is bounded in whole pages, and what is in it counts as memory where control groups count",
-        "the guest is process 1 of its namespace: signals it sends to itself without handling them are ignored",
-        "caches and timing of the processor are shared with neighbours",
-        "what a guest makes in a directory of a host that is an ordinary user is that user's own",
-    ])
-    .map(str::to_owned)
-    .collect();
-    capabilities
-}
-
-/// Attacks a live jail. Returns the attacks that worked.
-fn self_test(shared: &Shared) -> Result<Vec<String>> {
-    let mut policy = Policy::default();
-    policy.grants.clocks = Clocks::Fine;
-    let scratch = SELF_TEST_SCRATCH.to_owned();
-    let plan = Plan {
-        become_id: shared.is_root.then_some(64_999),
-        inner_id: 1000,
-        root_bytes: 1 << 20,
-        mounts: vec![Mount::Scratch { target: scratch.clone(), bytes: 64 << 10 }],
-        landlock_rules: vec![(scratch, landlock::directory(true, false, shared.landlock_abi))],
-        limits: vec![(libc::RLIMIT_CPU, 2), (libc::RLIMIT_NOFILE, 16), (libc::RLIMIT_FSIZE, 0)],
-        landlock: landlock::handled(shared.landlock_abi),
-        filter: seccomp::filter(Stage::SelfTest, &policy),
-        program: Program::SelfTest,
-        ablated: shared.ablated,
-        ..Plan::default()
-    };
-    let failed = |what: &str| {
-        Error::new(ErrorKind::Unsupported, "open", format!("the self-test of the jail failed: {what}"))
-            .with_context("backend", NAME)
-            .with_help("`palisade doctor` shows what this machine allows")
-    };
-    let zygote = Zygote::start(&plan, None)?;
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(&error.to_string()));
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null").map_err(|e| failed(&e.to_string()))?;
-    let (request_theirs, _request) = pipe()?;
-    let (reply, reply_theirs) = pipe()?;
-    let null = null.as_fd();
-    let created = zygote.create([null, null, null, request_theirs.as_fd(), reply_theirs.as_fd(), null, null])?;
-    drop(reply_theirs);
-    let mut said = Vec::new();
-    let watchdog = std::time::Instant::now();
-    let mut buffer = [0; 4096];
-    loop {
-        let mut ready = [rustix::event::PollFd::new(&reply, rustix::event::PollFlags::IN)];
-        let left = SELF_TEST_TIME_MAX.saturating_sub(watchdog.elapsed());
-        let timeout =
-            rustix::event::Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
-        match rustix::event::poll(&mut ready, Some(&timeout)) {
-            Ok(0) => {
-                sys::kill(&created.pidfd);
-                let _ = sys::reap(created.pidfd.as_fd(), true);
-                return Err(failed("it does not end"));
-            }
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(failed(&error.to_string())),
-            Ok(_) => {}
-        }
-        match rustix::io::read(&reply, &mut buffer) {
-            Ok(0) => break,
-            Ok(len) => said.extend(&buffer[..len]),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(failed(&error.to_string())),
-        }
-    }
-    let ended = sys::reap(created.pidfd.as_fd(), true).map_err(|error| failed(&error.to_string()))?;
-    let parked = [PARKED, 0, 0, 0, 0];
-    let Some(report) = said.strip_prefix(&parked) else {
-        let text = said.get(FRAME_HEADER + 4..).unwrap_or_default();
-        return Err(failed(&String::from_utf8_lossy(text)));
-    };
-    if report.first() != Some(&OUTPUT) {
-        return Err(failed(&format!("it ended early: {:?}", ended.map(|ended| ended.by))));
-    }
-    let text = String::from_utf8_lossy(report.get(FRAME_HEADER..).unwrap_or_default()).into_owned();
-    Ok(text.lines().map(str::to_owned).collect())
 }
 
 /// Finds out what this machine can do, by doing it.
@@ -479,7 +210,7 @@ fn probe(options: &BackendOptions) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palisade_core::{Access, Call, DirectoryGrant, HostFunctions, Outcome, PreparedExt, block_on};
+    use palisade_core::{Access, Call, Clocks, DirectoryGrant, HostFunctions, Outcome, Policy, PreparedExt, block_on};
 
     /// A kernel whose Landlock is older holds its guests by the other layers, in all that matters.
     #[test]

@@ -20,10 +20,13 @@ use palisade_core::{
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::instance::Process;
+use crate::kind::Kind;
 use crate::memory_group::MemoryGroup;
-use crate::module::{Kind, ProcessPrepared};
+use crate::notices::{Notices, Verdict};
 use crate::outcome;
+use crate::prepared::ProcessPrepared;
+use crate::process::Process;
+use crate::seccomp;
 use crate::streams::{Exceeded, Streams};
 use crate::sys::{self, Ended, EndedBy, protocol as wire};
 
@@ -72,6 +75,10 @@ enum Stop {
     Returned(i32),
     /// The library cannot be loaded.
     LoadFailed(String),
+    /// The guest made a system call that only an attack makes.
+    Forbidden(i32),
+    /// The guest ended itself by a signal.
+    Raised(i32),
     /// No guest code ran.
     Refused(Error),
 }
@@ -114,7 +121,7 @@ struct Running<'a> {
 impl<'a> Running<'a> {
     fn start(prepared: &'a ProcessPrepared, process: &'a mut Process, call: Call) -> Result<Self> {
         let started = Instant::now();
-        let quota = &prepared.policy.quota;
+        let quota = &prepared.jail.policy.quota;
         let stale =
             || Error::new(ErrorKind::Stale, "call", "the instance has ended").with_help("make a fresh instance");
         let deadline = quota.wall_time.and_then(|limit| started.checked_add(limit));
@@ -270,7 +277,8 @@ impl<'a> Running<'a> {
             self.feed(context.as_deref_mut())?;
             self.write_worker(context.as_deref_mut())?;
             if before == self.progress() {
-                return Ok(());
+                // Last: only now is it known whether there is something to listen to.
+                return context.map_or(Ok(()), |context| self.poll_notices(context));
             }
         }
     }
@@ -299,7 +307,8 @@ impl<'a> Running<'a> {
                     }));
                 }
                 // Several threads use the rest up faster than the clock on the wall goes.
-                let others = self.quota.threads.unwrap_or(64).max(self.quota.processes.unwrap_or(64)).min(64);
+                let others =
+                    self.quota.threads.unwrap_or(64).saturating_add(self.quota.processes.unwrap_or(64)).min(64);
                 let threads = u32::try_from(others).unwrap_or(64) + 1;
                 let (before, waited) = self.cpu_seen;
                 // Within the time between two looks it cannot use up more than is left, unless it just woke up.
@@ -310,6 +319,20 @@ impl<'a> Running<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Answers what the kernel asks about the guest's system calls.
+    fn poll_notices(&mut self, context: &mut Context<'_>) -> Result<(), Stop> {
+        let Some(notices) = &mut self.process.notices else { return Ok(()) };
+        match notices.poll(self.process.pid, context) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(Some(Verdict::Forbidden(number))) => Err(Stop::Forbidden(number)),
+            Poll::Ready(Some(Verdict::Ended(signal))) => Err(Stop::Raised(signal)),
+            Poll::Ready(None) => {
+                self.process.notices = None;
+                Ok(())
+            }
+        }
     }
 
     fn over_wall_time(&self) -> Stop {
@@ -446,6 +469,7 @@ impl<'a> Running<'a> {
             return match kind {
                 wire::PARKED => {
                     self.process.parked = true;
+                    self.process.notices = self.process.pidfd.as_ref().and_then(|pidfd| Notices::take(pidfd.as_fd()));
                     self.go();
                     Ok(())
                 }
@@ -671,12 +695,12 @@ impl<'a> Running<'a> {
             return Err(Error::new(ErrorKind::Internal, "call", "the call ended before its process"));
         };
         // Nobody writes any more: what is in the pipes is all there is.
-        if self.stop.is_none() {
+        if matches!(self.stop, None | Some(Stop::Raised(_) | Stop::Forbidden(_))) {
             let rest = self
                 .read_stream(None, OutputStream::Output)
                 .and_then(|()| self.read_stream(None, OutputStream::Error))
                 .and_then(|()| self.read_worker(None));
-            self.stop = rest.err();
+            self.stop = rest.err().or(self.stop.take());
         }
         let cpu_time = self.process.cpu_time_in_all(ended.cpu_time).saturating_sub(self.process.cpu_time);
         let wall_time = self.started.elapsed();
@@ -691,9 +715,20 @@ impl<'a> Running<'a> {
             Some(Stop::Denied(grant)) => Outcome::Denied { grant },
             Some(Stop::Crashed(message)) => Outcome::Crashed { message },
             // Also when it was a child process that the kernel chose to end, and the first went on without it.
-            None if self.process.group.as_ref().is_some_and(MemoryGroup::overran) => {
+            None | Some(Stop::Raised(_)) if self.process.group.as_ref().is_some_and(MemoryGroup::overran) => {
                 let limit = self.quota.memory_bytes.unwrap_or(0);
                 Outcome::QuotaExceeded { resource: Resource::Memory, limit, used: limit.saturating_add(1), phase }
+            }
+            // The kernel ends what it has begun to execute and cannot give the memory its file asks for.
+            None if self.cannot_begin() && matches!(ended.by, EndedBy::Signal(libc::SIGSEGV | libc::SIGKILL)) => {
+                let (limit, used) = (self.quota.memory_bytes.unwrap_or(0), self.file_memory_bytes());
+                Outcome::QuotaExceeded { resource: Resource::Memory, limit, used, phase }
+            }
+            Some(Stop::Forbidden(number)) => {
+                Outcome::Denied { grant: format!("the system call {}", seccomp::name(number)) }
+            }
+            Some(Stop::Raised(signal)) => {
+                outcome::from_end(EndedBy::Signal(signal), self.quota, phase, nanos(cpu_time))
             }
             Some(Stop::Forged(message)) => Outcome::Trapped { trap: TrapKind::Other, message: message.to_owned() },
             Some(Stop::LoadFailed(message)) => {
@@ -731,11 +766,22 @@ impl<'a> Running<'a> {
             },
             _ => outcome,
         };
-        let peak = match &self.process.group {
-            Some(_) => self.process.memory_peak_bytes(),
-            None => ended.resident_peak_bytes,
-        };
+        let peak = self.process.memory_peak_in_the_end(ended.resident_peak_bytes);
         Ok(self.execution(outcome, wall_time, cpu_time, peak))
+    }
+
+    /// Memory that the program's own file asks for, before anything of it runs.
+    fn file_memory_bytes(&self) -> u64 {
+        match &self.prepared.kind {
+            Kind::Executable(elf) => elf.memory_bytes,
+            Kind::Script | Kind::Library => 0,
+        }
+    }
+
+    /// Whether the program asks for more than it may have before anything of it runs, and no group counts what it has.
+    fn cannot_begin(&self) -> bool {
+        let limit = self.quota.memory_bytes.unwrap_or(u64::MAX);
+        self.process.group.is_none() && self.file_memory_bytes() > limit
     }
 
     fn execution(&mut self, outcome: Outcome, wall_time: Duration, cpu_time: Duration, peak: u64) -> Execution {
@@ -761,7 +807,11 @@ fn setup_failed(message: &[u8]) -> Error {
     let (kind, help) = match errno {
         libc::ENOEXEC | libc::ELIBBAD => (ErrorKind::InvalidArtifact, "build it for this machine"),
         libc::ENOMEM | libc::EAGAIN => (ErrorKind::Unsupported, "the program does not fit its memory quota"),
-        libc::E2BIG => (ErrorKind::InvalidInput, "pass fewer arguments, or data as input"),
+        libc::E2BIG => (
+            ErrorKind::InvalidInput,
+            "arguments and environment may take a quarter of the stack, and each argument 128 KiB: raise `stack_bytes` \
+             (`--stack 8MiB`), pass fewer, or pass data as input",
+        ),
         _ => (ErrorKind::Internal, "`palisade doctor` shows what this machine allows"),
     };
     Error::new(kind, "call", format!("the instance did not start: {text}")).with_help(help)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::memory_group::{PREFIX, Version, candidates, sweep};
+use crate::control_groups::{PREFIX, Version, candidates, sweep};
 
 /// Where groups can be made.
 #[derive(Debug)]

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use palisade_core::{Artifact, ArtifactKind, Call, Clocks, Error, ErrorKind, Policy, Result, block_on};
 
-use crate::backend::Shared;
 use crate::call;
 use crate::libraries::{self, Files, Trust, elf_of};
 use crate::module::ProcessModule;
+use crate::shared::Shared;
 
 /// Most extension modules of one standard library whose dependencies are followed.
 const EXTENSIONS_MAX: usize = 1000;
@@ -145,7 +145,7 @@ impl Interpreters {
             }
             "perl" => "print join \"\\n\", @INC",
             "ruby" => "puts $LOAD_PATH",
-            _ => return Ok(interpreter.with(real, Vec::new())),
+            _ => return Ok(interpreter.installed(family.as_str(), real)),
         };
         let asked = interpreter.clone().with(real.clone(), prefixes(path, &real));
         let mut directories = self.ask(shared, asked, question)?;
@@ -156,6 +156,7 @@ impl Interpreters {
                 let _ = libraries::add(&mut interpreter.files, &library, &extension, Trust::Host);
             }
         }
+        directories.extend(time_zones());
         Ok(interpreter.with(real, directories))
     }
 
@@ -187,7 +188,58 @@ impl Interpreters {
     }
 }
 
+/// Where those keep their libraries that cannot be asked: by the letters their names begin with.
+const INSTALLED: [(&str, &[&str]); 6] = [
+    ("java", &["/etc/java-*-openjdk"]),
+    ("lua", &["/usr/share/lua", "/usr/lib/*/lua", "/usr/local/share/lua", "/usr/local/lib/lua"]),
+    ("node", &["/usr/share/nodejs", "/usr/share/node_modules"]),
+    ("php", &["/etc/php", "/usr/lib/php", "/usr/share/php"]),
+    ("sbcl", &["/usr/lib/sbcl", "/usr/local/lib/sbcl"]),
+    ("tclsh", &["/usr/share/tcltk", "/usr/lib/tcltk"]),
+];
+
+/// Directories at `pattern`, of which one part may hold a star.
+fn directories_at(pattern: &str) -> Vec<PathBuf> {
+    let Some((before, after)) = pattern.split_once('*') else {
+        return Some(PathBuf::from(pattern)).into_iter().filter(|path| path.is_dir()).collect();
+    };
+    let (parent, begin) = before.rsplit_once('/').unwrap_or(("", before));
+    let (end, below) = after.split_once('/').unwrap_or((after, ""));
+    let entries = std::fs::read_dir(format!("{parent}/")).into_iter().flatten().flatten();
+    let fits = entries.filter(|entry| {
+        entry.file_name().to_str().is_some_and(|name| {
+            name.strip_prefix(begin).is_some_and(|rest| rest.len() >= end.len() && rest.ends_with(end))
+        })
+    });
+    fits.map(|entry| entry.path().join(below)).filter(|path| path.is_dir()).collect()
+}
+
+/// The times of the world: data of every system, and part of what a language's library reads.
+fn time_zones() -> Option<PathBuf> {
+    Some(PathBuf::from("/usr/share/zoneinfo")).filter(|path| path.is_dir())
+}
+
 impl Interpreter {
+    /// With its executable at `real`, and what is known of its `family`.
+    fn installed(mut self, family: &str, real: PathBuf) -> Interpreter {
+        let mut directories: Vec<PathBuf> = time_zones().into_iter().collect();
+        let known = INSTALLED.iter().filter(|(name, _)| *name == family).flat_map(|(_, patterns)| patterns.iter());
+        directories.extend(known.flat_map(|pattern| directories_at(pattern)));
+        if family == "java" {
+            // Its libraries and classes lie beside the directory of its program, and it looks for them beside its name.
+            directories.extend(prefixes(&real, &real));
+            self.path.clone_from(&real);
+        }
+        let deeper = directories.iter().flat_map(|directory| [directory.join("lib"), directory.join("lib/server")]);
+        let java: Vec<PathBuf> = deeper.filter(|_| family == "java").collect();
+        for extension in directories.iter().chain(&java).flat_map(|directory| extensions(directory)) {
+            if let Some(library) = elf_of(&extension) {
+                let _ = libraries::add(&mut self.files, &library, &extension, Trust::Host);
+            }
+        }
+        self.with(real, directories)
+    }
+
     /// With its executable at `real`, and `directories` shown besides.
     fn with(mut self, real: PathBuf, mut directories: Vec<PathBuf>) -> Interpreter {
         directories.sort();

@@ -1,7 +1,7 @@
 //! Which files of the host a program needs to start: its loader and its libraries.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use palisade_core::{Error, ErrorKind, Result};
 
@@ -61,7 +61,7 @@ pub(crate) fn add(files: &mut Files, program: &Elf, path: &Path, trust: Trust) -
                 return Err(missing(name, &own));
             }
             seen.insert(name.clone());
-            let found = places.iter().map(|place| place.join(name)).find_map(|candidate| {
+            let found = places.iter().map(|place| upwards(place).join(name)).find_map(|candidate| {
                 let real = candidate.canonicalize().ok()?;
                 // A guest chooses the name: only what can be a library may come in.
                 let object = elf_of(&real)?;
@@ -78,6 +78,20 @@ pub(crate) fn add(files: &mut Files, program: &Elf, path: &Path, trust: Trust) -
         }
     }
     Ok(())
+}
+
+/// `path` without parts that lead upwards. Where it leads to on the host, links included, the caller looks; what matters here is
+/// where a loader in the jail comes to, which has no links above it.
+fn upwards(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            Component::CurDir => {}
+            part => plain.push(part),
+        }
+    }
+    plain
 }
 
 /// What the file at `path` says about itself, when it is a regular file and an ELF file.
@@ -137,6 +151,22 @@ mod tests {
         let names: Vec<_> = files.keys().filter_map(|path| path.file_name()?.to_str()).collect();
         assert!(names.contains(&"libc.so.6"), "{names:?}");
         assert!(files.contains_key(Path::new(own.loader.as_ref().unwrap())), "{names:?}");
+    }
+
+    #[test]
+    fn what_leads_upwards_is_shown_where_a_loader_comes_to() {
+        let (tree, own) = (tempfile::tempdir().unwrap(), std::env::current_exe().unwrap());
+        let root = tree.path().canonicalize().unwrap();
+        for part in ["bin", "lib"] {
+            std::fs::create_dir(root.join(part)).unwrap();
+        }
+        std::fs::copy(own, root.join("lib/libown.so")).unwrap();
+        let program =
+            Elf { needed: vec!["libown.so".into()], run_path: vec!["$ORIGIN/../lib/./".into()], ..Elf::default() };
+        let mut files = Files::new();
+        add(&mut files, &program, &root.join("bin/program"), Trust::Host).unwrap();
+        assert!(files.contains_key(&root.join("lib/libown.so")), "{files:?}");
+        assert!(files.keys().all(|shown| !shown.to_string_lossy().contains("..")), "{files:?}");
     }
 
     #[test]

@@ -11,7 +11,8 @@ pub(crate) fn from_end(by: EndedBy, quota: &Quota, phase: Phase, cpu_time_ns: u6
         EndedBy::Signal(signal) => signal,
     };
     match signal {
-        libc::SIGSYS => Outcome::Denied { grant: "a system call that no policy grants".to_owned() },
+        // What the host was asked about ended otherwise.
+        libc::SIGSYS => Outcome::Denied { grant: "system calls of another architecture".to_owned() },
         // The kernel's own bound on CPU time, which only matters when the host could not look in time.
         libc::SIGXCPU | libc::SIGKILL
             if quota.cpu_time.is_some_and(|limit| limit.as_nanos() < u128::from(cpu_time_ns)) =>
@@ -31,7 +32,7 @@ fn name(signal: i32) -> &'static str {
         libc::SIGFPE => "arithmetic error, such as a division by zero",
         libc::SIGILL => "illegal instruction",
         libc::SIGKILL => "killed",
-        libc::SIGSEGV => "touched memory that is not its own, aborted, or ran over its stack",
+        libc::SIGSEGV => "touched memory that is not its own, or ran over its stack",
         libc::SIGTERM => "terminated",
         libc::SIGTRAP => "breakpoint",
         libc::SIGXCPU => "ran longer than the kernel's bound on CPU time",

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::instance::Process;
-use crate::module::ProcessPrepared;
+use crate::jail::Jail;
+use crate::process::Process;
 
 /// Parked instances of one prepared module.
 const PARKED_MAX: usize = 2;
@@ -23,13 +23,15 @@ const PARKED_ALL_MAX: usize = 32;
 pub(crate) struct Pool {
     parked: Mutex<Vec<Process>>,
     used: AtomicBool,
+    jail: Arc<Jail>,
     /// Those of the whole sandbox.
     all: Arc<AtomicUsize>,
 }
 
 impl Pool {
-    pub(crate) fn new(all: Arc<AtomicUsize>) -> Pool {
-        Pool { parked: Mutex::default(), used: AtomicBool::new(false), all }
+    pub(crate) fn new(jail: Arc<Jail>) -> Pool {
+        let all = Arc::clone(&jail.shared.parked);
+        Pool { parked: Mutex::default(), used: AtomicBool::new(false), jail, all }
     }
 
     /// Takes note of a use, and says whether it is not the first.
@@ -57,13 +59,13 @@ impl Pool {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|process| process.pid).collect()
     }
 
-    /// Parks instances of `prepared` as long as there is room.
-    pub(crate) fn fill(&self, prepared: &ProcessPrepared) {
+    /// Parks instances as long as there is room.
+    pub(crate) fn fill(&self) {
         let room = |n: usize| (n < PARKED_ALL_MAX).then_some(n + 1);
         while self.parked.lock().unwrap_or_else(PoisonError::into_inner).len() < PARKED_MAX
             && self.all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok()
         {
-            match Process::create(prepared) {
+            match Process::create(&self.jail) {
                 Ok(process) => self.parked.lock().unwrap_or_else(PoisonError::into_inner).push(process),
                 // Whoever needs one next makes it, and hears why that fails.
                 Err(_) => {
@@ -82,14 +84,14 @@ impl Drop for Pool {
     }
 }
 
-/// Has instances parked, soon.
-pub(crate) fn fill_later(prepared: Weak<ProcessPrepared>) {
-    static FILLER: OnceLock<Mutex<Sender<Weak<ProcessPrepared>>>> = OnceLock::new();
+/// Has instances parked in `pool`, soon.
+pub(crate) fn fill_later(pool: Weak<Pool>) {
+    static FILLER: OnceLock<Mutex<Sender<Weak<Pool>>>> = OnceLock::new();
     let filler = FILLER.get_or_init(|| {
-        let (sender, all) = channel::<Weak<ProcessPrepared>>();
-        let fill = |prepared: Weak<ProcessPrepared>| {
-            if let Some(prepared) = prepared.upgrade() {
-                prepared.pool.fill(&prepared);
+        let (sender, all) = channel::<Weak<Pool>>();
+        let fill = |pool: Weak<Pool>| {
+            if let Some(pool) = pool.upgrade() {
+                pool.fill();
             }
         };
         let _ =
@@ -97,5 +99,5 @@ pub(crate) fn fill_later(prepared: Weak<ProcessPrepared>) {
         Mutex::new(sender)
     });
     // Without the thread nothing is parked, and instances are made when they are needed.
-    let _ = filler.lock().unwrap_or_else(PoisonError::into_inner).send(prepared);
+    let _ = filler.lock().unwrap_or_else(PoisonError::into_inner).send(pool);
 }

@@ -48,7 +48,7 @@ fn exit_codes_and_error_text_come_back() {
 
 #[test]
 fn faults_are_signals() {
-    for (action, signal) in [("segv", 11), ("divide", 8), ("abort", 11)] {
+    for (action, signal) in [("segv", 11), ("divide", 8), ("abort", 6)] {
         let outcome = act(&[action], &fine()).outcome;
         let holds = matches!(outcome, Outcome::Trapped { trap: TrapKind::Signal { number }, .. } if number == signal);
         assert!(holds, "{action}: {outcome:?}");
@@ -56,10 +56,22 @@ fn faults_are_signals() {
 }
 
 #[test]
-fn process_one_survives_the_signals_it_sends_itself() {
-    for signal in ["1", "2", "6", "9", "15", "19", "24"] {
-        assert_eq!(output(&act(&["signal", signal], &fine())), "survived", "signal {signal}");
+fn a_program_ends_by_the_signals_it_sends_itself_unless_it_handles_them() {
+    // Not those that a Rust program ignores or handles from its start on.
+    for number in [1, 2, 3, 4, 6, 9, 10, 12, 14, 15, 24] {
+        let execution = act(&["signal", &number.to_string()], &fine());
+        let expected = TrapKind::Signal { number };
+        let ended = matches!(&execution.outcome, Outcome::Trapped { trap, .. } if *trap == expected);
+        assert!(ended, "signal {number}: {:?}", execution.outcome);
+        assert_eq!(output(&execution), "before ", "signal {number}: what it said before");
     }
+    // What ends nobody, what it ignores, what it handles, what it holds back and waits for.
+    for signal in ["17", "18", "19", "20", "23", "28"] {
+        assert_eq!(output(&act(&["signal", signal], &fine())), "before survived", "signal {signal}");
+    }
+    assert_eq!(output(&act(&["signal-ignored", "15"], &fine())), "survived");
+    assert_eq!(output(&act(&["signal-handled", "15", "1000"], &fine())), "handled 1000");
+    assert_eq!(output(&act(&["signal-held", "15"], &fine())), "waited for 15");
     assert_eq!(output(&act(&["stop"], &fine())), "went on");
 }
 
@@ -247,15 +259,40 @@ fn nothing_of_the_host_is_there() {
 }
 
 #[test]
-fn system_calls_beyond_the_policy_end_the_program_or_fail() {
-    // ptrace, mount, bpf, unshare, keyctl
-    for number in ["101", "165", "321", "272", "250"] {
-        let outcome = act(&["syscall", number], &fine()).outcome;
-        assert!(matches!(outcome, Outcome::Denied { .. }), "{number}: {outcome:?}");
+fn system_calls_that_only_attack_end_the_program_and_are_named() {
+    for (number, name) in
+        [("101", "ptrace"), ("165", "mount"), ("321", "bpf"), ("272", "unshare"), ("175", "init_module")]
+    {
+        let execution = act(&["say", "syscall", number], &fine());
+        let Outcome::Denied { grant } = &execution.outcome else { panic!("{number}: {execution:?}") };
+        assert_eq!(grant, &format!("the system call {name}"));
+        assert_eq!(output(&execution), "here\n", "what it said before");
     }
-    // socket, fork, a number that does not exist
-    for number in ["41", "57", "999"] {
-        assert_eq!(output(&act(&["syscall", number], &fine())), "-1", "{number}");
+}
+
+#[test]
+fn system_calls_that_programs_try_fail_as_they_expect() {
+    // socket, fork, a number that does not exist; io_uring_setup, memfd_create, keyctl, shmget, landlock_create_ruleset;
+    // setuid, chroot, perf_event_open; name_to_handle_at, flock, getxattr; seccomp.
+    let (enosys, eperm, eopnotsupp) = (38, 1, 95);
+    for (number, errno) in [
+        ("41", 13),
+        ("57", 11),
+        ("999", enosys),
+        ("425", enosys),
+        ("319", enosys),
+        ("250", enosys),
+        ("29", enosys),
+        ("444", enosys),
+        ("105", eperm),
+        ("161", eperm),
+        ("298", eperm),
+        ("303", eopnotsupp),
+        ("73", eopnotsupp),
+        ("191", eopnotsupp),
+        ("317", 22),
+    ] {
+        assert_eq!(output(&act(&["syscall", number], &fine())), format!("-1 {errno}"), "{number}");
     }
 }
 

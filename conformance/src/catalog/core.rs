@@ -975,6 +975,7 @@ fn asking(ctx: &Context, kind: GrantKind) -> Policy {
         GrantKind::DirectoryOwner => {
             grants.directories.push(DirectoryGrant::read_only(ctx.scratch(), "/d").owned_by(ctx.scratch_owner()));
         }
+        GrantKind::ExecutableMemory => grants.executable_memory = true,
         GrantKind::Scratch => (grants.scratch, policy.quota.disk_bytes) = (Some("/s".into()), Some(1 << 20)),
         _ => grants.child_processes = true,
     }

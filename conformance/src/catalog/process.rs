@@ -331,12 +331,12 @@ pub(super) const CHECKS: &[Check] = &[
     attack!("process.code.make-executable", CODE, "native-make-executable", "make-executable", Argument::None),
     attack!("process.code.replace-program", CODE, "native-replace-program", "replace-program", Argument::None),
     attack!("process.objects.memfd", OBJECTS, "native-memfd", "memfd", Argument::None),
-    attack!("process.objects.pipe", OBJECTS, "native-pipe", "pipe", Argument::None),
-    attack!("process.objects.eventfd", OBJECTS, "native-eventfd", "eventfd", Argument::None),
-    attack!("process.objects.epoll", OBJECTS, "native-epoll", "epoll", Argument::None),
+    check!("process.objects.pipe", OBJECTS, "native-pipe", |context| counted(context, "pipe")),
+    check!("process.objects.eventfd", OBJECTS, "native-eventfd", |context| counted(context, "eventfd")),
+    check!("process.objects.epoll", OBJECTS, "native-epoll", |context| counted(context, "epoll")),
     attack!("process.objects.inotify", OBJECTS, "native-inotify", "inotify", Argument::None),
     attack!("process.objects.timerfd", OBJECTS, "native-timerfd", "timerfd", Argument::None),
-    attack!("process.objects.socket-pair", OBJECTS, "native-socket-pair", "socket-pair", Argument::None),
+    check!("process.objects.socket-pair", OBJECTS, "native-socket-pair", |context| counted(context, "socket-pair")),
     attack!("process.objects.shared-memory", OBJECTS, "native-shared-memory", "shared-memory", Argument::None),
     attack!("process.objects.message-queue", OBJECTS, "native-message-queue", "message-queue", Argument::Queue),
     attack!("process.objects.splice-memory", OBJECTS, "native-splice-memory", "splice-memory", Argument::None),
@@ -611,6 +611,38 @@ fn attack(context: &mut Context, name: &str, argument: Argument) -> Result<(), F
         }
         if let Some(path) = &target.absent {
             context.expect("the host's directory", "looked at", !path.exists())?;
+        }
+        Ok(())
+    })?;
+    context.recovery()
+}
+
+/// Holds more in objects of the kernel than a quota allows: bytes, than its memory; descriptors, than its open files. That
+/// some can be made is no fault, if something counts them.
+fn counted(context: &mut Context, name: &str) -> Result<(), Failure> {
+    const HELD_BYTES: u64 = 24 << 20;
+    const FEW_FILES: u64 = 10;
+    // Few enough for every host to allow them, and enough to hold that much.
+    const MANY_FILES: u64 = 1000;
+    let bytes = matches!(name, "pipe" | "socket-pair");
+    let limit = if bytes { HELD_BYTES } else { FEW_FILES };
+    context.baseline(|context| outside(context, name, &limit.to_string()))?;
+    context.enforced(|context| {
+        for files in
+            if bytes { vec![context.native_policy().quota.open_files, Some(MANY_FILES)] } else { vec![Some(FEW_FILES)] }
+        {
+            let mut policy = context.native_policy();
+            policy.quota.open_files = files;
+            if bytes {
+                policy.quota.memory_bytes = Some(HELD_BYTES);
+            }
+            let execution = context.native(&["attack", name, &limit.to_string()], &policy)?;
+            let said = String::from_utf8_lossy(&execution.output).into_owned();
+            let ended = matches!(&execution.outcome, Outcome::QuotaExceeded { resource: Resource::Memory, .. });
+            match ended && said.is_empty() {
+                true => context.expect("in the jail", &execution.outcome, true)?,
+                false => expect_stopped(context, &execution)?,
+            }
         }
         Ok(())
     })?;

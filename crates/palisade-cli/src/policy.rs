@@ -66,6 +66,9 @@ pub(crate) struct PolicyOptions {
     /// Let the guest start child processes, at most this many at once
     #[arg(long, value_name = "COUNT", value_parser = limit(units::parse_count), help_heading = "Grants")]
     processes: Option<Limit<u64>>,
+    /// Let the guest make code while it runs, as just-in-time compilers do (node, java, sbcl); native programs only
+    #[arg(long, help_heading = "Grants")]
+    jit: bool,
     /// Run a script with this interpreter, which the guest sees with its libraries: a name such as python3, or a path
     #[arg(long, value_name = "NAME", help_heading = "Grants")]
     interpreter: Option<String>,
@@ -115,6 +118,7 @@ impl PolicyOptions {
             || self.interpreter.is_some()
             || self.scratch.is_some()
             || self.processes.is_some()
+            || self.jit
             || self.seed.is_some();
         self.policy.is_some() || has_limits || has_grants
     }
@@ -178,6 +182,7 @@ impl PolicyOptions {
         if self.processes.is_some() {
             grants.child_processes = true;
         }
+        grants.executable_memory |= self.jit;
         if let Some(scratch) = &self.scratch {
             grants.scratch = Some(scratch.clone());
         }

@@ -81,6 +81,8 @@ pub enum GrantKind {
     Scratch,
     /// A named owner for what a guest makes in a directory of the host.
     DirectoryOwner,
+    /// Making code while running.
+    ExecutableMemory,
 }
 
 impl GrantKind {
@@ -98,6 +100,7 @@ impl GrantKind {
         GrantKind::Interpreter,
         GrantKind::Scratch,
         GrantKind::DirectoryOwner,
+        GrantKind::ExecutableMemory,
     ];
 
     /// The name, as in JSON.
@@ -115,6 +118,7 @@ impl GrantKind {
             GrantKind::Interpreter => "interpreter",
             GrantKind::Scratch => "scratch",
             GrantKind::DirectoryOwner => "directory_owner",
+            GrantKind::ExecutableMemory => "executable_memory",
         }
     }
 }
@@ -207,6 +211,7 @@ impl Capabilities {
             (GrantKind::Interpreter, grants.interpreter.is_some()),
             (GrantKind::Scratch, grants.scratch.is_some()),
             (GrantKind::DirectoryOwner, grants.directories.iter().any(|directory| directory.owner.is_some())),
+            (GrantKind::ExecutableMemory, grants.executable_memory),
         ];
         for (kind, asked) in asked {
             if asked && !self.grants.contains(&kind) {
@@ -260,6 +265,7 @@ mod tests {
         policy.grants.child_processes = true;
         policy.grants.interpreter = Some("python3".into());
         policy.grants.scratch = Some("/tmp".into());
+        policy.grants.executable_memory = true;
         policy
     }
 

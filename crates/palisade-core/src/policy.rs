@@ -319,6 +319,10 @@ pub struct Grants {
     pub network: bool,
     /// Starting child processes. Their number is bounded by [`Quota::processes`].
     pub child_processes: bool,
+    /// Making code while it runs, as just-in-time compilers do: memory that can be written and executed. For native programs,
+    /// which else execute only what lies in files that they cannot change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub executable_memory: bool,
     /// The interpreter that runs a [script](crate::ArtifactKind::Script), by name (`python3`) or path. The guest sees it,
     /// its libraries and its standard library, all read-only.
     #[serde(default, skip_serializing_if = "Option::is_none")]

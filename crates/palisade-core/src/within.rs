@@ -67,6 +67,7 @@ impl Grants {
             host_functions,
             network,
             child_processes,
+            executable_memory,
             interpreter,
         } = self;
         let denied = |field: &'static str, what: String| {
@@ -114,6 +115,9 @@ impl Grants {
         if *child_processes && !ceiling.child_processes {
             return denied("grants.child_processes", "starting child processes".into());
         }
+        if *executable_memory && !ceiling.executable_memory {
+            return denied("grants.executable_memory", "making code while running".into());
+        }
         if interpreter.is_some() && *interpreter != ceiling.interpreter {
             let name = interpreter.as_deref().unwrap_or_default();
             return denied("grants.interpreter", format!("the interpreter `{name}`"));
@@ -148,6 +152,7 @@ mod tests {
                 host_functions: ["f".to_owned()].into(),
                 network: true,
                 child_processes: true,
+                executable_memory: true,
                 interpreter: Some("python3".into()),
             },
         }
@@ -190,7 +195,7 @@ mod tests {
                 tried += 1;
             }
         }
-        assert_eq!(tried, Resource::ALL.len() + 9);
+        assert_eq!(tried, Resource::ALL.len() + 10);
     }
 
     #[test]

@@ -337,6 +337,7 @@ mod tests {
             with(|policy| policy.grants.interpreter = Some("python3".into())),
             with(|policy| policy.grants.child_processes = true),
             with(|policy| policy.grants.network = true),
+            with(|policy| policy.grants.executable_memory = true),
         ] {
             let error = admit(&refused).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Denied);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -66,6 +67,13 @@ impl Listener {
             let message = format!("another daemon listens on {}", path.display());
             Error::new(ErrorKind::Exhausted, "listen", message).with_help("stop it, or choose another path")
         };
+        if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            let len = path.as_os_str().len();
+            let message = format!("the path of the socket has {len} bytes; the kernel takes {SOCKET_PATH_BYTES_MAX}");
+            return Err(Error::new(ErrorKind::InvalidInput, "listen", message)
+                .with_context("path", path.display())
+                .with_help("name a shorter one (`--socket /run/user/1000/palisade`)"));
+        }
         // Between looking and taking the place another daemon could do the same: one at a time.
         let mut name = path.clone().into_os_string();
         name.push(".lock");
@@ -114,6 +122,9 @@ impl Listener {
     }
 }
 
+/// Longest path of a socket, in bytes: `sun_path` without the zero at its end.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// Binds where nobody else can reach, and moves the socket to its place when its rights are set: at no time may others
 /// connect.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
@@ -124,7 +135,13 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let _ = fs::remove_file(&made);
     let _ = fs::remove_dir(&private);
     fs::DirBuilder::new().mode(0o700).create(&private)?;
-    let bound = UnixListener::bind(&made).and_then(|listener| {
+    // Its own path may be longer than the one it is moved to; then it is named from the directory, which is open.
+    let directory = fs::File::open(&private)?;
+    let named = match made.as_os_str().len() {
+        0..=SOCKET_PATH_BYTES_MAX => made.clone(),
+        _ => PathBuf::from(format!("/proc/self/fd/{}/s", directory.as_raw_fd())),
+    };
+    let bound = UnixListener::bind(&named).and_then(|listener| {
         fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;
         fs::rename(&made, path)?;
         Ok(listener)

@@ -1,5 +1,6 @@
 //! Limits in time and number, with a server whose limits are small, and the client against it.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -128,6 +129,26 @@ async fn a_second_daemon_and_a_file_in_the_way_are_refused() {
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     Listener::unix(&stale).await.unwrap();
     daemon.server.stop(Duration::ZERO).await;
+}
+
+/// The kernel takes 107 bytes, whatever the parts they are made of.
+#[tokio::test]
+async fn a_socket_lies_at_every_path_that_the_kernel_takes() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path().to_str().unwrap().len();
+    for name_len in [1, 2, 8, 16] {
+        let folder = place.path().join("x".repeat(107 - here - 1 - 1 - name_len));
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("s".repeat(name_len));
+        assert_eq!(path.as_os_str().len(), 107);
+        let listener = Listener::unix(&path).await.unwrap();
+        tokio::net::UnixStream::connect(&path).await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(listener);
+        let error = Listener::unix(folder.join("s".repeat(name_len + 1))).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("--socket"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -3,40 +3,9 @@
 //! A profile is a list of groups; a later group overrides an earlier one. What no group names fails with `ENOSYS`, so
 //! that C libraries fall back to older calls, and calls newer than this table fail closed.
 
-use libc::{
-    EACCES, EAGAIN, ENOLCK, ENOMEM, ENOSYS, ENOTTY, EPERM, SYS_access, SYS_acct, SYS_add_key, SYS_alarm,
-    SYS_arch_prctl, SYS_bpf, SYS_brk, SYS_chdir, SYS_chmod, SYS_chown, SYS_chroot, SYS_clock_getres, SYS_clock_gettime,
-    SYS_clock_nanosleep, SYS_clock_settime, SYS_clone, SYS_clone3, SYS_close, SYS_close_range, SYS_copy_file_range,
-    SYS_creat, SYS_delete_module, SYS_dup, SYS_dup2, SYS_dup3, SYS_execve, SYS_execveat, SYS_exit, SYS_exit_group,
-    SYS_faccessat, SYS_faccessat2, SYS_fadvise64, SYS_fallocate, SYS_fchdir, SYS_fchmod, SYS_fchmodat, SYS_fchown,
-    SYS_fchownat, SYS_fcntl, SYS_fdatasync, SYS_finit_module, SYS_flock, SYS_fork, SYS_fsconfig, SYS_fsmount,
-    SYS_fsopen, SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_get_robust_list, SYS_getcpu,
-    SYS_getcwd, SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getgroups, SYS_getitimer, SYS_getpgid,
-    SYS_getpgrp, SYS_getpid, SYS_getppid, SYS_getpriority, SYS_getrandom, SYS_getresgid, SYS_getresuid, SYS_getrlimit,
-    SYS_getrusage, SYS_getsid, SYS_gettid, SYS_gettimeofday, SYS_getuid, SYS_init_module, SYS_io_uring_enter,
-    SYS_io_uring_register, SYS_io_uring_setup, SYS_ioctl, SYS_ioperm, SYS_iopl, SYS_kcmp, SYS_kexec_load, SYS_keyctl,
-    SYS_kill, SYS_landlock_add_rule, SYS_landlock_create_ruleset, SYS_landlock_restrict_self, SYS_lchown, SYS_link,
-    SYS_linkat, SYS_lseek, SYS_lstat, SYS_madvise, SYS_membarrier, SYS_memfd_create, SYS_memfd_secret, SYS_mkdir,
-    SYS_mkdirat, SYS_mknod, SYS_mknodat, SYS_mlock, SYS_mlockall, SYS_mmap, SYS_modify_ldt, SYS_mount,
-    SYS_mount_setattr, SYS_move_mount, SYS_mprotect, SYS_mremap, SYS_msgget, SYS_munlock, SYS_munmap,
-    SYS_name_to_handle_at, SYS_nanosleep, SYS_newfstatat, SYS_open, SYS_open_by_handle_at, SYS_open_tree, SYS_openat,
-    SYS_openat2, SYS_pause, SYS_perf_event_open, SYS_personality, SYS_pidfd_getfd, SYS_pipe, SYS_pipe2, SYS_pivot_root,
-    SYS_poll, SYS_ppoll, SYS_prctl, SYS_pread64, SYS_preadv, SYS_prlimit64, SYS_process_madvise, SYS_process_vm_readv,
-    SYS_process_vm_writev, SYS_pselect6, SYS_ptrace, SYS_pwrite64, SYS_pwritev, SYS_quotactl, SYS_read, SYS_readlink,
-    SYS_readlinkat, SYS_readv, SYS_reboot, SYS_rename, SYS_renameat, SYS_renameat2, SYS_request_key,
-    SYS_restart_syscall, SYS_rmdir, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigpending, SYS_rt_sigprocmask,
-    SYS_rt_sigreturn, SYS_rt_sigsuspend, SYS_rt_sigtimedwait, SYS_sched_get_priority_max, SYS_sched_get_priority_min,
-    SYS_sched_getaffinity, SYS_sched_getparam, SYS_sched_getscheduler, SYS_sched_yield, SYS_seccomp, SYS_select,
-    SYS_semget, SYS_sendfile, SYS_set_mempolicy, SYS_set_robust_list, SYS_set_tid_address, SYS_setgid, SYS_setgroups,
-    SYS_sethostname, SYS_setitimer, SYS_setns, SYS_setpgid, SYS_setregid, SYS_setresgid, SYS_setresuid, SYS_setreuid,
-    SYS_setrlimit, SYS_setsid, SYS_settimeofday, SYS_setuid, SYS_shmat, SYS_shmget, SYS_sigaltstack, SYS_socket,
-    SYS_socketpair, SYS_stat, SYS_statfs, SYS_statx, SYS_swapoff, SYS_swapon, SYS_symlink, SYS_symlinkat, SYS_sync,
-    SYS_sync_file_range, SYS_sysinfo, SYS_syslog, SYS_tgkill, SYS_time, SYS_times, SYS_truncate, SYS_umask,
-    SYS_umount2, SYS_uname, SYS_unlink, SYS_unlinkat, SYS_unshare, SYS_userfaultfd, SYS_utimensat, SYS_vfork,
-    SYS_vmsplice, SYS_wait4, SYS_waitid, SYS_write, SYS_writev, c_long,
-};
+use libc::*;
 
-use super::program::Action::{Allow, Errno, Kill};
+use super::program::Action::{Allow, Ask, Errno, Kill};
 use super::program::{Case, Condition, Decision};
 use crate::sys::protocol::FD_PROGRAM;
 
@@ -94,11 +63,18 @@ const TEMPORARY: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
 const NEGATIVE: u32 = 1 << 31;
 /// `FUTEX_PRIVATE_FLAG` and `FUTEX_CLOCK_REALTIME` are left out.
 const FUTEX_OPERATION: u32 = 127;
-/// What `pthread_create` passes: memory, files, signal handlers, thread group, semaphores, TLS, thread ids.
-const CLONE_THREAD_FLAGS: i32 = 0x003d_0f00;
+/// What makes a thread: memory, file system, files, signal handlers, thread group.
+const CLONE_THREAD: u32 = 0x0001_0f00;
+/// What C libraries and runtimes pass besides, each another choice: semaphores, TLS, thread ids, and the flag for detached
+/// threads, which has had no meaning since Linux 2.6.
+const CLONE_THREAD_FREE: u32 = 0x017c_0000;
 /// What `fork`, `vfork` and `posix_spawn` may pass: the exit signal, `VM`, `VFORK`, and the thread id in the child.
 const CLONE_PROCESS_FLAGS: u32 = 0x0120_41ff;
 const AT_EMPTY_PATH: i32 = 0x1000;
+/// What `fcntl` does too: not to block, and to close when another program is executed.
+const FIONBIO: i32 = 0x5421;
+const FIOCLEX: i32 = 0x5451;
+const FIONCLEX: i32 = 0x5450;
 
 /// The only case of a call whose argument `$mode` is a mode: it holds no set-id bit. Otherwise it fails.
 macro_rules! sets_id {
@@ -114,6 +90,38 @@ macro_rules! opens {
         only(&[(&[bits($flags, CREATES | TEMPORARY, 0)], Allow), (&[bits($mode, SET_ID, 0)], Allow)], Errno(EPERM))
     };
 }
+
+/// A signal, by a call that names it in argument `$signal`. The kernel keeps the first process of a namespace from ending by
+/// what it is sent from within, as if it had asked for that; so where such a signal ends a process, the host is asked, and does
+/// it ([`crate::notices`]). `$first` are cases that come before; the last says who is sent to.
+macro_rules! signals {
+    ($signal:literal, [$($first:expr),*], $whom:ident) => {
+        only(
+            &[
+                $($first,)*
+                // None; what ends nobody: of a child, to go on, to stop in four ways, urgent data, another size of the window.
+                (&[is($signal, 0)], Allow),
+                (&[is($signal, libc::SIGCHLD)], Allow),
+                (&[is($signal, libc::SIGCONT)], Allow),
+                (&[is($signal, libc::SIGSTOP)], Allow),
+                (&[is($signal, libc::SIGTSTP)], Allow),
+                (&[is($signal, libc::SIGTTIN)], Allow),
+                (&[is($signal, libc::SIGTTOU)], Allow),
+                (&[is($signal, libc::SIGURG)], Allow),
+                (&[is($signal, libc::SIGWINCH)], Allow),
+                // Those of C libraries, which handle them, and numbers that are none.
+                (&[bits($signal, 32, 32)], Allow),
+                (&[bits($signal, 64, 64)], Allow),
+                ($whom, Ask),
+            ],
+            Allow,
+        )
+    };
+}
+/// To the first process.
+const FIRST: &[Condition] = &[is(0, 1)];
+/// To a thread of anybody.
+const ANY: &[Condition] = &[];
 
 /// Computing, own memory (never executable), own open files, signals, waiting.
 pub(crate) const COMPUTE: Group = Group(&[
@@ -163,9 +171,11 @@ pub(crate) const COMPUTE: Group = Group(&[
     ),
     (&[SYS_exit, SYS_exit_group, SYS_restart_syscall], always(Allow)),
     (&[SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigpending, SYS_sigaltstack], always(Allow)),
-    (&[SYS_rt_sigsuspend, SYS_rt_sigtimedwait, SYS_pause, SYS_tgkill], always(Allow)),
+    (&[SYS_rt_sigsuspend, SYS_rt_sigtimedwait, SYS_pause], always(Allow)),
     // One process by its number. A group, or all that may be reached, would be others than the guest itself.
-    (&[SYS_kill], only(&[(&[bits(0, NEGATIVE, NEGATIVE)], Errno(EPERM)), (&[is(0, 0)], Errno(EPERM))], Allow)),
+    (&[SYS_kill], signals!(1, [(&[bits(0, NEGATIVE, NEGATIVE)], Errno(EPERM)), (&[is(0, 0)], Errno(EPERM))], FIRST)),
+    (&[SYS_tgkill], signals!(2, [], FIRST)),
+    (&[SYS_tkill], signals!(1, [], ANY)),
     (&[SYS_poll, SYS_ppoll, SYS_select, SYS_pselect6], always(Allow)),
     (&[SYS_sched_yield, SYS_sched_getaffinity, SYS_getcpu], always(Allow)),
     (
@@ -176,8 +186,24 @@ pub(crate) const COMPUTE: Group = Group(&[
     (&[SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid, SYS_getresuid, SYS_getresgid, SYS_getgroups], always(Allow)),
     (&[SYS_set_tid_address, SYS_set_robust_list, SYS_get_robust_list, SYS_rseq, SYS_membarrier], always(Allow)),
     (&[SYS_getrandom, SYS_uname, SYS_getrlimit, SYS_getrusage, SYS_times], always(Allow)),
-    (&[SYS_prlimit64], only(&[(&[null(2)], Allow)], Errno(EPERM))),
-    (&[SYS_prctl], only(&[(&[is(0, libc::PR_SET_NAME)], Allow), (&[is(0, libc::PR_GET_NAME)], Allow)], Errno(EPERM))),
+    // Its own limits it may lower; what a quota set, hard limits hold.
+    (&[SYS_prlimit64], only(&[(&[null(2)], Allow), (&[is(0, 0)], Allow)], Errno(EPERM))),
+    (&[SYS_setrlimit], always(Allow)),
+    (
+        &[SYS_prctl],
+        only(
+            &[
+                (&[is(0, libc::PR_SET_NAME)], Allow),
+                (&[is(0, libc::PR_GET_NAME)], Allow),
+                (&[is(0, libc::PR_GET_DUMPABLE)], Allow),
+                (&[is(0, libc::PR_SET_DUMPABLE), is(1, 0)], Allow),
+                // Set already, for good.
+                (&[is(0, libc::PR_SET_NO_NEW_PRIVS)], Allow),
+                (&[is(0, libc::PR_GET_NO_NEW_PRIVS)], Allow),
+            ],
+            Errno(EPERM),
+        ),
+    ),
     (
         &[SYS_fcntl],
         only(
@@ -188,16 +214,31 @@ pub(crate) const COMPUTE: Group = Group(&[
                 (&[is(1, libc::F_SETFD)], Allow),
                 (&[is(1, libc::F_GETFL)], Allow),
                 (&[is(1, libc::F_SETFL)], Allow),
+                (&[is(1, libc::F_GETPIPE_SZ)], Allow),
+                // Locks on files that are shared are a channel between guests. Not `ENOLCK`, nor an error by which others
+                // hold the lock: programs try these again for a long time.
+                (&[is(1, libc::F_GETLK)], Errno(EPERM)),
+                (&[is(1, libc::F_SETLK)], Errno(EPERM)),
+                (&[is(1, libc::F_SETLKW)], Errno(EPERM)),
+                (&[is(1, libc::F_SETPIPE_SZ)], Errno(EPERM)),
             ],
-            // Locks and leases on shared files are a channel between guests.
-            Errno(ENOLCK),
+            // As a kernel that does not know the command: locks of open files, leases, seals.
+            Errno(EINVAL),
         ),
     ),
-    (&[SYS_flock], always(Errno(ENOLCK))),
-    (&[SYS_ioctl], always(Errno(ENOTTY))),
+    // As a file system that has no locks.
+    (&[SYS_flock], always(Errno(EOPNOTSUPP))),
+    (
+        &[SYS_ioctl],
+        only(&[(&[is(1, FIONBIO)], Allow), (&[is(1, FIOCLEX)], Allow), (&[is(1, FIONCLEX)], Allow)], Errno(ENOTTY)),
+    ),
     (&[SYS_clone, SYS_fork, SYS_vfork], always(Errno(EAGAIN))),
     (&[SYS_execve, SYS_execveat], always(Errno(EPERM))),
-    (&[SYS_socket, SYS_socketpair], always(Errno(EACCES))),
+    (
+        &[SYS_socket, SYS_socketpair, SYS_connect, SYS_bind, SYS_sendto, SYS_sendmsg, SYS_sendmmsg],
+        always(Errno(EACCES)),
+    ),
+    (&[SYS_setsockopt, SYS_getsockopt], always(Errno(ENOPROTOOPT))),
     (
         &[SYS_open, SYS_openat, SYS_creat, SYS_stat, SYS_lstat, SYS_newfstatat, SYS_access, SYS_faccessat],
         always(Errno(EACCES)),
@@ -207,6 +248,10 @@ pub(crate) const COMPUTE: Group = Group(&[
     (&[SYS_clone3, SYS_openat2, SYS_statx], always(Errno(ENOSYS))),
     // Says more about the machine and its other users than a guest needs.
     (&[SYS_sysinfo], always(Errno(ENOSYS))),
+    (&[SYS_sched_setaffinity, SYS_sched_setparam, SYS_sched_setscheduler, SYS_sched_setattr], always(Errno(EPERM))),
+    (&[SYS_setpriority, SYS_ioprio_set], always(Errno(EPERM))),
+    // Who it is it knows; which personality it has is no secret.
+    (&[SYS_personality], only(&[(&[is(0, -1)], Allow), (&[is(0, 0)], Allow)], Errno(EPERM))),
 ]);
 
 /// Clocks of full resolution, and timers.
@@ -262,6 +307,15 @@ pub(crate) const FILES: Group = Group(&[
     (&[SYS_link, SYS_linkat, SYS_symlink, SYS_symlinkat, SYS_utimensat], always(Allow)),
     (&[SYS_truncate, SYS_ftruncate, SYS_fallocate, SYS_fsync, SYS_fdatasync, SYS_sync_file_range], always(Allow)),
     (&[SYS_chown, SYS_fchown, SYS_lchown, SYS_fchownat, SYS_mknod, SYS_mknodat, SYS_sync], always(Errno(EPERM))),
+    // As a file system that has none.
+    (
+        &[SYS_getxattr, SYS_lgetxattr, SYS_fgetxattr, SYS_listxattr, SYS_llistxattr, SYS_flistxattr],
+        always(Errno(EOPNOTSUPP)),
+    ),
+    (
+        &[SYS_setxattr, SYS_lsetxattr, SYS_fsetxattr, SYS_removexattr, SYS_lremovexattr, SYS_fremovexattr],
+        always(Errno(EOPNOTSUPP)),
+    ),
     // Mappings of files, but none that can be executed.
     (
         &[SYS_mmap],
@@ -287,6 +341,12 @@ pub(crate) const LOAD_CODE: Group = Group(&[(
     ),
 )]);
 
+/// Making code: any protection of its own memory. Comes after [`LOAD_CODE`].
+pub(crate) const MAKE_CODE: Group = Group(&[
+    (&[SYS_mmap], only(&[(&[bits(3, HUGE, HUGE)], Errno(ENOMEM)), (&[bits(3, MAP_REFUSED, 0)], Allow)], Errno(EACCES))),
+    (&[SYS_mprotect], only(&[(&[bits(2, GROWS, 0)], Allow)], Errno(EACCES))),
+]);
+
 /// What a C library does when a program starts.
 pub(crate) const START: Group = Group(&[
     // The program itself, by its descriptor.
@@ -301,41 +361,135 @@ pub(crate) const START: Group = Group(&[
 /// A hostile constructor can keep the worker's second filter away, and stays with the rights it had: those of loading.
 pub(crate) const LOCK: Group = Group(&[(&[SYS_seccomp], only(&[(&[is(0, 1), is(1, 1)], Allow)], Kill))]);
 
-/// Threads, as `pthread_create` makes them.
+/// Threads, as any C library and Go make them.
 pub(crate) const THREADS: Group =
-    Group(&[(&[SYS_clone], only(&[(&[is(0, CLONE_THREAD_FLAGS)], Allow)], Errno(EAGAIN)))]);
+    Group(&[(&[SYS_clone], only(&[(&[bits(0, !CLONE_THREAD_FREE, CLONE_THREAD)], Allow)], Errno(EAGAIN)))]);
 
-/// Child processes and pipes between them.
+/// Child processes.
 pub(crate) const PROCESSES: Group = Group(&[
     (&[SYS_clone], only(&[(&[bits(0, !CLONE_PROCESS_FLAGS, 0)], Allow)], Errno(EPERM))),
     (&[SYS_fork, SYS_vfork, SYS_execve, SYS_execveat, SYS_wait4, SYS_waitid], always(Allow)),
+    // Processes of its own namespace, which is all that it can name.
+    (&[SYS_pidfd_open, SYS_pidfd_send_signal], always(Allow)),
     // Its groups are its own: an instance begins a session, and its process namespace ends with it.
-    (&[SYS_pipe, SYS_pipe2, SYS_setpgid, SYS_setsid, SYS_kill], always(Allow)),
+    (&[SYS_pipe, SYS_pipe2, SYS_setpgid, SYS_setsid], always(Allow)),
+    (&[SYS_kill], signals!(1, [], FIRST)),
 ]);
 
-/// What no guest ever needs: whoever calls it attacks, and is killed.
-pub(crate) const FORBIDDEN: Group = Group(&[
-    (
-        &[SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_process_madvise, SYS_kcmp, SYS_pidfd_getfd],
-        always(Kill),
+/// Child processes and threads. Comes after both.
+pub(crate) const PROCESSES_AND_THREADS: Group = Group(&[(
+    &[SYS_clone],
+    only(
+        &[(&[bits(0, !CLONE_THREAD_FREE, CLONE_THREAD)], Allow), (&[bits(0, !CLONE_PROCESS_FLAGS, 0)], Allow)],
+        Errno(EAGAIN),
     ),
+)]);
+
+/// Objects of the kernel within a process, where its memory quota counts them: pipes and pairs of sockets, which nobody else
+/// holds the other end of, and what waits for them.
+pub(crate) const OBJECTS: Group = Group(&[
+    (&[SYS_pipe, SYS_pipe2, SYS_eventfd, SYS_eventfd2], always(Allow)),
+    (&[SYS_epoll_create, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_wait, SYS_epoll_pwait], always(Allow)),
+    (&[SYS_epoll_pwait2], always(Allow)),
+    (&[SYS_socketpair], only(&[(&[is(0, libc::AF_UNIX)], Allow)], Errno(EACCES))),
+    // Only to the other end: with an address it could be a socket that lies in a granted directory. Nor by `sendmsg`, whose
+    // address no filter can see, and by which descriptors travel that nobody counts.
+    (&[SYS_sendto], only(&[(&[null(4)], Allow)], Errno(EACCES))),
+    (&[SYS_recvfrom, SYS_recvmsg, SYS_shutdown, SYS_getsockname, SYS_getpeername], always(Allow)),
     (
-        &[SYS_bpf, SYS_perf_event_open, SYS_userfaultfd, SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register],
-        always(Kill),
+        &[SYS_getsockopt],
+        only(
+            &[
+                (&[is(1, libc::SOL_SOCKET), is(2, libc::SO_TYPE)], Allow),
+                (&[is(1, libc::SOL_SOCKET), is(2, libc::SO_ERROR)], Allow),
+                (&[is(1, libc::SOL_SOCKET), is(2, libc::SO_DOMAIN)], Allow),
+                (&[is(1, libc::SOL_SOCKET), is(2, libc::SO_PROTOCOL)], Allow),
+                (&[is(1, libc::SOL_SOCKET), is(2, libc::SO_SNDBUF)], Allow),
+                (&[is(1, libc::SOL_SOCKET), is(2, libc::SO_RCVBUF)], Allow),
+            ],
+            Errno(ENOPROTOOPT),
+        ),
     ),
-    (&[SYS_keyctl, SYS_add_key, SYS_request_key], always(Kill)),
-    (&[SYS_mount, SYS_umount2, SYS_fsopen, SYS_fsmount, SYS_fsconfig, SYS_open_tree, SYS_move_mount], always(Kill)),
-    (&[SYS_mount_setattr, SYS_pivot_root, SYS_chroot, SYS_setns, SYS_unshare], always(Kill)),
-    (&[SYS_kexec_load, SYS_init_module, SYS_finit_module, SYS_delete_module, SYS_reboot, SYS_acct], always(Kill)),
-    (
-        &[SYS_swapon, SYS_swapoff, SYS_quotactl, SYS_syslog, SYS_sethostname, SYS_settimeofday, SYS_clock_settime],
-        always(Kill),
-    ),
-    (&[SYS_name_to_handle_at, SYS_open_by_handle_at, SYS_personality, SYS_seccomp], always(Kill)),
-    (&[SYS_landlock_create_ruleset, SYS_landlock_add_rule, SYS_landlock_restrict_self], always(Kill)),
-    (&[SYS_memfd_create, SYS_memfd_secret, SYS_vmsplice, SYS_shmget, SYS_shmat, SYS_semget, SYS_msgget], always(Kill)),
-    (&[SYS_setuid, SYS_setgid, SYS_setreuid, SYS_setregid, SYS_setresuid, SYS_setresgid, SYS_setgroups], always(Kill)),
-    (&[SYS_setrlimit, SYS_mlock, SYS_mlockall, SYS_munlock, SYS_set_mempolicy], always(Errno(EPERM))),
-    #[cfg(target_arch = "x86_64")]
-    (&[SYS_modify_ldt, SYS_iopl, SYS_ioperm], always(Kill)),
 ]);
+
+/// Record locks of a guest that is one process and was given no directory of the host: what it can write to, nobody else can
+/// reach, and a lock that nobody can hold against it is granted without asking the kernel. (A lock that the kernel holds could
+/// be seen by others, on files that all guests share, such as devices.) Whether a lock would be granted the kernel may say:
+/// nobody among the guests holds any.
+pub(crate) const OWN_LOCKS: Group = Group(&[(
+    &[SYS_fcntl],
+    only(
+        &[
+            (&[is(1, libc::F_DUPFD)], Allow),
+            (&[is(1, libc::F_DUPFD_CLOEXEC)], Allow),
+            (&[is(1, libc::F_GETFD)], Allow),
+            (&[is(1, libc::F_SETFD)], Allow),
+            (&[is(1, libc::F_GETFL)], Allow),
+            (&[is(1, libc::F_SETFL)], Allow),
+            (&[is(1, libc::F_GETPIPE_SZ)], Allow),
+            (&[is(1, libc::F_SETLK)], Errno(0)),
+            (&[is(1, libc::F_SETLKW)], Errno(0)),
+            (&[is(1, libc::F_GETLK)], Allow),
+        ],
+        Errno(EINVAL),
+    ),
+)]);
+
+/// What no guest is given. What only an attack asks for ends it, and is named; what programs and libraries try as they start,
+/// or by which they would confine themselves, fails as where the kernel does not have it or does not allow it.
+pub(crate) const FORBIDDEN: Group = Group(&[
+    (&[SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_process_madvise, SYS_kcmp], always(Kill)),
+    (&[SYS_pidfd_getfd, SYS_bpf, SYS_open_by_handle_at], always(Kill)),
+    (&[SYS_mount, SYS_umount2, SYS_fsopen, SYS_fsmount, SYS_fsconfig, SYS_open_tree, SYS_move_mount], always(Kill)),
+    (&[SYS_mount_setattr, SYS_pivot_root, SYS_setns, SYS_unshare], always(Kill)),
+    (&[SYS_kexec_load, SYS_init_module, SYS_finit_module, SYS_delete_module, SYS_reboot, SYS_acct], always(Kill)),
+    (&[SYS_swapon, SYS_swapoff], always(Kill)),
+    (&[SYS_perf_event_open, SYS_userfaultfd, SYS_chroot, SYS_quotactl, SYS_syslog], always(Errno(EPERM))),
+    (&[SYS_sethostname, SYS_settimeofday, SYS_clock_settime, SYS_clock_adjtime, SYS_adjtimex], always(Errno(EPERM))),
+    (&[SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register], always(Errno(ENOSYS))),
+    (&[SYS_keyctl, SYS_add_key, SYS_request_key], always(Errno(ENOSYS))),
+    (&[SYS_landlock_create_ruleset, SYS_landlock_add_rule, SYS_landlock_restrict_self], always(Errno(ENOSYS))),
+    (&[SYS_seccomp], always(Errno(EINVAL))),
+    (&[SYS_memfd_create, SYS_memfd_secret, SYS_vmsplice], always(Errno(ENOSYS))),
+    (&[SYS_shmget, SYS_shmat, SYS_shmctl, SYS_semget, SYS_msgget], always(Errno(ENOSYS))),
+    (&[SYS_name_to_handle_at], always(Errno(EOPNOTSUPP))),
+    (&[SYS_setuid, SYS_setgid, SYS_setreuid, SYS_setregid, SYS_setresuid, SYS_setresgid], always(Errno(EPERM))),
+    (&[SYS_setgroups, SYS_setfsuid, SYS_setfsgid, SYS_capset], always(Errno(EPERM))),
+    (&[SYS_mlock, SYS_mlockall, SYS_munlock, SYS_set_mempolicy], always(Errno(EPERM))),
+    #[cfg(target_arch = "x86_64")]
+    (&[SYS_modify_ldt], always(Errno(ENOSYS))),
+    #[cfg(target_arch = "x86_64")]
+    (&[SYS_iopl, SYS_ioperm], always(Errno(EPERM))),
+]);
+
+/// Names of what only an attack asks for.
+pub(crate) const NAMES: &[(c_long, &str)] = &[
+    (SYS_ptrace, "ptrace"),
+    (SYS_process_vm_readv, "process_vm_readv"),
+    (SYS_process_vm_writev, "process_vm_writev"),
+    (SYS_process_madvise, "process_madvise"),
+    (SYS_kcmp, "kcmp"),
+    (SYS_pidfd_getfd, "pidfd_getfd"),
+    (SYS_bpf, "bpf"),
+    (SYS_open_by_handle_at, "open_by_handle_at"),
+    (SYS_mount, "mount"),
+    (SYS_umount2, "umount2"),
+    (SYS_fsopen, "fsopen"),
+    (SYS_fsmount, "fsmount"),
+    (SYS_fsconfig, "fsconfig"),
+    (SYS_open_tree, "open_tree"),
+    (SYS_move_mount, "move_mount"),
+    (SYS_mount_setattr, "mount_setattr"),
+    (SYS_pivot_root, "pivot_root"),
+    (SYS_setns, "setns"),
+    (SYS_unshare, "unshare"),
+    (SYS_kexec_load, "kexec_load"),
+    (SYS_init_module, "init_module"),
+    (SYS_finit_module, "finit_module"),
+    (SYS_delete_module, "delete_module"),
+    (SYS_reboot, "reboot"),
+    (SYS_acct, "acct"),
+    (SYS_swapon, "swapon"),
+    (SYS_swapoff, "swapoff"),
+    (SYS_seccomp, "seccomp"),
+];

@@ -7,6 +7,9 @@ pub(crate) enum Action {
     Allow,
     /// It fails with this error number.
     Errno(i32),
+    /// The host is told of it and decides; until then the thread waits, and where no host listens the call fails with
+    /// `ENOSYS`.
+    Ask,
     /// The process is killed with `SIGSYS`.
     Kill,
 }
@@ -17,6 +20,7 @@ impl Action {
         match self {
             Action::Allow => 0x7fff_0000,
             Action::Errno(errno) => 0x0005_0000 | (errno as u32 & 0xffff),
+            Action::Ask => 0x7fc0_0000,
             Action::Kill => 0x8000_0000,
         }
     }
@@ -84,9 +88,9 @@ fn plain(code: u16, k: u32) -> Instruction {
     Instruction { code, jump_true: 0, jump_false: 0, k }
 }
 
-/// The program for `rules`, which are sorted by number without repetition; all other numbers get `otherwise`. Calls of
-/// another architecture than `arch` (an `AUDIT_ARCH` value), and of the x32 ABI, kill.
-pub(crate) fn compile(arch: u32, rules: &[(u32, Decision)], otherwise: Action) -> Vec<Instruction> {
+/// The program for `rules`, which are sorted by number without repetition; all other numbers get `otherwise`. `asked` takes
+/// the place of [`Action::Ask`]. Calls of another architecture than `arch` (an `AUDIT_ARCH` value), and of the x32 ABI, kill.
+pub(crate) fn compile(arch: u32, rules: &[(u32, Decision)], otherwise: Action, asked: Action) -> Vec<Instruction> {
     debug_assert!(rules.is_sorted_by(|a, b| a.0 < b.0), "rules are sorted");
     // Segments of numbers that share a leaf, as (first number, leaf). They cover everything below the x32 numbers.
     let mut segments: Vec<(u32, Decision)> = Vec::new();
@@ -107,16 +111,16 @@ pub(crate) fn compile(arch: u32, rules: &[(u32, Decision)], otherwise: Action) -
         plain(RETURN, Action::Kill.value()),
         plain(LOAD, NUMBER),
     ];
-    program.extend(tree(&segments));
+    program.extend(tree(&segments, asked));
     program
 }
 
-fn tree(segments: &[(u32, Decision)]) -> Vec<Instruction> {
+fn tree(segments: &[(u32, Decision)], asked: Action) -> Vec<Instruction> {
     if let [(_, decision)] = segments {
-        return leaf(decision);
+        return leaf(decision, asked);
     }
     let (low, high) = segments.split_at(segments.len() / 2);
-    let (pivot, low, high) = (high[0].0, tree(low), tree(high));
+    let (pivot, low, high) = (high[0].0, tree(low, asked), tree(high, asked));
     let mut code = match u8::try_from(low.len()) {
         Ok(skip) => vec![Instruction { code: JUMP_AT_LEAST, jump_true: skip, jump_false: 0, k: pivot }],
         // A conditional jump reaches 255 instructions; a plain one, any distance.
@@ -130,32 +134,49 @@ fn tree(segments: &[(u32, Decision)]) -> Vec<Instruction> {
     code
 }
 
-fn leaf(decision: &Decision) -> Vec<Instruction> {
+fn leaf(decision: &Decision, asked: Action) -> Vec<Instruction> {
+    let value = |action: Action| if action == Action::Ask { asked.value() } else { action.value() };
+    let otherwise = value(decision.otherwise);
+    if decision.cases.iter().all(|(_, action)| value(*action) == otherwise) {
+        return vec![plain(RETURN, otherwise)];
+    }
     let mut code = Vec::new();
+    // The argument, and the bits of it, that the case before has left to compare with.
+    let mut loaded: Option<(u8, u32)> = None;
     for (conditions, action) in decision.cases {
         // Built from the end: a condition that fails jumps behind the case.
-        let mut case = vec![plain(RETURN, action.value())];
+        let mut case = vec![plain(RETURN, value(*action))];
         let word = |argument: u8, half: u32| ARGUMENTS + 8 * u32::from(argument) + 4 * half;
-        let guard = |case: &mut Vec<Instruction>, load: u32, mask: u32, value: u32| {
+        let guard = |case: &mut Vec<Instruction>, load: Option<u32>, mask: u32, value: u32| {
             let skip = u8::try_from(case.len()).unwrap_or(u8::MAX);
             debug_assert!(case.len() <= u8::MAX.into(), "a case is short");
-            let mut guarded = vec![plain(LOAD, load)];
-            if mask != u32::MAX {
-                guarded.push(plain(AND, mask));
+            let mut guarded = Vec::new();
+            if let Some(load) = load {
+                guarded.push(plain(LOAD, load));
+                if mask != u32::MAX {
+                    guarded.push(plain(AND, mask));
+                }
             }
             guarded.push(Instruction { code: JUMP_EQUAL, jump_true: 0, jump_false: skip, k: value });
             guarded.append(case);
             *case = guarded;
         };
-        for condition in conditions.iter().rev() {
-            guard(&mut case, word(condition.argument, 0), condition.mask, condition.value);
+        for (index, condition) in conditions.iter().enumerate().rev() {
             if condition.wide {
-                guard(&mut case, word(condition.argument, 1), u32::MAX, 0);
+                guard(&mut case, Some(word(condition.argument, 1)), u32::MAX, 0);
             }
+            let is_loaded = index == 0 && loaded == Some((condition.argument, condition.mask));
+            let load = word(condition.argument, 0);
+            guard(&mut case, Some(load).filter(|_| !is_loaded), condition.mask, condition.value);
         }
+        // Where one condition is all there was, what failed is what is loaded.
+        loaded = match conditions {
+            [only] if !only.wide => Some((only.argument, only.mask)),
+            _ => None,
+        };
         code.extend(case);
     }
-    code.push(plain(RETURN, decision.otherwise.value()));
+    code.push(plain(RETURN, otherwise));
     code
 }
 

@@ -137,6 +137,48 @@ pub(crate) fn landlock_abi() -> Option<u32> {
     u32::try_from(version).ok().filter(|version| *version > 0)
 }
 
+/// A system call about which the kernel asks. The thread that made it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Notice {
+    pub(crate) id: u64,
+    /// Who made it, as this process numbers threads.
+    pub(crate) thread: i32,
+    pub(crate) number: i32,
+    pub(crate) arguments: [u64; 6],
+}
+
+/// Takes the next question. It is not waited for: there is one when the descriptor can be read.
+///
+/// # Errors
+///
+/// The system's; `ENOENT` when who made the call was interrupted.
+pub(crate) fn receive_notice(listener: BorrowedFd<'_>) -> io::Result<Notice> {
+    /// `SECCOMP_IOCTL_NOTIF_RECV` of `linux/seccomp.h`.
+    const RECEIVE: libc::c_ulong = 0xc050_2100;
+    // `struct seccomp_notif`, as words: id; thread and flags; number and architecture; instruction; arguments.
+    let mut words = [0u64; 10];
+    // SAFETY: the structure has 80 bytes, which are zero, as the call demands, and outlive it.
+    match unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, words.as_mut_ptr()) } {
+        0 => {
+            let [id, thread, number, _, arguments @ ..] = words;
+            Ok(Notice { id, thread: thread as u32 as i32, number: number as u32 as i32, arguments })
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lets a call that was asked about be carried out.
+pub(crate) fn let_continue(listener: BorrowedFd<'_>, id: u64) {
+    /// `SECCOMP_IOCTL_NOTIF_SEND` of `linux/seccomp.h`.
+    const SEND: libc::c_ulong = 0xc018_2101;
+    /// `SECCOMP_USER_NOTIF_FLAG_CONTINUE`, in the upper half of the last word.
+    const CONTINUE: u64 = 1 << 32;
+    // `struct seccomp_notif_resp`, as words: id; value; error and flags.
+    let mut words = [id, 0, CONTINUE];
+    // SAFETY: the structure has 24 bytes and outlives the call. The only error is that nobody waits for it any more.
+    let _ = unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, words.as_mut_ptr()) };
+}
+
 /// Kills the process.
 pub(crate) fn kill(pidfd: &impl AsFd) {
     // The only error is that it has ended, which is as good.

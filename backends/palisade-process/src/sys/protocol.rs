@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) trap_tsc: bool,
     /// Give each instance a user namespace of its own, so that its processes are counted apart.
     pub(crate) own_user_namespace: bool,
+    /// Memory may be written and executed.
+    pub(crate) makes_code: bool,
     /// The program may call host functions.
     pub(crate) host_calls: bool,
     /// Protections to leave out, one bit each; only in builds made to show what the suite notices.
@@ -101,6 +103,9 @@ pub(crate) const FD_CALLS: i32 = 8;
 /// Descriptor of the Landlock rules while they are being applied.
 #[cfg_attr(not(palisade_worker), allow(dead_code, reason = "used by the worker"))]
 pub(crate) const FD_RULES: i32 = 6;
+
+/// Descriptor on which the kernel asks about system calls; the host takes it before guest code runs.
+pub(crate) const FD_NOTICES: i32 = 9;
 
 /// Frames from an instance: one byte for the kind, four for the length.
 pub(crate) const FRAME_HEADER: usize = 5;
@@ -252,7 +257,7 @@ impl Plan {
         }
         w.bytes(&self.filter).bytes(&self.filter_locked);
         w.number(self.trap_tsc.into()).number(self.own_user_namespace.into());
-        w.number(self.host_calls.into()).number(self.ablated.into());
+        w.number(self.makes_code.into()).number(self.host_calls.into()).number(self.ablated.into());
         w.0
     }
 
@@ -303,6 +308,7 @@ impl Plan {
         plan.filter_locked = r.bytes()?.to_vec();
         plan.trap_tsc = r.flag()?;
         plan.own_user_namespace = r.flag()?;
+        plan.makes_code = r.flag()?;
         plan.host_calls = r.flag()?;
         plan.ablated = u32::try_from(r.number()?).ok()?;
         r.0.is_empty().then_some(plan)
@@ -343,6 +349,7 @@ mod tests {
             filter_locked: vec![2; 8],
             trap_tsc: true,
             own_user_namespace: true,
+            makes_code: true,
             host_calls: true,
             ablated: 1,
         }

@@ -13,6 +13,15 @@ unsafe extern "C" {
     fn syscall(number: i64, ...) -> i64;
 }
 
+/// Sets what is done about a signal: a function, or 1 to ignore it.
+fn set_signal(number: i32, handler: usize) {
+    unsafe extern "C" {
+        fn signal(number: i32, handler: usize) -> usize;
+    }
+    // SAFETY: the handler is a function of this program that takes a number, or a value that stands for none.
+    unsafe { signal(number, handler) };
+}
+
 fn recurse(depth: u64) -> u64 {
     let frame = std::hint::black_box([depth; 128]);
     if depth == u64::MAX { 0 } else { recurse(depth + 1) + frame[7] }
@@ -124,8 +133,40 @@ fn main() {
             Err(error) => print!("refused: {error}"),
         },
         "signal" => {
+            print!("before ");
+            let _ = out.flush();
             raise(number(2) as i32);
             print!("survived");
+        }
+        "signal-ignored" => {
+            set_signal(number(2) as i32, 1);
+            raise(number(2) as i32);
+            print!("survived");
+        }
+        // So many times.
+        "signal-handled" => {
+            static HANDLED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+            extern "C" fn count(_: i32) {
+                HANDLED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            }
+            set_signal(number(2) as i32, count as extern "C" fn(i32) as usize);
+            (0..number(3)).for_each(|_| drop(raise(number(2) as i32)));
+            print!("handled {}", HANDLED.load(std::sync::atomic::Ordering::SeqCst));
+        }
+        // Held back, and then waited for.
+        "signal-held" => {
+            unsafe extern "C" {
+                fn sigprocmask(how: i32, set: *const u64, old: *mut u64) -> i32;
+                fn sigwait(set: *const u64, signal: *mut i32) -> i32;
+            }
+            let set = [1u64 << (number(2) - 1), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            let mut got = 0;
+            // SAFETY: sets of the C library have this size.
+            unsafe { sigprocmask(0, set.as_ptr(), std::ptr::null_mut()) };
+            kill(getpid(), number(2) as i32);
+            // SAFETY: as above.
+            unsafe { sigwait(set.as_ptr(), &mut got) };
+            print!("waited for {got}");
         }
         "abort" => abort(),
         // SAFETY: none, on purpose; nothing is mapped there, so the kernel ends this process.
@@ -227,7 +268,10 @@ fn main() {
             print!("{written}");
         }
         // SAFETY: none, on purpose: any system call, with zeros.
-        "syscall" => print!("{}", unsafe { syscall(number(2) as i64, 0i64, 0i64, 0i64, 0i64, 0i64, 0i64) }),
+        "syscall" => match unsafe { syscall(number(2) as i64, 0i64, 0i64, 0i64, 0i64, 0i64, 0i64) } {
+            -1 => print!("-1 {}", std::io::Error::last_os_error().raw_os_error().unwrap_or(0)),
+            result => print!("{result}"),
+        },
         // Every way to leave a right behind in directory `text(2)`, by number as another C library might; says which worked.
         "rights" => rights(text(2)),
         // Whether a signal to its own process group would reach anybody, or to all it may reach.

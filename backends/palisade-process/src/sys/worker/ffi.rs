@@ -154,6 +154,7 @@ pub(crate) fn c_string(text: &str) -> io::Result<CString> {
 
 pub(crate) const EINVAL: i32 = 22;
 pub(crate) const EINTR: i32 = 4;
+const EBUSY: i32 = 16;
 
 /// Argument `index` of `main`.
 pub(crate) fn argument(argv: *const *const c_char, index: usize) -> Option<String> {
@@ -487,10 +488,25 @@ pub(crate) fn landlock_restrict(rules: i32) -> io::Result<()> {
     check(unsafe { syscall(number::LANDLOCK_RESTRICT_SELF, rules, 0 as c_uint) }).map(drop)
 }
 
-/// Installs a system call filter: an array of `sock_filter`.
+/// Installs a system call filter (an array of `sock_filter`) in all threads.
 pub(crate) fn install_filter(filter: &[u8]) -> io::Result<()> {
-    const SET_MODE_FILTER: c_uint = 1;
     const FLAG_TSYNC: c_uint = 1;
+    add_filter(filter, FLAG_TSYNC).map(drop)
+}
+
+/// Installs a system call filter in this thread. The descriptor on which the kernel asks where the filter says so; `None`
+/// where somebody outside is asked about this process already, and the kernel asks nobody else.
+pub(crate) fn install_asking_filter(filter: &[u8]) -> io::Result<Option<i32>> {
+    const FLAG_NEW_LISTENER: c_uint = 8;
+    match add_filter(filter, FLAG_NEW_LISTENER) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.raw_os_error() == Some(EBUSY) => install_filter(filter).map(|()| None),
+        Err(error) => Err(error),
+    }
+}
+
+fn add_filter(filter: &[u8], flags: c_uint) -> io::Result<i32> {
+    const SET_MODE_FILTER: c_uint = 1;
     #[repr(C)]
     struct Program {
         len: u16,
@@ -499,7 +515,8 @@ pub(crate) fn install_filter(filter: &[u8]) -> io::Result<()> {
     let len = u16::try_from(filter.len() / 8).map_err(|_| io::Error::from_raw_os_error(EINVAL))?;
     let program = Program { len, filter: filter.as_ptr() };
     // SAFETY: `program` points to `len` instructions of 8 bytes; the kernel copies and checks them.
-    check(unsafe { syscall(number::SECCOMP, SET_MODE_FILTER, FLAG_TSYNC, &raw const program) }).map(drop)
+    check(unsafe { syscall(number::SECCOMP, SET_MODE_FILTER, flags, &raw const program) })
+        .map(|listener| listener as i32)
 }
 
 /// Executes the open file `fd`. Returns only when that fails.

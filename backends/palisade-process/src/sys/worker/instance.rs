@@ -8,8 +8,8 @@ use super::ffi;
 use super::jail::{self, Failed, Step, protection};
 use super::library;
 use super::protocol::{
-    FD_ANSWERS, FD_CALLS, FD_PROGRAM, FD_REPLY, FD_REQUEST, FD_RULES, FRAME_HEADER, GO, INSTANCE_FDS, PARKED, Program,
-    Reader, SETUP_FAILED, frame_header,
+    FD_ANSWERS, FD_CALLS, FD_NOTICES, FD_PROGRAM, FD_REPLY, FD_REQUEST, FD_RULES, FRAME_HEADER, GO, INSTANCE_FDS,
+    PARKED, Plan, Program, Reader, SETUP_FAILED, frame_header,
 };
 use super::zygote::{self, Ready};
 
@@ -21,6 +21,7 @@ const PR_SET_THP_DISABLE: i32 = 41;
 const PR_SET_MDWE: i32 = 65;
 const PR_MDWE_REFUSE_EXEC_GAIN: u64 = 1;
 const SIGKILL: u64 = 9;
+const RLIMIT_NOFILE: u32 = 7;
 
 /// Longest arguments of a call, in bytes; the host keeps to it.
 const ARGUMENT_BYTES_MAX: u32 = 2 << 20;
@@ -90,18 +91,23 @@ fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
     if plan.on(protection::PARENT_DEATH) {
         ffi::set_process_attribute(PR_SET_PDEATHSIG, SIGKILL, 0).step("end with the host")?;
     }
-    let dumpable = u64::from(!plan.on(protection::NOT_DUMPABLE));
-    ffi::set_process_attribute(PR_SET_DUMPABLE, dumpable, 0).step("keep memory unreadable for others")?;
-    if plan.on(protection::LIMITS) {
-        for (resource, value) in &plan.limits {
-            ffi::limit(*resource, *value).step(format!("resource limit {resource}"))?;
-        }
+    // An ordinary host may take a descriptor only from what it may look into; then this follows once the host has it.
+    if plan.become_id.is_some() || matches!(plan.program, Program::SelfTest) {
+        hide(plan)?;
     }
+    let limits = |last: bool| {
+        let all = plan.limits.iter().filter(|_| plan.on(protection::LIMITS));
+        let mut now = all.filter(|(resource, _)| (*resource == RLIMIT_NOFILE) == last);
+        now.try_for_each(|(resource, value)| ffi::limit(*resource, *value).step(format!("resource limit {resource}")))
+    };
+    limits(false)?;
     if plan.on(protection::CAPABILITIES) {
         ffi::drop_capabilities().step("drop capabilities")?;
     }
     // Kernels before 6.3 have no such switch; the filter refuses the same.
-    let _ = ffi::set_process_attribute(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0);
+    if !plan.makes_code {
+        let _ = ffi::set_process_attribute(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0);
+    }
     let _ = ffi::set_process_attribute(PR_SET_THP_DISABLE, 1, 0);
     if plan.trap_tsc {
         ffi::set_process_attribute(PR_SET_TSC, PR_TSC_SIGSEGV, 0).step("trap the time stamp counter")?;
@@ -111,10 +117,27 @@ fn lock_in(ready: &Ready, fds: &[i32; INSTANCE_FDS]) -> Result<(), Failed> {
         ffi::close_fd(FD_RULES);
     }
     if plan.on(protection::SECCOMP) {
-        ffi::install_filter(&plan.filter).step("system call filter")?;
+        match plan.program {
+            Program::SelfTest => ffi::install_filter(&plan.filter).step("system call filter")?,
+            Program::Execute { .. } | Program::Library { .. } => {
+                let listener = ffi::install_asking_filter(&plan.filter).step("system call filter")?;
+                if let Some(listener) = listener.filter(|listener| *listener != FD_NOTICES) {
+                    ffi::duplicate(listener, FD_NOTICES, true).step("system call filter")?;
+                    ffi::close_fd(listener);
+                }
+            }
+        }
     }
+    // That of open files comes last: the filter needed one more.
+    limits(true)?;
     // Also finds out that the host died before its death could be noticed: nobody reads any more.
     say(PARKED, &[]).step("report")
+}
+
+/// Keeps this process's memory from others of its user. Executing a program undoes it.
+pub(crate) fn hide(plan: &Plan) -> Result<(), Failed> {
+    let dumpable = u64::from(!plan.on(protection::NOT_DUMPABLE));
+    ffi::set_process_attribute(PR_SET_DUMPABLE, dumpable, 0).step("keep memory unreadable for others")
 }
 
 /// Waits for the arguments, and becomes the guest.

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::ffi;
-use super::instance::say;
-use super::jail::{Failed, Step};
+use super::instance::{hide, say};
+use super::jail::{Failed, Step, protection};
 use super::protocol::{
-    CALL, ERROR, FD_REQUEST, FRAME_HEADER, GO, HOST_CALL, HOST_RESULT, LOAD_FAILED, LOADED, LOG, OUTPUT, Plan, RETURN,
-    Reader, SIGNAL, Writer,
+    CALL, ERROR, FD_NOTICES, FD_REQUEST, FRAME_HEADER, GO, HOST_CALL, HOST_RESULT, LOAD_FAILED, LOADED, LOG, OUTPUT,
+    Plan, RETURN, Reader, SIGNAL, Writer,
 };
 
 /// Version of the table.
@@ -228,8 +228,12 @@ fn prepare(plan: &Plan, environment: &[CString], path: &str) -> Result<ffi::Libr
         ffi::handle_signal(signal, on_signal).step("signals")?;
     }
     match receive() {
-        (GO, _) => {}
+        // The host has taken what it wants, and the plugin must not have it.
+        (GO, _) => ffi::close_fd(FD_NOTICES),
         _ => return Err(io::Error::from_raw_os_error(ffi::EINVAL)).step("wait for the host"),
+    }
+    if plan.on(protection::NOT_DUMPABLE) {
+        hide(plan)?;
     }
     let library = match ffi::load_library(path) {
         Ok(library) => library,
