@@ -114,6 +114,9 @@ fn capabilities(instances: u64) -> Capabilities {
         stack_bytes_max: STACK_BYTES_MAX,
         instances_max: instances,
         fuel_deterministic: true,
-        caveats: vec!["one bulk operation of a guest runs to its end before its limits are looked at".to_owned()],
+        caveats: vec![
+            "one bulk operation of a guest runs to its end before its limits are looked at".to_owned(),
+            "a guest's stack is two, one for values and one for calls, each within the quota".to_owned(),
+        ],
     }
 }
