@@ -94,7 +94,7 @@ impl Shared {
             Ok(_) => Ok(Slot(Arc::clone(&self.instances))),
             Err(_) => {
                 Err(Error::new(ErrorKind::Exhausted, "instantiate", format!("{max} instances are alive already"))
-                    .help("drop one first, or open the backend with a larger `instances_max`"))
+                    .with_help("drop one first, or open the backend with a larger `instances_max`"))
             }
         }
     }
@@ -156,7 +156,9 @@ impl Shared {
 }
 
 fn missing(message: &str, help: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, "open", message.to_owned()).context("backend", NAME).help(help.to_owned())
+    Error::new(ErrorKind::Unsupported, "open", message.to_owned())
+        .with_context("backend", NAME)
+        .with_help(help.to_owned())
 }
 
 impl ProcessSandbox {
@@ -255,7 +257,7 @@ impl Sandbox for ProcessSandbox {
         Box::pin(async move {
             let lost = || Error::new(ErrorKind::Internal, "load", "the thread that reads the artifact was lost");
             let reading = on_thread("palisade-load", move || read(shared, artifact)).map_err(|error| {
-                Error::new(ErrorKind::Exhausted, "load", "no thread to read the artifact on").source(error)
+                Error::new(ErrorKind::Exhausted, "load", "no thread to read the artifact on").with_source(error)
             })?;
             let module = reading.await.map_err(|_| lost())??;
             Ok(Arc::new(module) as Arc<dyn Module>)
@@ -297,7 +299,7 @@ fn read(shared: Arc<Shared>, artifact: Artifact) -> Result<ProcessModule> {
 
 fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
     let mut quotas = BTreeMap::new();
-    for resource in Resource::ALL {
+    for resource in Resource::ALL.iter().copied() {
         let enforcement = match resource {
             Resource::Fuel => Enforcement::Unsupported,
             // Each process has an address space of its own: only a control group bounds their memory together.
@@ -371,8 +373,8 @@ fn self_test(shared: &Shared) -> Result<Vec<String>> {
     };
     let failed = |what: &str| {
         Error::new(ErrorKind::Unsupported, "open", format!("the self-test of the jail failed: {what}"))
-            .context("backend", NAME)
-            .help("`palisade doctor` shows what this machine allows")
+            .with_context("backend", NAME)
+            .with_help("`palisade doctor` shows what this machine allows")
     };
     let zygote = Zygote::start(&plan, None)?;
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(&error.to_string()));

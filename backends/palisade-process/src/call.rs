@@ -115,7 +115,8 @@ impl<'a> Running<'a> {
     fn start(prepared: &'a ProcessPrepared, process: &'a mut Process, call: Call) -> Result<Self> {
         let started = Instant::now();
         let quota = &prepared.policy.quota;
-        let stale = || Error::new(ErrorKind::Stale, "call", "the instance has ended").help("make a fresh instance");
+        let stale =
+            || Error::new(ErrorKind::Stale, "call", "the instance has ended").with_help("make a fresh instance");
         let deadline = quota.wall_time.and_then(|limit| started.checked_add(limit));
         if process.pidfd.is_none() {
             return Err(stale());
@@ -190,8 +191,8 @@ impl<'a> Running<'a> {
                             "call",
                             "the end of the instance was taken by another part of this program",
                         )
-                        .help("do not wait for children you did not start, and do not ignore SIGCHLD")
-                        .source(error)));
+                        .with_help("do not wait for children you did not start, and do not ignore SIGCHLD")
+                        .with_source(error)));
                     }
                     Poll::Pending => return Poll::Pending,
                 }
@@ -763,7 +764,7 @@ fn setup_failed(message: &[u8]) -> Error {
         libc::E2BIG => (ErrorKind::InvalidInput, "pass fewer arguments, or data as input"),
         _ => (ErrorKind::Internal, "`palisade doctor` shows what this machine allows"),
     };
-    Error::new(kind, "call", format!("the instance did not start: {text}")).help(help)
+    Error::new(kind, "call", format!("the instance did not start: {text}")).with_help(help)
 }
 
 /// A guest's text as it may be shown: no control characters, not too long.

@@ -70,7 +70,8 @@ impl Process {
     /// Has the zygote make one.
     pub(crate) fn create(prepared: &ProcessPrepared) -> Result<Process> {
         let failed = |error: rustix::io::Errno| {
-            Error::new(ErrorKind::Exhausted, "instantiate", "no pipe for a new instance").source(io::Error::from(error))
+            Error::new(ErrorKind::Exhausted, "instantiate", "no pipe for a new instance")
+                .with_source(io::Error::from(error))
         };
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(failed);
         let (request_theirs, request) = pipe()?;
@@ -107,7 +108,7 @@ impl Process {
         };
         let watched = |fd: OwnedFd| {
             Watched::new(fd).map_err(|error| {
-                Error::new(ErrorKind::Io, "instantiate", "a pipe of the new instance cannot be used").source(error)
+                Error::new(ErrorKind::Io, "instantiate", "a pipe of the new instance cannot be used").with_source(error)
             })
         };
         let mut process = Process {
@@ -136,7 +137,8 @@ impl Process {
             // It is parked and uses nothing yet. Without the group it must not go on.
             let group = groups.take(bytes).and_then(|group| group.attach(process.pid).map(|()| group));
             process.group = Some(group.map_err(|error| {
-                Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance").source(error)
+                Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance")
+                    .with_source(error)
             })?);
         }
         if prepared.policy.grants.child_processes {
@@ -147,7 +149,8 @@ impl Process {
                 Ok(group)
             });
             process.cpu_group = group.map_err(|error| {
-                Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance").source(error)
+                Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance")
+                    .with_source(error)
             })?;
         }
         Ok(process)
@@ -269,7 +272,7 @@ impl Instance for ProcessInstance {
             let length: usize = call.arguments.iter().map(|argument| argument.len() + 8).sum();
             if length > call::ARGUMENT_BYTES_MAX {
                 let message = format!("{length} bytes of arguments are more than {}", call::ARGUMENT_BYTES_MAX);
-                return Err(Error::new(ErrorKind::InvalidInput, "call", message).help("pass data as input"));
+                return Err(Error::new(ErrorKind::InvalidInput, "call", message).with_help("pass data as input"));
             }
             if !self.usable {
                 return Err(Error::new(
@@ -277,7 +280,7 @@ impl Instance for ProcessInstance {
                     "call",
                     "this instance ended abnormally, or its call was dropped, and serves no more calls",
                 )
-                .help("make a fresh instance"));
+                .with_help("make a fresh instance"));
             }
             // Until the call has ended well: when it is dropped, the instance has nothing to go on with.
             self.usable = false;

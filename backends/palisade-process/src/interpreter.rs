@@ -58,16 +58,17 @@ impl Interpreters {
     /// [`ErrorKind::NotFound`] when it, or a library it needs, is not there; [`ErrorKind::Denied`] when it is not the
     /// host's; [`ErrorKind::Unsupported`] when it does not say where its library is.
     pub(crate) fn find(&self, shared: &Arc<Shared>, name: &str) -> Result<Interpreter> {
-        let path = self.locate(name).map_err(|error| error.context("interpreter", name))?;
+        let path = self.locate(name).map_err(|error| error.with_context("interpreter", name))?;
         let found = path.metadata().map_err(|error| {
-            Error::new(ErrorKind::NotFound, "prepare", format!("{} cannot be looked at", path.display())).source(error)
+            Error::new(ErrorKind::NotFound, "prepare", format!("{} cannot be looked at", path.display()))
+                .with_source(error)
         })?;
         let identity = (found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec());
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, interpreter)) = known.get(&path).filter(|(known, _)| *known == identity) {
             return Ok(interpreter.clone());
         }
-        let interpreter = self.look_at(shared, &path).map_err(|error| error.context("interpreter", name))?;
+        let interpreter = self.look_at(shared, &path).map_err(|error| error.with_context("interpreter", name))?;
         known.insert(path, (identity, interpreter.clone()));
         Ok(interpreter)
     }
@@ -83,7 +84,9 @@ impl Interpreters {
                     "prepare",
                     format!("the interpreter `{name}` is a path, and only those that the host lists are used"),
                 )
-                .help("name it as on the command line (`python3`), or have the host list this path (`--interpreter`)")
+                .with_help(
+                    "name it as on the command line (`python3`), or have the host list this path (`--interpreter`)",
+                )
             });
         }
         if let Some(listed) = self.listed.iter().find(|listed| listed.file_name().is_some_and(|file| file == name)) {
@@ -108,11 +111,11 @@ impl Interpreters {
         Err(match passed {
             Some(why) => {
                 Error::new(ErrorKind::Denied, "prepare", format!("the interpreter `{name}` is not used: {why}"))
-                    .help("put its directory on the host's PATH, or have the host list its path (`--interpreter`)")
+                    .with_help("put its directory on the host's PATH, or have the host list its path (`--interpreter`)")
             }
             None => {
                 Error::new(ErrorKind::NotFound, "prepare", format!("the interpreter `{name}` is not on this machine"))
-                    .help("install it, or have the host list its path (`--interpreter`)")
+                    .with_help("install it, or have the host list its path (`--interpreter`)")
             }
         })
     }
@@ -121,10 +124,10 @@ impl Interpreters {
         let not_found = |message: String| Error::new(ErrorKind::NotFound, "prepare", message);
         let real = path
             .canonicalize()
-            .map_err(|error| not_found(format!("{} cannot be read", path.display())).source(error))?;
+            .map_err(|error| not_found(format!("{} cannot be read", path.display())).with_source(error))?;
         let executable = elf_of(&real).ok_or_else(|| {
             not_found(format!("the interpreter {} is not an executable of this machine", real.display()))
-                .help("a script cannot be an interpreter; list the path of the program it starts")
+                .with_help("a script cannot be an interpreter; list the path of the program it starts")
         })?;
         let mut files = Files::new();
         libraries::add(&mut files, &executable, &real, Trust::Host)?;
@@ -162,7 +165,7 @@ impl Interpreters {
         let failed = |why: String| {
             let message = format!("the interpreter {} does not say where its library is: {why}", path.display());
             Error::new(ErrorKind::Unsupported, "prepare", message)
-                .help("try it outside; `palisade doctor` shows what this machine allows")
+                .with_help("try it outside; `palisade doctor` shows what this machine allows")
         };
         let mut policy = Policy::default();
         policy.grants.clocks = Clocks::Fine;

@@ -100,8 +100,9 @@ impl ProcessModule {
         interpreter: Option<Interpreter>,
     ) -> Result<Arc<ProcessPrepared>> {
         let functions = host.granted(&policy.grants)?;
-        let io =
-            |error: std::io::Error| Error::new(ErrorKind::Io, "prepare", "no memory for the program").source(error);
+        let io = |error: std::io::Error| {
+            Error::new(ErrorKind::Io, "prepare", "no memory for the program").with_source(error)
+        };
         let program = match self.program.get() {
             Some(program) => Arc::clone(program),
             None => {
@@ -131,7 +132,7 @@ impl ProcessModule {
     /// Refuses what this backend can do for some kinds of artifact, but not for this one.
     fn admit(&self, policy: &Policy) -> Result<()> {
         let unsupported = |message: &str, help: &str| {
-            Err(Error::new(ErrorKind::Unsupported, "prepare", message.to_owned()).help(help.to_owned()))
+            Err(Error::new(ErrorKind::Unsupported, "prepare", message.to_owned()).with_help(help.to_owned()))
         };
         let grants = &policy.grants;
         match (&self.kind, grants.interpreter.is_some()) {
@@ -207,7 +208,7 @@ impl ProcessModule {
     /// being root.
     fn owners(&self, grant: &DirectoryGrant, found: &std::fs::Metadata) -> Result<Option<(u32, u32)>> {
         let refused = |kind, message: String, help: String| {
-            Err(Error::new(kind, "prepare", message).context("field", "grants.directories").help(help))
+            Err(Error::new(kind, "prepare", message).with_context("field", "grants.directories").with_help(help))
         };
         let place = grant.host.display();
         if !self.shared.is_root {
@@ -342,8 +343,8 @@ fn text(path: &Path) -> Result<String> {
 fn guest_path(guest: &str) -> Result<String> {
     let invalid = |why: &str| {
         Err(Error::new(ErrorKind::InvalidPolicy, "prepare", format!("the guest path `{guest}` {why}"))
-            .context("field", "grants.directories")
-            .help("choose an absolute path such as `/data`"))
+            .with_context("field", "grants.directories")
+            .with_help("choose an absolute path such as `/data`"))
     };
     let path = Path::new("/").join(guest);
     let mut parts = path.components();
@@ -374,14 +375,15 @@ fn directory(
             std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ErrorKind::NotFound,
             _ => ErrorKind::Io,
         };
-        Error::new(kind, "prepare", format!("the granted directory {} cannot be opened", host.display())).source(error)
+        Error::new(kind, "prepare", format!("the granted directory {} cannot be opened", host.display()))
+            .with_source(error)
     };
     let real = host.canonicalize().map_err(failed)?;
     let found = real.metadata().map_err(failed)?;
     if !found.is_dir() {
         return Err(failed(std::io::ErrorKind::NotADirectory.into()));
     }
-    special::refuse(&real, fuse).map_err(|error| error.context("field", "grants.directories"))?;
+    special::refuse(&real, fuse).map_err(|error| error.with_context("field", "grants.directories"))?;
     Ok(Mount::Directory {
         source: text(&real)?,
         target: guest,
@@ -410,8 +412,8 @@ fn refuse_overlaps(mounts: &[Mount]) -> Result<()> {
                     "prepare",
                     format!("the directory shown at `{outer_target}` would hide or hold `{inner_target}`"),
                 )
-                .context("field", "grants.directories")
-                .help("show it under another name"));
+                .with_context("field", "grants.directories")
+                .with_help("show it under another name"));
             }
         }
     }
@@ -526,8 +528,8 @@ impl ProcessPrepared {
         }
         let known = self.entries.iter().take(20).map(String::as_str).collect::<Vec<_>>().join(", ");
         Err(Error::new(ErrorKind::NotFound, "call", format!("there is no entry `{entry}`"))
-            .context("entry", entry)
-            .help(match (&self.kind, known.is_empty()) {
+            .with_context("entry", entry)
+            .with_help(match (&self.kind, known.is_empty()) {
                 (Kind::Library, true) => "the library exports no function".to_owned(),
                 _ => format!("entries: {known}"),
             }))
@@ -562,7 +564,7 @@ pub(crate) const PROGRAM_ENTRY: &str = Call::DEFAULT_ENTRY;
 /// What kind of artifact this backend makes of `artifact`.
 pub(crate) fn kind_of(artifact: &Artifact, elf: Option<Elf>) -> Result<Kind> {
     let invalid = |message: &str, help: &str| {
-        Err(Error::new(ErrorKind::InvalidArtifact, "load", message.to_owned()).help(help.to_owned()))
+        Err(Error::new(ErrorKind::InvalidArtifact, "load", message.to_owned()).with_help(help.to_owned()))
     };
     match (artifact.kind(), elf) {
         (ArtifactKind::Script, _) => Ok(Kind::Script),
@@ -603,7 +605,7 @@ pub(crate) fn kind_of(artifact: &Artifact, elf: Option<Elf>) -> Result<Kind> {
         }
         (kind, _) => {
             Err(Error::new(ErrorKind::Unsupported, "load", format!("backend `process` does not load {kind} artifacts"))
-                .help("choose another backend (`palisade backends`)"))
+                .with_help("choose another backend (`palisade backends`)"))
         }
     }
 }

@@ -82,7 +82,7 @@ impl WasmtimeModule {
                 "prepare",
                 "the module could not be moved to an engine of another stack size",
             )
-            .source(error.to_string())
+            .with_source(error.to_string())
         })?;
         let moved = Arc::new(Compiled { provided, module });
         let mut others = others();

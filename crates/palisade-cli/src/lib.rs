@@ -222,7 +222,7 @@ fn backend_for(artifact: &Artifact) -> Result<&'static str, Error> {
             _ => format!("linked backends: {}; choose one with `--backend`", linked.join(", ")),
         };
         let message = format!("no backend of this program loads artifacts of kind `{kind}`");
-        Error::new(ErrorKind::NotFound, "open", message).help(help)
+        Error::new(ErrorKind::NotFound, "open", message).with_help(help)
     })
 }
 

@@ -251,8 +251,8 @@ pub fn backend(name: &str) -> Result<&'static BackendRegistration> {
             _ => format!("linked backends: {}; `use my_backend as _;` links one more", names.join(", ")),
         };
         Error::new(ErrorKind::NotFound, "open", format!("no backend `{name}` is linked into this program"))
-            .context("backend", name)
-            .help(help)
+            .with_context("backend", name)
+            .with_help(help)
     })
 }
 

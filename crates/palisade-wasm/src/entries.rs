@@ -28,7 +28,7 @@ pub fn unknown<'a>(name: &str, export: Option<&str>, entries: impl Iterator<Item
         Some((_, nearest)) => format!("did you mean `{nearest}`? It has: {list}"),
         None => format!("it has: {list}"),
     };
-    Error::new(ErrorKind::NotFound, "call", message).context("entry", name.to_owned()).help(help)
+    Error::new(ErrorKind::NotFound, "call", message).with_context("entry", name.to_owned()).with_help(help)
 }
 
 /// The entry point that runs before the first call's own: a WASI reactor's `_initialize`.
@@ -53,7 +53,7 @@ pub fn check_arguments(call: &Call) -> Result<()> {
 /// The error for a call of an instance that serves no more.
 pub fn stale() -> Error {
     let message = "this instance ended abnormally, or its call was dropped, and serves no more calls";
-    Error::new(ErrorKind::Stale, "call", message).help("make a fresh instance")
+    Error::new(ErrorKind::Stale, "call", message).with_help("make a fresh instance")
 }
 
 #[cfg(test)]

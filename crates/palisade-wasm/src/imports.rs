@@ -72,7 +72,7 @@ pub fn check<'a>(imports: &[ImportInfo], known: impl Iterator<Item = (&'a str, &
     let message = format!("the module imports what this host does not provide: {}", list.join("; "));
     let error = Error::new(ErrorKind::Unsupported, "prepare", message);
     let named = |error: Error, import: &&ImportInfo| {
-        error.context("missing_import", format!("{}.{}", import.module, import.name))
+        error.with_context("missing_import", format!("{}.{}", import.module, import.name))
     };
     Err(missing.iter().fold(error, named))
 }

@@ -40,7 +40,7 @@ impl Slots {
         if taken >= self.max {
             let message = format!("all {} instances of this sandbox are in use", self.max);
             return Err(Error::new(ErrorKind::Exhausted, "instantiate", message)
-                .help("drop instances, or open the backend with a larger `instances_max`"));
+                .with_help("drop instances, or open the backend with a larger `instances_max`"));
         }
         Ok(slot)
     }

@@ -89,7 +89,7 @@ impl Sandbox for Wasmi {
 }
 
 fn capabilities(instances: u64) -> Capabilities {
-    let quotas = Resource::ALL.into_iter().map(|resource| match resource {
+    let quotas = Resource::ALL.iter().copied().map(|resource| match resource {
         Resource::Processes | Resource::Threads => (resource, Enforcement::AlwaysZero),
         _ => (resource, Enforcement::Enforced),
     });

@@ -41,7 +41,7 @@ impl Code {
         config.wasm_multi_memory(false).wasm_tail_call(false);
         let engine = Engine::new(&config);
         let linker = linker(&engine).map_err(|error| {
-            Error::new(ErrorKind::Internal, "load", "the imports cannot be defined").source(error.to_string())
+            Error::new(ErrorKind::Internal, "load", "the imports cannot be defined").with_source(error.to_string())
         })?;
         let module = wasmi::Module::new(&engine, wasm)
             .map_err(|error| invalid(format!("the interpreter refuses the module: {error}")))?;
