@@ -11,6 +11,7 @@ use palisade_core::{
     Prepared, PreparedExt, Quota, Resource, Sandbox,
 };
 
+use crate::run::goes_on;
 use crate::{Evidence, Failure, Step, Subject, clock};
 
 /// Wall time of a probe that is not about wall time, so that a broken backend ends. No probe needs a second of a processor.
@@ -195,7 +196,9 @@ impl Context {
 
     /// Drives a future.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(future)
+        let done = self.runtime.block_on(future);
+        goes_on();
+        done
     }
 
     /// Loads the probe for `verb` and prepares it.

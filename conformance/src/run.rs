@@ -18,8 +18,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Check, Context, Evidence, Failure, Need, Step, Subject, Verdict, clock};
 
-/// Time of one check, of a machine that has time for it: where others want its processors, it gets more by the clock.
+/// Time that a check may take without a sign of life, of a machine that has time for it: where others want its processors, it
+/// gets more by the clock.
 pub const CHECK_TIME_MAX: Duration = Duration::from_secs(30);
+/// How many such times a check may take that goes on showing signs of life: a backend may be slow, and is not hung for that.
+const TIMES_MAX: u32 = 10;
+/// How often a check that goes on shows a sign of life.
+const SIGN_EVERY: Duration = Duration::from_secs(1);
 /// Checks that run at once: more would disturb what the others measure.
 const PARALLEL_MAX: usize = 2;
 /// What is kept of each stream of a check's process.
@@ -266,10 +271,24 @@ fn set_quota(quota: &mut Quota, resource: Resource) {
 pub fn run_as_child(subject: Subject, check: &Check) {
     #[cfg(target_os = "linux")]
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    *LAST_SIGN.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     let report = run_check(subject, check);
     // A report of text and numbers always has a JSON form.
     let json = serde_json::to_string(&report).unwrap_or_default();
     println!("\n{MARKER}{json}");
+}
+
+/// When this process, if it is that of a check, last showed that it goes on.
+static LAST_SIGN: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// Something of a check has come to its end. Its parent hears of it, now and then.
+pub(crate) fn goes_on() {
+    let mut last = LAST_SIGN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(last) = last.as_mut().filter(|last| last.elapsed() >= SIGN_EVERY) {
+        *last = Instant::now();
+        // Any output is a sign; an empty line is part of no report.
+        println!();
+    }
 }
 
 /// Runs checks, each in a process of its own.
@@ -285,7 +304,7 @@ impl<F: Fn(&str) -> Command + Sync> Runner<F> {
         Runner { command, budget: CHECK_TIME_MAX }
     }
 
-    /// Sets the time of one check, in place of [`CHECK_TIME_MAX`].
+    /// Sets the time that a check may take without a sign of life, in place of [`CHECK_TIME_MAX`].
     #[must_use]
     pub fn budget(mut self, budget: Duration) -> Self {
         self.budget = budget;
@@ -324,7 +343,10 @@ impl<F: Fn(&str) -> Command + Sync> Runner<F> {
             Err(error) => return broken(format!("its process does not start: {error}")),
         };
         let Some(status) = ended.status else {
-            return broken(format!("took longer than {} s; its process group was killed", self.budget.as_secs_f64()));
+            let seconds = self.budget.as_secs_f64();
+            return broken(format!(
+                "took longer than {seconds} s without a sign of life, or {TIMES_MAX} times that; its process group was killed"
+            ));
         };
         let reports: Vec<_> = ended.stdout.lines().filter_map(|line| line.strip_prefix(MARKER)).collect();
         let how = match (status.signal(), status.code()) {
@@ -375,7 +397,15 @@ fn run_process(mut command: Command, budget: Duration) -> std::io::Result<Ended>
         }
         let _ = sender.send(());
     });
-    let in_time = clock::receive(&ended, budget).is_some();
+    let mut heard = 0;
+    let in_time = (0..TIMES_MAX).find_map(|_| {
+        if clock::receive(&ended, budget).is_some() {
+            return Some(true);
+        }
+        let before = std::mem::replace(&mut heard, stdout.as_ref().map_or(0, Stream::heard));
+        (heard == before).then_some(false)
+    });
+    let in_time = in_time.unwrap_or(false);
     if let Some(group) = group {
         let _ = kill_process_group(group, Signal::KILL);
     }
@@ -388,6 +418,8 @@ fn run_process(mut command: Command, budget: Duration) -> std::io::Result<Ended>
 /// A stream of a process, read by a thread.
 struct Stream {
     bytes: Arc<Mutex<Vec<u8>>>,
+    /// Bytes that came so far, also those that were not kept.
+    heard: Arc<AtomicUsize>,
     ended: Receiver<()>,
 }
 
@@ -396,9 +428,12 @@ impl Stream {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let (sender, ended) = mpsc::channel();
         let shared = Arc::clone(&bytes);
+        let heard = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&heard);
         std::thread::spawn(move || {
             let mut piece = [0; 8192];
             while let Ok(length @ 1..) = from.read(&mut piece) {
+                count.fetch_add(length, Ordering::Relaxed);
                 let mut bytes = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 bytes.extend_from_slice(&piece[..length]);
                 // Of a flood, the end is kept: the report comes last.
@@ -409,7 +444,11 @@ impl Stream {
             }
             let _ = sender.send(());
         });
-        Stream { bytes, ended }
+        Stream { bytes, heard, ended }
+    }
+
+    fn heard(&self) -> usize {
+        self.heard.load(Ordering::Relaxed)
     }
 
     fn finish(self) -> String {
@@ -660,6 +699,16 @@ mod tests {
         assert_eq!(reports[0].verdict, Verdict::Broken);
         assert!(reports[0].message.contains("took longer than 0.5 s"), "{reports:?}");
         assert_eq!(ended.recv_timeout(Duration::from_secs(60)).unwrap().unwrap(), b"");
+    }
+
+    #[test]
+    fn a_check_that_goes_on_is_not_hung() {
+        let slow = "for step in 1 2 3 4 5 6; do sleep 0.2; echo; done; exit 3";
+        let report = run_script(slow, Duration::from_millis(400));
+        assert!(report.message.contains("exit code 3"), "{report:?}");
+        // Whatever it says, it ends.
+        let report = run_script("while :; do sleep 0.02; echo; done", Duration::from_millis(60));
+        assert!(report.message.contains("or 10 times that"), "{report:?}");
     }
 
     #[test]

@@ -59,22 +59,23 @@ const IDLE_POLLS: u32 = 100;
 /// Makes a call that waits until its wall time, [`IDLE`], is over, and requires that this process did nothing meanwhile.
 fn expect_idle(ctx: &mut Context, prepared: &dyn Prepared, call: Call) -> Result<(), Failure> {
     let mut polls = 0;
+    let failed = |ctx: &Context, error: palisade_core::Error| ctx.failure(format!("a call that waits: {error}"));
+    let mut instance = ctx.block_on(prepared.instantiate()).map_err(|error| failed(ctx, error))?;
     let spinner = Spinner::start().ok_or_else(|| ctx.failure("there is no thread to compare with"))?;
     let before = clock::process_cpu_time();
     let made = ctx.block_on(async {
-        let mut instance = prepared.instantiate().await?;
         let mut running = pin!(instance.call(call));
         let execution = poll_fn(|context| {
             polls += 1;
             running.as_mut().poll(context)
         });
-        clock::within(IDLE + PATIENCE, execution).await.transpose()
+        clock::within(IDLE + PATIENCE, execution).await
     });
     let used = clock::process_cpu_time().saturating_sub(before);
     let beside = spinner.stop();
     let used = used.saturating_sub(beside);
-    let made = made.map_err(|error: palisade_core::Error| ctx.failure(format!("a call that waits: {error}")))?;
-    let execution = made.ok_or_else(|| ctx.failure("a call that waits: nothing ended it"))?;
+    let made = made.ok_or_else(|| ctx.failure("a call that waits: nothing ended it"))?;
+    let execution = made.map_err(|error| failed(ctx, error))?;
     ctx.expect_exceeded("a guest that waits", &execution, Resource::WallTime)?;
     let seen = format!("{used:?} beside a thread that used {beside:?}");
     ctx.expect("CPU time of its host", seen, used <= (beside / 4).max(IDLE_CPU_TIME))?;

@@ -100,8 +100,23 @@ fn backend(page: &mut String, report: &Report) {
         page.push_str("</ul>\n");
     }
     let _ = writeln!(page, "<h2>{name}: checks</h2>");
-    for check in &report.checks {
-        self::check(page, report, check);
+    let profile = |check: &CheckReport| check.id.split('.').next().unwrap_or_default().to_owned();
+    for checks in report.checks.chunk_by(|one, next| profile(one) == profile(next)) {
+        let refused = checks.len() > 1 && checks.iter().all(|check| check.verdict == Verdict::Unsupported);
+        // A profile of which nothing is offered would bury the others.
+        if let ([first, ..], true) = (checks, refused) {
+            let _ = writeln!(
+                page,
+                "<details>\n<summary>{}all {} checks of profile <code>{}</code></summary>\n<div class=\"inside\">",
+                verdict(Some(Verdict::Unsupported)),
+                checks.len(),
+                escape(&profile(first))
+            );
+        }
+        checks.iter().for_each(|check| self::check(page, report, check));
+        if refused {
+            page.push_str("</div>\n</details>\n");
+        }
     }
     let _ = writeln!(page, "<h2>{name}: facts</h2>\n<table>");
     let suite = [
@@ -199,6 +214,18 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part:?} is missing in {page}");
         }
+    }
+
+    #[test]
+    fn a_profile_of_which_nothing_is_offered_is_one_line() {
+        let mut report = report();
+        let refused = ["process.a.b", "process.c.d", "process.e.f"].map(|id| check(id, Verdict::Unsupported));
+        report.checks.extend(refused);
+        let page = html(&[&report]);
+        assert_well_formed(&page);
+        assert!(page.contains("all 3 checks of profile <code>process</code>"), "{page}");
+        // The others stand by themselves, and what is folded is still there.
+        assert_eq!((page.matches("<details").count(), page.matches("all ").count()), (4 + 3 + 1, 1));
     }
 
     #[test]

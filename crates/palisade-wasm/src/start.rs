@@ -188,6 +188,29 @@ mod tests {
     }
 
     #[test]
+    fn damaged_modules_are_refused_or_rewritten_well() {
+        let text = r#"(module (func $f (export "f")) (memory (export "m") 1) (start $f) (data (i32.const 0) "x"))"#;
+        let wasm = wat::parse_str(text).unwrap();
+        let mut rewritten = 0;
+        for at in 8..wasm.len() {
+            for value in [0, 1, 7, 8, 0x7f, 0x80, 0xff] {
+                let mut damaged = wasm.clone();
+                damaged[at] = value;
+                let valid = wasmparser::validate(&damaged).is_ok();
+                match as_export(&damaged) {
+                    Ok((wasm, Some(_))) if valid => {
+                        assert!(!look(&wasm).1);
+                        rewritten += 1;
+                    }
+                    Ok(_) => {}
+                    Err(_) => assert!(!valid, "byte {at} as {value}"),
+                }
+            }
+        }
+        assert!(rewritten > 0);
+    }
+
+    #[test]
     fn what_is_malformed_is_refused() {
         let wasm = wat::parse_str(r#"(module (func $f (export "f")) (start $f))"#).unwrap();
         let refused = (8..wasm.len()).filter(|len| as_export(&wasm[..*len]).is_err()).count();

@@ -98,20 +98,23 @@ fn capabilities(instances: u64) -> Capabilities {
     capabilities.abis = [Abi::Command, Abi::Reactor].into();
     capabilities.quotas = quotas.collect();
     capabilities.grants = [
-            GrantKind::DirectoriesReadOnly,
-            GrantKind::DirectoriesReadWrite,
-            GrantKind::Environment,
-            GrantKind::ClocksCoarse,
-            GrantKind::ClocksFine,
-            GrantKind::RandomnessSeeded,
-            GrantKind::HostFunctions,
-        ]
-        .into();
+        GrantKind::DirectoriesReadOnly,
+        GrantKind::DirectoriesReadWrite,
+        GrantKind::Environment,
+        GrantKind::ClocksCoarse,
+        GrantKind::ClocksFine,
+        GrantKind::RandomnessSeeded,
+        GrantKind::HostFunctions,
+    ]
+    .into();
     capabilities.memory_bytes_max = MEMORY_BYTES_MAX;
     capabilities.stack_bytes_min = STACK_BYTES_MIN;
     capabilities.stack_bytes_max = STACK_BYTES_MAX;
     capabilities.instances_max = instances;
     capabilities.fuel_deterministic = true;
-    capabilities.caveats = vec!["one bulk operation of a guest runs to its end before its limits are looked at".to_owned()];
+    capabilities.caveats = vec![
+        "one bulk operation of a guest runs to its end before its limits are looked at".to_owned(),
+        "a guest's stack is two, one for values and one for calls, each within the quota".to_owned(),
+    ];
     capabilities
 }

@@ -18,8 +18,8 @@ use crate::imports::{IMPORTS, find, linker};
 use crate::instance::WasmiInstance;
 use crate::{STACK_BYTES_DEFAULT, Shared};
 
-/// Bytes of the stack that one call takes at least, of which the depth of recursion follows.
-const FRAME_BYTES_MIN: u64 = 16;
+/// What the interpreter keeps for each call beside its values, rounded up: calls may take as much as values.
+const FRAME_BYTES: u64 = 64;
 
 /// An engine for one size of the stack, which it fixes, with what guests can import and a module compiled for it.
 pub(crate) struct Code {
@@ -34,7 +34,7 @@ impl Code {
         let bytes = usize::try_from(stack_bytes).unwrap_or(usize::MAX);
         config.set_min_stack_height(bytes.min(4096));
         config.set_max_stack_height(bytes);
-        config.set_max_recursion_depth((stack_bytes / FRAME_BYTES_MIN) as usize);
+        config.set_max_recursion_depth((stack_bytes / FRAME_BYTES) as usize);
         // Memory that waits for the next call is not counted as any guest's.
         config.set_max_cached_stacks(0);
         config.consume_fuel(true).allow_start_fn(false).ignore_custom_sections(true);
