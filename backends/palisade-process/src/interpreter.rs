@@ -6,21 +6,14 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
-use palisade_core::{Artifact, ArtifactKind, Call, Clocks, Error, ErrorKind, Policy, Result, block_on};
+use palisade_core::{Error, ErrorKind, Result};
 
-use crate::call;
 use crate::libraries::{self, Files, Trust, elf_of};
-use crate::module::ProcessModule;
-use crate::shared::Shared;
 
 /// Most extension modules of one standard library whose dependencies are followed.
 const EXTENSIONS_MAX: usize = 1000;
-/// How long an interpreter may take to say where its library is.
-const ASK_TIME_MAX: Duration = Duration::from_secs(20);
-
 /// An interpreter of this machine, as a guest sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interpreter {
@@ -35,29 +28,31 @@ pub(crate) struct Interpreter {
 /// What tells a file from the one that comes after it at the same path: device, inode, length, time of change.
 type Identity = (u64, u64, u64, i64, i64);
 
+/// Has an interpreter run a question, and gives the paths it prints.
+pub(crate) type Ask<'a> = &'a dyn Fn(Interpreter, &str) -> Result<Vec<PathBuf>>;
+
 /// The interpreters of a sandbox.
 #[derive(Debug)]
 pub(crate) struct Interpreters {
     /// Those that the host lists by their paths.
     listed: Vec<PathBuf>,
-    ask_time: Duration,
     /// What was found out about each, which stays true as long as its file is the same. Locked while one is asked, so that
     /// each is asked once.
-    known: Mutex<BTreeMap<PathBuf, (Identity, Interpreter)>>,
+    pub(crate) known: Mutex<BTreeMap<PathBuf, (Identity, Interpreter)>>,
 }
 
 impl Interpreters {
     pub(crate) fn new(listed: &[PathBuf]) -> Interpreters {
-        Interpreters { listed: listed.to_vec(), ask_time: ASK_TIME_MAX, known: Mutex::default() }
+        Interpreters { listed: listed.to_vec(), known: Mutex::default() }
     }
 
-    /// Finds the interpreter `name` and all it needs.
+    /// Finds the interpreter `name` and all it needs. `ask` asks it.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`] when it, or a library it needs, is not there; [`ErrorKind::Denied`] when it is not the
     /// host's; [`ErrorKind::Unsupported`] when it does not say where its library is.
-    pub(crate) fn find(&self, shared: &Arc<Shared>, name: &str) -> Result<Interpreter> {
+    pub(crate) fn find(&self, name: &str, ask: Ask<'_>) -> Result<Interpreter> {
         let path = self.locate(name).map_err(|error| error.with_context("interpreter", name))?;
         let found = path.metadata().map_err(|error| {
             Error::new(ErrorKind::NotFound, "prepare", format!("{} cannot be looked at", path.display()))
@@ -68,7 +63,7 @@ impl Interpreters {
         if let Some((_, interpreter)) = known.get(&path).filter(|(known, _)| *known == identity) {
             return Ok(interpreter.clone());
         }
-        let interpreter = self.look_at(shared, &path).map_err(|error| error.with_context("interpreter", name))?;
+        let interpreter = look_at(&path, ask).map_err(|error| error.with_context("interpreter", name))?;
         known.insert(path, (identity, interpreter.clone()));
         Ok(interpreter)
     }
@@ -119,73 +114,40 @@ impl Interpreters {
             }
         })
     }
+}
 
-    fn look_at(&self, shared: &Arc<Shared>, path: &Path) -> Result<Interpreter> {
-        let not_found = |message: String| Error::new(ErrorKind::NotFound, "prepare", message);
-        let real = path
-            .canonicalize()
-            .map_err(|error| not_found(format!("{} cannot be read", path.display())).with_source(error))?;
-        let executable = elf_of(&real).ok_or_else(|| {
-            not_found(format!("the interpreter {} is not an executable of this machine", real.display()))
-                .with_help("a script cannot be an interpreter; list the path of the program it starts")
-        })?;
-        let mut files = Files::new();
-        libraries::add(&mut files, &executable, &real, Trust::Host)?;
-        let mut interpreter = Interpreter { path: path.to_owned(), files, directories: Vec::new() };
-        let family: String = real
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .chars()
-            .take_while(char::is_ascii_alphabetic)
-            .collect();
-        let question = match family.as_str() {
-            "python" | "pypy" => {
-                "import sysconfig\nfor name in 'stdlib', 'platstdlib': print(sysconfig.get_path(name))"
-            }
-            "perl" => "print join \"\\n\", @INC",
-            "ruby" => "puts $LOAD_PATH",
-            _ => return Ok(interpreter.installed(family.as_str(), real)),
-        };
-        let asked = interpreter.clone().with(real.clone(), prefixes(path, &real));
-        let mut directories = self.ask(shared, asked, question)?;
-        directories.retain(|place| place.is_absolute() && place.is_dir());
-        for extension in directories.iter().flat_map(|directory| extensions(directory)) {
-            if let Some(library) = elf_of(&extension) {
-                // An extension whose library is missing cannot be imported outside a jail either.
-                let _ = libraries::add(&mut interpreter.files, &library, &extension, Trust::Host);
-            }
+/// What the interpreter at `path` needs, which it is asked where it can tell.
+fn look_at(path: &Path, ask: Ask<'_>) -> Result<Interpreter> {
+    let not_found = |message: String| Error::new(ErrorKind::NotFound, "prepare", message);
+    let real = path
+        .canonicalize()
+        .map_err(|error| not_found(format!("{} cannot be read", path.display())).with_source(error))?;
+    let executable = elf_of(&real).ok_or_else(|| {
+        not_found(format!("the interpreter {} is not an executable of this machine", real.display()))
+            .with_help("a script cannot be an interpreter; list the path of the program it starts")
+    })?;
+    let mut files = Files::new();
+    libraries::add(&mut files, &executable, &real, Trust::Host)?;
+    let mut interpreter = Interpreter { path: path.to_owned(), files, directories: Vec::new() };
+    let family: String =
+        real.file_name().unwrap_or_default().to_string_lossy().chars().take_while(char::is_ascii_alphabetic).collect();
+    let question = match family.as_str() {
+        "python" | "pypy" => "import sysconfig\nfor name in 'stdlib', 'platstdlib': print(sysconfig.get_path(name))",
+        "perl" => "print join \"\\n\", @INC",
+        "ruby" => "puts $LOAD_PATH",
+        _ => return Ok(interpreter.installed(family.as_str(), real)),
+    };
+    let asked = interpreter.clone().with(real.clone(), prefixes(path, &real));
+    let mut directories = ask(asked, question)?;
+    directories.retain(|place| place.is_absolute() && place.is_dir());
+    for extension in directories.iter().flat_map(|directory| extensions(directory)) {
+        if let Some(library) = elf_of(&extension) {
+            // An extension whose library is missing cannot be imported outside a jail either.
+            let _ = libraries::add(&mut interpreter.files, &library, &extension, Trust::Host);
         }
-        directories.extend(time_zones());
-        Ok(interpreter.with(real, directories))
     }
-
-    /// Has `interpreter` run `question`, in a jail that shows where it is installed. The paths it prints.
-    fn ask(&self, shared: &Arc<Shared>, interpreter: Interpreter, question: &str) -> Result<Vec<PathBuf>> {
-        let path = interpreter.path.clone();
-        let failed = |why: String| {
-            let message = format!("the interpreter {} does not say where its library is: {why}", path.display());
-            Error::new(ErrorKind::Unsupported, "prepare", message)
-                .with_help("try it outside; `palisade doctor` shows what this machine allows")
-        };
-        let mut policy = Policy::default();
-        policy.grants.clocks = Clocks::Fine;
-        policy.quota.wall_time = Some(self.ask_time);
-        policy.quota.memory_bytes = Some(1 << 30);
-        policy.quota.stack_bytes = Some(8 << 20);
-        policy.quota.open_files = Some(256);
-        policy.quota.output_bytes = Some(1 << 20);
-        let module =
-            ProcessModule::script(shared, Artifact::new(ArtifactKind::Script, question.to_owned()).named("question"));
-        let prepared = module.prepare_with(policy, Default::default(), Some(interpreter))?;
-        let mut process = prepared.process()?;
-        let execution = block_on(call::run(&prepared, &mut process, Call::new()))?;
-        if !matches!(execution.outcome, palisade_core::Outcome::Completed) {
-            return Err(failed(execution.outcome.to_string()));
-        }
-        let said = String::from_utf8_lossy(&execution.output);
-        Ok(said.lines().filter(|line| line.starts_with('/')).map(PathBuf::from).collect())
-    }
+    directories.extend(time_zones());
+    Ok(interpreter.with(real, directories))
 }
 
 /// Where those keep their libraries that cannot be asked: by the letters their names begin with.
@@ -241,7 +203,7 @@ impl Interpreter {
     }
 
     /// With its executable at `real`, and `directories` shown besides.
-    fn with(mut self, real: PathBuf, mut directories: Vec<PathBuf>) -> Interpreter {
+    pub(crate) fn with(mut self, real: PathBuf, mut directories: Vec<PathBuf>) -> Interpreter {
         directories.sort();
         // One that lies in another is shown with it.
         directories.dedup_by(|inner, outer| inner.starts_with(&*outer));
@@ -296,8 +258,6 @@ fn extensions(directory: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ProcessSandbox;
-    use palisade_core::BackendOptions;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -318,37 +278,5 @@ mod tests {
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(&own, &link).unwrap();
         assert!(of_the_host(&link).is_err());
-    }
-
-    #[test]
-    fn an_interpreter_that_never_answers_is_given_up() {
-        let sandbox = ProcessSandbox::open(&BackendOptions::new()).unwrap();
-        // A shell in the place of a Python: it waits for a line that never ends.
-        let shell = Path::new("/bin/sh").canonicalize().unwrap();
-        let mut interpreters = Interpreters::new(&[]);
-        interpreters.ask_time = Duration::from_millis(50);
-        let mut files = Files::new();
-        libraries::add(&mut files, &elf_of(&shell).unwrap(), &shell, Trust::Host).unwrap();
-        let interpreter = Interpreter { path: shell.clone(), files, directories: Vec::new() }.with(shell, Vec::new());
-        let ask = |question: &str| interpreters.ask(sandbox.shared(), interpreter.clone(), question);
-        let error = ask("while :; do :; done").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-        assert!(error.to_string().contains("wall_time"), "{error}");
-        // Nor can it flood its host.
-        let error = ask("while :; do echo /flood; done").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-    }
-
-    #[test]
-    fn each_is_asked_once() {
-        let sandbox = ProcessSandbox::open(&BackendOptions::new()).unwrap();
-        let interpreters = &sandbox.shared().interpreters;
-        let first = interpreters.find(sandbox.shared(), "python3").unwrap();
-        assert!(!first.directories.is_empty(), "{first:?}");
-        interpreters.known.lock().unwrap().values_mut().for_each(|(_, known)| known.directories.clear());
-        assert!(interpreters.find(sandbox.shared(), "python3").unwrap().directories.is_empty(), "it was asked again");
-        // Another file at the same path is another interpreter.
-        interpreters.known.lock().unwrap().values_mut().for_each(|(identity, _)| identity.2 += 1);
-        assert_eq!(interpreters.find(sandbox.shared(), "python3").unwrap(), first);
     }
 }

@@ -27,10 +27,12 @@
 //! ```
 #![cfg(target_os = "linux")]
 
+mod ask;
 mod backend;
 mod call;
 mod capabilities;
 mod control_groups;
+mod conversation;
 mod cpu_group;
 mod elf;
 mod instance;

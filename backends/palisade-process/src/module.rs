@@ -7,6 +7,7 @@ use palisade_core::{
     Abi, Access, Artifact, Clocks, Entry, Error, ErrorKind, HostFunctions, Module, ModuleInfo, Policy, Prepared, Result,
 };
 
+use crate::ask;
 use crate::interpreter::Interpreter;
 use crate::jail::Jail;
 use crate::kind::{Kind, PROGRAM_ENTRY};
@@ -36,7 +37,7 @@ impl Module for ProcessModule {
         self.shared.capabilities.admit(&policy)?;
         self.admit(&policy)?;
         let interpreter = match (&self.kind, &policy.grants.interpreter) {
-            (Kind::Script, Some(name)) => Some(self.shared.interpreters.find(&self.shared, name)?),
+            (Kind::Script, Some(name)) => Some(ask::find(&self.shared, name)?),
             _ => None,
         };
         let prepared = self.prepare_with(policy, host, interpreter)?;
@@ -53,7 +54,7 @@ impl ProcessModule {
     }
 
     /// Prepares what was admitted, with the interpreter that was found.
-    pub(crate) fn prepare_with(
+    fn prepare_with(
         &self,
         policy: Policy,
         host: HostFunctions,

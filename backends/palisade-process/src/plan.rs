@@ -14,6 +14,7 @@ use crate::libraries::{self, Files, Trust};
 use crate::seccomp::{self, Stage};
 use crate::shared::Shared;
 use crate::special;
+use crate::sys;
 use crate::sys::protocol::{FD_ANSWERS, Mount, Plan, Program};
 
 /// User and group a guest sees itself as.
@@ -345,6 +346,16 @@ const OBJECT_BYTES: u64 = 320 << 10;
 /// Memory that is kept for pipes, pairs of sockets and their like where no control group counts them: what all that a guest
 /// can have open may hold. `None`: there is not so much, and it gets none of them.
 fn objects_bytes(policy: &Policy) -> Option<u64> {
+    objects_bytes_with(policy, sys::socket_buffer_bytes())
+}
+
+/// As [`objects_bytes`], on a host whose sockets hold so much.
+fn objects_bytes_with(policy: &Policy, socket_buffer_bytes: u64) -> Option<u64> {
+    /// What [`OBJECT_BYTES`] is computed from: the kernel's default.
+    const SOCKET_BUFFER_BYTES: u64 = 212_992;
+    if socket_buffer_bytes > SOCKET_BUFFER_BYTES {
+        return None;
+    }
     let Some(memory) = policy.quota.memory_bytes else { return Some(0) };
     // Those who wait for many grow with the square of their number: beyond this they would be more than their share.
     let files = policy.quota.open_files.filter(|files| *files <= 64)?.saturating_add(3);
@@ -406,25 +417,27 @@ mod tests {
 
     #[test]
     fn what_nobody_counts_is_taken_off_the_address_space_or_not_given() {
+        const SOCKET: u64 = 212_992;
         let mut policy = fine();
         let space = |policy: &Policy, groups| {
-            limits(policy, false, groups, false)
-                .into_iter()
-                .find(|limit| limit.0 == libc::RLIMIT_AS)
-                .map(|limit| limit.1)
+            let all = limits(policy, false, groups, false);
+            all.into_iter().find(|limit| limit.0 == libc::RLIMIT_AS).map(|limit| limit.1)
         };
-        assert_eq!(objects_bytes(&policy), Some(67 * OBJECT_BYTES));
-        assert_eq!(space(&policy, false), Some((128 << 20) - 67 * OBJECT_BYTES));
+        assert_eq!(objects_bytes_with(&policy, SOCKET), Some(67 * OBJECT_BYTES));
+        assert_eq!(space(&policy, false), Some((128 << 20) - objects_bytes(&policy).unwrap_or(0)));
         assert_eq!(space(&policy, true), Some(u64::MAX));
         // More descriptors than that, or memory of which it would be more than a part.
         policy.quota.open_files = Some(65);
-        assert_eq!((objects_bytes(&policy), space(&policy, false)), (None, Some(128 << 20)));
+        assert_eq!((objects_bytes_with(&policy, SOCKET), space(&policy, false)), (None, Some(128 << 20)));
         policy.quota.open_files = None;
-        assert_eq!(objects_bytes(&policy), None);
+        assert_eq!(objects_bytes_with(&policy, SOCKET), None);
         (policy.quota.open_files, policy.quota.memory_bytes) = (Some(64), Some(64 << 20));
-        assert_eq!((objects_bytes(&policy), space(&policy, false)), (None, Some(64 << 20)));
+        assert_eq!((objects_bytes_with(&policy, SOCKET), space(&policy, false)), (None, Some(64 << 20)));
+        // A host that gives its sockets more.
+        policy.quota.memory_bytes = Some(1 << 30);
+        assert!(objects_bytes_with(&policy, SOCKET).is_some() && objects_bytes_with(&policy, SOCKET + 1).is_none());
         policy.quota.memory_bytes = None;
-        assert_eq!((objects_bytes(&policy), space(&policy, false)), (Some(0), Some(u64::MAX)));
+        assert_eq!((objects_bytes_with(&policy, SOCKET), space(&policy, false)), (Some(0), Some(u64::MAX)));
     }
 
     #[test]

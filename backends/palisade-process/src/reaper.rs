@@ -7,12 +7,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::net::RecvFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::conversation::receive;
 use crate::cpu_group::CpuGroup;
 use crate::memory_group::MemoryGroup;
 use crate::sys;
-use crate::zygote;
 
 /// Something that was killed and must be waited for, but not by the thread that killed it.
 pub(crate) enum Later {
@@ -46,12 +47,22 @@ impl Awaited {
             Later::Zygote(child, socket) => match child.try_wait() {
                 Ok(None) => false,
                 Ok(Some(_)) | Err(_) => {
-                    zygote::end_unclaimed(socket);
+                    end_unclaimed(socket);
                     true
                 }
             },
             // An error means that somebody else took it.
             Later::Instance(pidfd, _memory, _cpu) => !matches!(sys::reap(pidfd.as_fd(), false), Ok(None)),
+        }
+    }
+}
+
+/// Ends an instance whose making was answered too late for anybody to receive it. The zygote has ended.
+fn end_unclaimed(socket: &OwnedFd) {
+    while let Ok((.., pidfd)) = receive(socket, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT) {
+        if let Some(pidfd) = pidfd {
+            sys::kill(&pidfd);
+            reap_later(Later::Instance(pidfd, None, None));
         }
     }
 }

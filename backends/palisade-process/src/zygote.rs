@@ -1,8 +1,7 @@
 //! The host's side of the zygote: starting it, and asking it for instances.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
@@ -11,11 +10,9 @@ use std::time::Duration;
 
 use palisade_core::{Error, ErrorKind, Result};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 
+use crate::conversation::{Answer, exchange};
 use crate::reaper::{Later, reap_later};
 use crate::sys::WORKER;
 use crate::sys::protocol::{CREATE, INSTANCE_FDS, Plan};
@@ -123,7 +120,7 @@ impl Zygote {
     ///
     /// Answers have no numbers: after a question that was not answered in time, the next would get its answer. So a zygote
     /// that failed once is asked nothing any more.
-    fn ask(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<(i32, String, Option<OwnedFd>)> {
+    fn ask(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<Answer> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(Running { socket, .. }) = &*running else {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "it failed before"));
@@ -141,39 +138,6 @@ impl Running {
     fn end(mut self) {
         let _ = self.child.kill();
         reap_later(Later::Zygote(self.child, self.socket));
-    }
-}
-
-/// Sends `message` and receives an answer.
-fn exchange(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<(i32, String, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(INSTANCE_FDS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(fds));
-    }
-    retry(|| sendmsg(socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL))?;
-    receive(socket, RecvFlags::CMSG_CLOEXEC)
-}
-
-fn receive(socket: &OwnedFd, flags: RecvFlags) -> io::Result<(i32, String, Option<OwnedFd>)> {
-    let mut answer = [0; 1024];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = retry(|| recvmsg(socket, &mut [IoSliceMut::new(&mut answer)], &mut control, flags))?;
-    let descriptor = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    let (number, text) = answer[..received.bytes].split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
-    Ok((i32::from_le_bytes(*number), String::from_utf8_lossy(text).into_owned(), descriptor))
-}
-
-fn retry<T>(mut operation: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
-    loop {
-        match operation() {
-            Err(rustix::io::Errno::INTR) => {}
-            result => return Ok(result?),
-        }
     }
 }
 
@@ -235,14 +199,4 @@ pub(crate) fn sealed(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
     // Readers begin where the file's position is.
     rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
     Ok(file.into())
-}
-
-/// Ends an instance whose making was answered too late for anybody to receive it. The zygote has ended.
-pub(crate) fn end_unclaimed(socket: &OwnedFd) {
-    while let Ok((.., pidfd)) = receive(socket, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT) {
-        if let Some(pidfd) = pidfd {
-            crate::sys::kill(&pidfd);
-            reap_later(Later::Instance(pidfd, None, None));
-        }
-    }
 }

@@ -329,7 +329,8 @@ pub struct Grants {
     pub interpreter: Option<String>,
 }
 
-/// One directory of the host shown to a guest.
+/// One directory of the host shown to a guest. A native guest may execute what is in it, as libraries or, where it may start child
+/// processes, as programs, if it cannot write there by this grant or another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]

@@ -411,6 +411,29 @@ mod tests {
         assert_ne!(says(&granted, libc::SYS_mprotect, [0, 4096, 0x0100_0005, 0, 0, 0]), allow);
     }
 
+    /// A limit of one byte keeps the kernel from starting a program of the host's for a core dump; one of zero does not.
+    #[test]
+    fn the_limit_on_core_dumps_stays_as_it_is() {
+        for stage in STAGES {
+            let says = |number: libc::c_long, arguments| {
+                let rules = rules(stage, &Policy::default(), true);
+                evaluate(&compile(stage, &rules), ARCH, number as u32, arguments)
+            };
+            let (unchanged, allow) = (Action::Errno(0).value(), Action::Allow.value());
+            let (core, files) = (u64::from(libc::RLIMIT_CORE), u64::from(libc::RLIMIT_NOFILE));
+            assert_eq!(says(libc::SYS_prlimit64, [0, core, 1, 0, 0, 0]), unchanged, "{stage:?}");
+            assert_eq!(says(libc::SYS_prlimit64, [1 << 32, core | 1 << 32, 1 << 32, 0, 0, 0]), unchanged, "{stage:?}");
+            assert_eq!(says(libc::SYS_setrlimit, [core, 1, 0, 0, 0, 0]), unchanged, "{stage:?}");
+            assert_eq!(says(libc::SYS_prlimit64, [0, core, 0, 1, 0, 0]), allow, "{stage:?}: it may be read");
+            assert_eq!(says(libc::SYS_prlimit64, [0, files, 1, 0, 0, 0]), allow, "{stage:?}");
+            assert_ne!(
+                says(libc::SYS_prlimit64, [1, core, 1, 0, 0, 0]),
+                allow,
+                "{stage:?}: of another, or by its number"
+            );
+        }
+    }
+
     #[test]
     fn whatever_only_an_attack_asks_for_has_a_name() {
         for (number, decision) in rules(Stage::Executable, &Policy::default(), true) {

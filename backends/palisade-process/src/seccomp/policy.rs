@@ -71,6 +71,7 @@ const CLONE_THREAD_FREE: u32 = 0x017c_0000;
 /// What `fork`, `vfork` and `posix_spawn` may pass: the exit signal, `VM`, `VFORK`, and the thread id in the child.
 const CLONE_PROCESS_FLAGS: u32 = 0x0120_41ff;
 const AT_EMPTY_PATH: i32 = 0x1000;
+const CORE: i32 = libc::RLIMIT_CORE as i32;
 /// What `fcntl` does too: not to block, and to close when another program is executed.
 const FIONBIO: i32 = 0x5421;
 const FIOCLEX: i32 = 0x5451;
@@ -187,8 +188,13 @@ pub(crate) const COMPUTE: Group = Group(&[
     (&[SYS_set_tid_address, SYS_set_robust_list, SYS_get_robust_list, SYS_rseq, SYS_membarrier], always(Allow)),
     (&[SYS_getrandom, SYS_uname, SYS_getrlimit, SYS_getrusage, SYS_times], always(Allow)),
     // Its own limits it may lower; what a quota set, hard limits hold.
-    (&[SYS_prlimit64], only(&[(&[null(2)], Allow), (&[is(0, 0)], Allow)], Errno(EPERM))),
-    (&[SYS_setrlimit], always(Allow)),
+    // Not that on core dumps: with 1 the kernel starts no program of the host's for them, with 0 it would. There are none, so
+    // whoever wants none has what it wants.
+    (
+        &[SYS_prlimit64],
+        only(&[(&[null(2)], Allow), (&[is(0, 0), is(1, CORE)], Errno(0)), (&[is(0, 0)], Allow)], Errno(EPERM)),
+    ),
+    (&[SYS_setrlimit], only(&[(&[is(0, CORE)], Errno(0))], Allow)),
     (
         &[SYS_prctl],
         only(

@@ -109,6 +109,16 @@ pub(crate) fn cpu_time(pid: i32) -> io::Result<Duration> {
     }
 }
 
+/// How many bytes a socket takes before its other end reads them, if nobody asked for more. As much as there can be where the
+/// kernel does not say.
+pub(crate) fn socket_buffer_bytes() -> u64 {
+    static BYTES: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap_or_default();
+        text.trim().parse().unwrap_or(u64::MAX)
+    })
+}
+
 /// How far the kernel's coarse clock moves at once: its tick.
 pub(crate) fn clock_tick() -> Duration {
     static TICK: std::sync::OnceLock<Duration> = std::sync::OnceLock::new();
