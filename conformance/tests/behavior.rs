@@ -74,7 +74,7 @@ const TABLE: Table = &[
                     "scheduler.order.first-come",
                 ],
             ),
-            ("Of a plugin", 0x0976_3dbf_e621_bddf, &["scheduler.lease.plugin-limits"]),
+            ("Of a plugin", 0xfe5c_9827_dac7_499f, &["scheduler.lease.plugin-limits"]),
             ("A task is never", 0xc8b7_7201_2d8a_f6e1, &["scheduler.lease.exclusive", "scheduler.lease.ends"]),
             ("Dropping the future", 0x0821_c0ed_69ad_6c7e, &["scheduler.lease.waits"]),
             ("While the scheduler", 0x0295_86a4_5dee_6166, &["scheduler.mode.obeyed"]),
