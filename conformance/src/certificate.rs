@@ -68,11 +68,11 @@ pub struct CapabilityNames {
 
 impl CapabilityNames {
     fn of(capabilities: &Capabilities) -> CapabilityNames {
-        let quotas = Resource::ALL.into_iter().map(|resource| {
+        let quotas = Resource::ALL.iter().copied().map(|resource| {
             (format!("quota {resource}"), capabilities.enforcement(resource) != Enforcement::Unsupported)
         });
         let grants =
-            GrantKind::ALL.into_iter().map(|kind| (format!("grant {kind}"), capabilities.grants.contains(&kind)));
+            GrantKind::ALL.iter().copied().map(|kind| (format!("grant {kind}"), capabilities.grants.contains(&kind)));
         let (declared, declined): (Vec<_>, Vec<_>) = quotas.chain(grants).partition(|(_, declared)| *declared);
         let names = |list: Vec<(String, bool)>| list.into_iter().map(|(name, _)| name).collect();
         CapabilityNames { declared: names(declared), declined: names(declined) }

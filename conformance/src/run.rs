@@ -482,7 +482,7 @@ mod tests {
 
     fn echo(admit: fn(&Capabilities, &Policy) -> Answer<()>) -> Arc<dyn Sandbox> {
         let mut capabilities = report().capabilities.unwrap();
-        capabilities.quotas = Resource::ALL.into_iter().map(|resource| (resource, Enforcement::Enforced)).collect();
+        capabilities.quotas = Resource::ALL.iter().copied().map(|resource| (resource, Enforcement::Enforced)).collect();
         capabilities.quotas.insert(Resource::Threads, Enforcement::AlwaysZero);
         capabilities.quotas.remove(&Resource::Fuel);
         capabilities.memory_bytes_max = u64::MAX;

@@ -33,7 +33,7 @@ fn ask(shared: &Arc<Shared>, interpreter: Interpreter, question: &str, time: Dur
     let failed = |why: String| {
         let message = format!("the interpreter {} does not say where its library is: {why}", path.display());
         Error::new(ErrorKind::Unsupported, "prepare", message)
-            .help("try it outside; `palisade doctor` shows what this machine allows")
+            .with_help("try it outside; `palisade doctor` shows what this machine allows")
     };
     let mut policy = Policy::default();
     policy.grants.clocks = Clocks::Fine;
@@ -45,7 +45,7 @@ fn ask(shared: &Arc<Shared>, interpreter: Interpreter, question: &str, time: Dur
     let script = Artifact::new(ArtifactKind::Script, question.to_owned()).named("question");
     let plan = plan(shared, &script, &Kind::Script, &policy, Some(interpreter))?;
     let program = sealed("palisade-program", script.bytes())
-        .map_err(|error| Error::new(ErrorKind::Io, "prepare", "no memory for the program").source(error))?;
+        .map_err(|error| Error::new(ErrorKind::Io, "prepare", "no memory for the program").with_source(error))?;
     let jail = Jail::build(Arc::clone(shared), policy, false, plan, Arc::new(program))?;
     let prepared = ProcessPrepared::new(jail, Kind::Script, HostFunctions::default(), []);
     let mut process = prepared.process()?;

@@ -39,7 +39,9 @@ palisade_core::inventory::submit! {
 pub struct ProcessSandbox(Arc<Shared>);
 
 fn missing(message: &str, help: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, "open", message.to_owned()).context("backend", NAME).help(help.to_owned())
+    Error::new(ErrorKind::Unsupported, "open", message.to_owned())
+        .with_context("backend", NAME)
+        .with_help(help.to_owned())
 }
 
 impl ProcessSandbox {
@@ -107,7 +109,7 @@ impl Sandbox for ProcessSandbox {
         Box::pin(async move {
             let lost = || Error::new(ErrorKind::Internal, "load", "the thread that reads the artifact was lost");
             let reading = on_thread("palisade-load", move || read(shared, artifact)).map_err(|error| {
-                Error::new(ErrorKind::Exhausted, "load", "no thread to read the artifact on").source(error)
+                Error::new(ErrorKind::Exhausted, "load", "no thread to read the artifact on").with_source(error)
             })?;
             let module = reading.await.map_err(|_| lost())??;
             Ok(Arc::new(module) as Arc<dyn Module>)

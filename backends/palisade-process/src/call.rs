@@ -122,7 +122,8 @@ impl<'a> Running<'a> {
     fn start(prepared: &'a ProcessPrepared, process: &'a mut Process, call: Call) -> Result<Self> {
         let started = Instant::now();
         let quota = &prepared.jail.policy.quota;
-        let stale = || Error::new(ErrorKind::Stale, "call", "the instance has ended").help("make a fresh instance");
+        let stale =
+            || Error::new(ErrorKind::Stale, "call", "the instance has ended").with_help("make a fresh instance");
         let deadline = quota.wall_time.and_then(|limit| started.checked_add(limit));
         if process.pidfd.is_none() {
             return Err(stale());
@@ -197,8 +198,8 @@ impl<'a> Running<'a> {
                             "call",
                             "the end of the instance was taken by another part of this program",
                         )
-                        .help("do not wait for children you did not start, and do not ignore SIGCHLD")
-                        .source(error)));
+                        .with_help("do not wait for children you did not start, and do not ignore SIGCHLD")
+                        .with_source(error)));
                     }
                     Poll::Pending => return Poll::Pending,
                 }
@@ -813,7 +814,7 @@ fn setup_failed(message: &[u8]) -> Error {
         ),
         _ => (ErrorKind::Internal, "`palisade doctor` shows what this machine allows"),
     };
-    Error::new(kind, "call", format!("the instance did not start: {text}")).help(help)
+    Error::new(kind, "call", format!("the instance did not start: {text}")).with_help(help)
 }
 
 /// A guest's text as it may be shown: no control characters, not too long.

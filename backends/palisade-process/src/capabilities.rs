@@ -15,7 +15,7 @@ const STACK_BYTES_MAX: u64 = 1 << 30;
 /// What the backend declares on this machine.
 pub(crate) fn capabilities(options: &BackendOptions, memory_groups: bool) -> Capabilities {
     let mut quotas = BTreeMap::new();
-    for resource in Resource::ALL {
+    for resource in Resource::ALL.iter().copied() {
         let enforcement = match resource {
             Resource::Fuel => Enforcement::Unsupported,
             // Each process has an address space of its own: only a control group bounds their memory together.

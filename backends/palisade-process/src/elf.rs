@@ -87,7 +87,7 @@ impl Budget {
 /// As [`parse`], and the system's.
 pub(crate) fn parse_file(path: &Path) -> Result<Elf> {
     let file = File::open(path).map_err(|error| {
-        Error::new(ErrorKind::Io, "prepare", format!("{} cannot be read", path.display())).source(error)
+        Error::new(ErrorKind::Io, "prepare", format!("{} cannot be read", path.display())).with_source(error)
     })?;
     read(&ReadCache::new(file), false)
 }
@@ -103,14 +103,14 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Elf> {
 
 fn read<'data, R: ReadRef<'data>>(bytes: R, exports: bool) -> Result<Elf> {
     let mut budget = Budget { names_bytes: NAMES_BYTES_MAX, steps: STEPS_MAX };
-    let corrupt = |error: object::Error| invalid("the ELF file is damaged").source(error.to_string());
+    let corrupt = |error: object::Error| invalid("the ELF file is damaged").with_source(error.to_string());
     match bytes.read_bytes_at(0, 6).unwrap_or_default() {
         [0x7f, b'E', b'L', b'F', class, data, ..] => {
             if *class != elf::ELFCLASS64 {
-                return Err(invalid("a 32-bit executable cannot run here").help("build it for this machine"));
+                return Err(invalid("a 32-bit executable cannot run here").with_help("build it for this machine"));
             }
             if *data != elf::ELFDATA2LSB {
-                return Err(invalid("an ELF file of the wrong byte order").help("build it for this machine"));
+                return Err(invalid("an ELF file of the wrong byte order").with_help("build it for this machine"));
             }
         }
         _ => return Err(invalid("not an ELF file")),
@@ -121,12 +121,12 @@ fn read<'data, R: ReadRef<'data>>(bytes: R, exports: bool) -> Result<Elf> {
     let machine = header.e_machine(endian);
     if machine != MACHINE {
         return Err(invalid(format!("built for another machine (ELF machine {machine})"))
-            .help(format!("build it for {}", std::env::consts::ARCH)));
+            .with_help(format!("build it for {}", std::env::consts::ARCH)));
     }
     let kind = header.e_type(endian);
     if kind != elf::ET_EXEC && kind != elf::ET_DYN {
         return Err(invalid(format!("neither an executable nor a shared library (ELF type {kind})"))
-            .help("link it; an object file or a core dump cannot run"));
+            .with_help("link it; an object file or a core dump cannot run"));
     }
     let mut found = Elf { is_library: kind == elf::ET_DYN, ..Elf::default() };
     let len = bytes.len().map_err(|()| invalid("the ELF file cannot be read"))?;
@@ -141,7 +141,7 @@ fn read<'data, R: ReadRef<'data>>(bytes: R, exports: bool) -> Result<Elf> {
                 let (size, in_file) = (segment.p_memsz(endian), segment.p_filesz(endian));
                 let end = segment.p_offset(endian).checked_add(in_file);
                 if size < in_file || end.is_none_or(|end| end > len) {
-                    return Err(invalid("a segment lies outside the ELF file").help("the file is truncated"));
+                    return Err(invalid("a segment lies outside the ELF file").with_help("the file is truncated"));
                 }
                 found.memory_bytes = found.memory_bytes.saturating_add(size);
             }

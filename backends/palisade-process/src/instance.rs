@@ -42,7 +42,7 @@ impl Instance for ProcessInstance {
             let length: usize = call.arguments.iter().map(|argument| argument.len() + 8).sum();
             if length > call::ARGUMENT_BYTES_MAX {
                 let message = format!("{length} bytes of arguments are more than {}", call::ARGUMENT_BYTES_MAX);
-                return Err(Error::new(ErrorKind::InvalidInput, "call", message).help("pass data as input"));
+                return Err(Error::new(ErrorKind::InvalidInput, "call", message).with_help("pass data as input"));
             }
             if !self.usable {
                 return Err(Error::new(
@@ -50,7 +50,7 @@ impl Instance for ProcessInstance {
                     "call",
                     "this instance ended abnormally, or its call was dropped, and serves no more calls",
                 )
-                .help("make a fresh instance"));
+                .with_help("make a fresh instance"));
             }
             // Until the call has ended well: when it is dropped, the instance has nothing to go on with.
             self.usable = false;

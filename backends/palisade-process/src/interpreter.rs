@@ -53,16 +53,17 @@ impl Interpreters {
     /// [`ErrorKind::NotFound`] when it, or a library it needs, is not there; [`ErrorKind::Denied`] when it is not the
     /// host's; [`ErrorKind::Unsupported`] when it does not say where its library is.
     pub(crate) fn find(&self, name: &str, ask: Ask<'_>) -> Result<Interpreter> {
-        let path = self.locate(name).map_err(|error| error.context("interpreter", name))?;
+        let path = self.locate(name).map_err(|error| error.with_context("interpreter", name))?;
         let found = path.metadata().map_err(|error| {
-            Error::new(ErrorKind::NotFound, "prepare", format!("{} cannot be looked at", path.display())).source(error)
+            Error::new(ErrorKind::NotFound, "prepare", format!("{} cannot be looked at", path.display()))
+                .with_source(error)
         })?;
         let identity = (found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec());
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, interpreter)) = known.get(&path).filter(|(known, _)| *known == identity) {
             return Ok(interpreter.clone());
         }
-        let interpreter = look_at(&path, ask).map_err(|error| error.context("interpreter", name))?;
+        let interpreter = look_at(&path, ask).map_err(|error| error.with_context("interpreter", name))?;
         known.insert(path, (identity, interpreter.clone()));
         Ok(interpreter)
     }
@@ -78,7 +79,9 @@ impl Interpreters {
                     "prepare",
                     format!("the interpreter `{name}` is a path, and only those that the host lists are used"),
                 )
-                .help("name it as on the command line (`python3`), or have the host list this path (`--interpreter`)")
+                .with_help(
+                    "name it as on the command line (`python3`), or have the host list this path (`--interpreter`)",
+                )
             });
         }
         if let Some(listed) = self.listed.iter().find(|listed| listed.file_name().is_some_and(|file| file == name)) {
@@ -103,11 +106,11 @@ impl Interpreters {
         Err(match passed {
             Some(why) => {
                 Error::new(ErrorKind::Denied, "prepare", format!("the interpreter `{name}` is not used: {why}"))
-                    .help("put its directory on the host's PATH, or have the host list its path (`--interpreter`)")
+                    .with_help("put its directory on the host's PATH, or have the host list its path (`--interpreter`)")
             }
             None => {
                 Error::new(ErrorKind::NotFound, "prepare", format!("the interpreter `{name}` is not on this machine"))
-                    .help("install it, or have the host list its path (`--interpreter`)")
+                    .with_help("install it, or have the host list its path (`--interpreter`)")
             }
         })
     }
@@ -116,11 +119,12 @@ impl Interpreters {
 /// What the interpreter at `path` needs, which it is asked where it can tell.
 fn look_at(path: &Path, ask: Ask<'_>) -> Result<Interpreter> {
     let not_found = |message: String| Error::new(ErrorKind::NotFound, "prepare", message);
-    let real =
-        path.canonicalize().map_err(|error| not_found(format!("{} cannot be read", path.display())).source(error))?;
+    let real = path
+        .canonicalize()
+        .map_err(|error| not_found(format!("{} cannot be read", path.display())).with_source(error))?;
     let executable = elf_of(&real).ok_or_else(|| {
         not_found(format!("the interpreter {} is not an executable of this machine", real.display()))
-            .help("a script cannot be an interpreter; list the path of the program it starts")
+            .with_help("a script cannot be an interpreter; list the path of the program it starts")
     })?;
     let mut files = Files::new();
     libraries::add(&mut files, &executable, &real, Trust::Host)?;

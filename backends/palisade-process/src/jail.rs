@@ -38,11 +38,10 @@ impl Jail {
         plan: Plan,
         program: Arc<OwnedFd>,
     ) -> Result<Jail> {
-        let null = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .map_err(|error| Error::new(ErrorKind::Io, "prepare", "/dev/null cannot be opened").source(error))?;
+        let null =
+            File::options().read(true).write(true).open("/dev/null").map_err(|error| {
+                Error::new(ErrorKind::Io, "prepare", "/dev/null cannot be opened").with_source(error)
+            })?;
         let zygote = Mutex::new(Arc::new(Zygote::start(&plan, Some(&program))?));
         Ok(Jail { shared, policy, is_library, null: null.into(), plan, program, zygote })
     }

@@ -30,7 +30,7 @@ pub(crate) const PROGRAM_ENTRY: &str = Call::DEFAULT_ENTRY;
 /// What kind of artifact this backend makes of `artifact`.
 pub(crate) fn kind_of(artifact: &Artifact, elf: Option<Elf>) -> Result<Kind> {
     let invalid = |message: &str, help: &str| {
-        Err(Error::new(ErrorKind::InvalidArtifact, "load", message.to_owned()).help(help.to_owned()))
+        Err(Error::new(ErrorKind::InvalidArtifact, "load", message.to_owned()).with_help(help.to_owned()))
     };
     match (artifact.kind(), elf) {
         (ArtifactKind::Script, _) => Ok(Kind::Script),
@@ -71,7 +71,7 @@ pub(crate) fn kind_of(artifact: &Artifact, elf: Option<Elf>) -> Result<Kind> {
         }
         (kind, _) => {
             Err(Error::new(ErrorKind::Unsupported, "load", format!("backend `process` does not load {kind} artifacts"))
-                .help("choose another backend (`palisade backends`)"))
+                .with_help("choose another backend (`palisade backends`)"))
         }
     }
 }

@@ -30,8 +30,8 @@ pub(crate) enum Trust {
 pub(crate) fn add(files: &mut Files, program: &Elf, path: &Path, trust: Trust) -> Result<()> {
     let missing = |what: &str, whose: &str| {
         Error::new(ErrorKind::NotFound, "prepare", format!("{what}, which `{whose}` needs, is not on this machine"))
-            .context("library", what)
-            .help("install it, or link the program statically")
+            .with_context("library", what)
+            .with_help("install it, or link the program statically")
     };
     let system = system_directories();
     if let Some(loader) = &program.loader {

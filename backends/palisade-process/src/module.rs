@@ -61,8 +61,9 @@ impl ProcessModule {
         interpreter: Option<Interpreter>,
     ) -> Result<Arc<ProcessPrepared>> {
         let functions = host.granted(&policy.grants)?;
-        let io =
-            |error: std::io::Error| Error::new(ErrorKind::Io, "prepare", "no memory for the program").source(error);
+        let io = |error: std::io::Error| {
+            Error::new(ErrorKind::Io, "prepare", "no memory for the program").with_source(error)
+        };
         let program = match self.program.get() {
             Some(program) => Arc::clone(program),
             None => {
@@ -80,7 +81,7 @@ impl ProcessModule {
     /// Refuses what this backend can do for some kinds of artifact, but not for this one.
     fn admit(&self, policy: &Policy) -> Result<()> {
         let unsupported = |message: &str, help: &str| {
-            Err(Error::new(ErrorKind::Unsupported, "prepare", message.to_owned()).help(help.to_owned()))
+            Err(Error::new(ErrorKind::Unsupported, "prepare", message.to_owned()).with_help(help.to_owned()))
         };
         let grants = &policy.grants;
         match (&self.kind, grants.interpreter.is_some()) {

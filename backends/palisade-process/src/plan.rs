@@ -133,7 +133,7 @@ pub(crate) fn plan(
 /// being root.
 fn owners(is_root: bool, grant: &DirectoryGrant, found: &std::fs::Metadata) -> Result<Option<(u32, u32)>> {
     let refused = |kind, message: String, help: String| {
-        Err(Error::new(kind, "prepare", message).context("field", "grants.directories").help(help))
+        Err(Error::new(kind, "prepare", message).with_context("field", "grants.directories").with_help(help))
     };
     let place = grant.host.display();
     if !is_root {
@@ -195,8 +195,8 @@ fn text(path: &Path) -> Result<String> {
 fn guest_path(guest: &str) -> Result<String> {
     let invalid = |why: &str| {
         Err(Error::new(ErrorKind::InvalidPolicy, "prepare", format!("the guest path `{guest}` {why}"))
-            .context("field", "grants.directories")
-            .help("choose an absolute path such as `/data`"))
+            .with_context("field", "grants.directories")
+            .with_help("choose an absolute path such as `/data`"))
     };
     let path = Path::new("/").join(guest);
     let mut parts = path.components();
@@ -227,14 +227,15 @@ fn directory(
             std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ErrorKind::NotFound,
             _ => ErrorKind::Io,
         };
-        Error::new(kind, "prepare", format!("the granted directory {} cannot be opened", host.display())).source(error)
+        Error::new(kind, "prepare", format!("the granted directory {} cannot be opened", host.display()))
+            .with_source(error)
     };
     let real = host.canonicalize().map_err(failed)?;
     let found = real.metadata().map_err(failed)?;
     if !found.is_dir() {
         return Err(failed(std::io::ErrorKind::NotADirectory.into()));
     }
-    special::refuse(&real, fuse).map_err(|error| error.context("field", "grants.directories"))?;
+    special::refuse(&real, fuse).map_err(|error| error.with_context("field", "grants.directories"))?;
     Ok(Mount::Directory {
         source: text(&real)?,
         target: guest,
@@ -323,8 +324,8 @@ fn refuse_overlaps(mounts: &[Mount]) -> Result<()> {
                     "prepare",
                     format!("the directory shown at `{outer_target}` would hide or hold `{inner_target}`"),
                 )
-                .context("field", "grants.directories")
-                .help("show it under another name"));
+                .with_context("field", "grants.directories")
+                .with_help("show it under another name"));
             }
         }
     }

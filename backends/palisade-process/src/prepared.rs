@@ -69,8 +69,8 @@ impl ProcessPrepared {
         }
         let known = self.entries.iter().take(20).map(String::as_str).collect::<Vec<_>>().join(", ");
         Err(Error::new(ErrorKind::NotFound, "call", format!("there is no entry `{entry}`"))
-            .context("entry", entry)
-            .help(match (&self.kind, known.is_empty()) {
+            .with_context("entry", entry)
+            .with_help(match (&self.kind, known.is_empty()) {
                 (Kind::Library, true) => "the library exports no function".to_owned(),
                 _ => format!("entries: {known}"),
             }))

@@ -74,7 +74,8 @@ impl Process {
     /// Has the zygote make one.
     pub(crate) fn create(jail: &Jail) -> Result<Process> {
         let failed = |error: rustix::io::Errno| {
-            Error::new(ErrorKind::Exhausted, "instantiate", "no pipe for a new instance").source(io::Error::from(error))
+            Error::new(ErrorKind::Exhausted, "instantiate", "no pipe for a new instance")
+                .with_source(io::Error::from(error))
         };
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(failed);
         let (request_theirs, request) = pipe()?;
@@ -111,7 +112,7 @@ impl Process {
         };
         let watched = |fd: OwnedFd| {
             Watched::new(fd).map_err(|error| {
-                Error::new(ErrorKind::Io, "instantiate", "a pipe of the new instance cannot be used").source(error)
+                Error::new(ErrorKind::Io, "instantiate", "a pipe of the new instance cannot be used").with_source(error)
             })
         };
         let mut process = Process {
@@ -141,7 +142,8 @@ impl Process {
             // It is parked and uses nothing yet. Without the group it must not go on.
             let group = groups.take(bytes).and_then(|group| group.attach(process.pid).map(|()| group));
             process.group = Some(group.map_err(|error| {
-                Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance").source(error)
+                Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance")
+                    .with_source(error)
             })?);
         }
         if jail.policy.grants.child_processes {
@@ -152,7 +154,8 @@ impl Process {
                 Ok(group)
             });
             process.cpu_group = group.map_err(|error| {
-                Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance").source(error)
+                Error::new(ErrorKind::Exhausted, "instantiate", "no control group for a new instance")
+                    .with_source(error)
             })?;
         }
         Ok(process)

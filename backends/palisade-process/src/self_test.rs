@@ -37,8 +37,8 @@ pub(crate) fn self_test(shared: &Shared) -> Result<Vec<String>> {
     };
     let failed = |what: &str| {
         Error::new(ErrorKind::Unsupported, "open", format!("the self-test of the jail failed: {what}"))
-            .context("backend", NAME)
-            .help("`palisade doctor` shows what this machine allows")
+            .with_context("backend", NAME)
+            .with_help("`palisade doctor` shows what this machine allows")
     };
     let zygote = Zygote::start(&plan, None)?;
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(&error.to_string()));

@@ -55,7 +55,7 @@ impl Shared {
             Ok(_) => Ok(Slot(Arc::clone(&self.instances))),
             Err(_) => {
                 Err(Error::new(ErrorKind::Exhausted, "instantiate", format!("{max} instances are alive already"))
-                    .help("drop one first, or open the backend with a larger `instances_max`"))
+                    .with_help("drop one first, or open the backend with a larger `instances_max`"))
             }
         }
     }

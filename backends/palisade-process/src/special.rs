@@ -18,7 +18,8 @@ pub(crate) fn refuse(directory: &Path, fuse: Fuse) -> Result<()> {
     // One that cannot be read can be looked at all the same, unless it lies in memory.
     let found = open(0).or_else(|_| open(libc::O_PATH)).and_then(|opened| special_directory(&opened, fuse));
     let found = found.map_err(|error| {
-        Error::new(ErrorKind::Io, "prepare", format!("the granted directory {place} cannot be looked at")).source(error)
+        Error::new(ErrorKind::Io, "prepare", format!("the granted directory {place} cannot be looked at"))
+            .with_source(error)
     })?;
     let Some(name) = found else { return Ok(()) };
     let message = format!("the granted directory {place} is on `{name}`, which holds no files of its own");
@@ -28,7 +29,7 @@ pub(crate) fn refuse(directory: &Path, fuse: Fuse) -> Result<()> {
         }
         _ => "grant a directory of ordinary files; copy there what the guest needs",
     };
-    Err(Error::new(ErrorKind::InvalidPolicy, "prepare", message).help(help))
+    Err(Error::new(ErrorKind::InvalidPolicy, "prepare", message).with_help(help))
 }
 
 #[cfg(test)]

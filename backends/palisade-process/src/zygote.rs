@@ -50,7 +50,8 @@ impl Zygote {
     /// [`ErrorKind::Io`] naming the step that failed.
     pub(crate) fn start(plan: &Plan, program: Option<&OwnedFd>) -> Result<Zygote> {
         let failed = |error: io::Error| {
-            Error::new(ErrorKind::Io, "prepare", "the process that builds the jail cannot be started").source(error)
+            Error::new(ErrorKind::Io, "prepare", "the process that builds the jail cannot be started")
+                .with_source(error)
         };
         let message = plan.encode();
         if message.len() > PLAN_BYTES_MAX {
@@ -68,8 +69,8 @@ impl Zygote {
         match number {
             0 => Ok(zygote),
             errno => Err(Error::new(ErrorKind::Io, "prepare", format!("the jail cannot be built: {text}"))
-                .help("`palisade doctor` shows what this machine allows")
-                .source(io::Error::from_raw_os_error(errno.max(0)))),
+                .with_help("`palisade doctor` shows what this machine allows")
+                .with_source(io::Error::from_raw_os_error(errno.max(0)))),
         }
     }
 
@@ -81,8 +82,8 @@ impl Zygote {
     pub(crate) fn create(&self, fds: [BorrowedFd<'_>; INSTANCE_FDS]) -> Result<Created> {
         let failed = |error: io::Error| {
             Error::new(ErrorKind::Io, "instantiate", "the jail's zygote does not answer")
-                .help("prepare the module anew")
-                .source(error)
+                .with_help("prepare the module anew")
+                .with_source(error)
         };
         match self.ask(&[CREATE], &fds).map_err(failed)? {
             (pid, _, Some(pidfd)) if pid > 0 => Ok(Created { pid, pidfd }),
@@ -96,7 +97,7 @@ impl Zygote {
                     Some(libc::EAGAIN | libc::ENOMEM | libc::ENOSPC) => ErrorKind::Exhausted,
                     _ => ErrorKind::Io,
                 };
-                Err(Error::new(kind, "instantiate", format!("no new process: {text}")).source(error))
+                Err(Error::new(kind, "instantiate", format!("no new process: {text}")).with_source(error))
             }
         }
     }

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         // Not every machine lets ordinary users make user namespaces. Then it must say so.
         Err(error) => {
             println!("ordinary user: {error}");
-            let told = error.kind() == ErrorKind::Unsupported && error.help_text().is_some();
+            let told = error.kind() == ErrorKind::Unsupported && error.help().is_some();
             ExitCode::from(u8::from(!told))
         }
     }

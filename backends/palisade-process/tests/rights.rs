@@ -86,7 +86,7 @@ fn what_a_guest_makes_is_roots_only_when_the_policy_says_so() {
     let of_root = tempfile::tempdir().unwrap();
     let error = prepare(&guest(), &writable(of_root.path(), None)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidPolicy, "{error}");
-    assert!(error.help_text().unwrap().contains("chown"), "{error:?}");
+    assert!(error.help().unwrap().contains("chown"), "{error:?}");
     assert_eq!(output(&act(&["put", "/data/f", "x"], &writable(of_root.path(), Some(0)))), "written");
     assert_eq!(of_root.path().join("f").metadata().unwrap().uid(), 0);
 

@@ -124,7 +124,7 @@ impl Shared {
                 "instantiate",
                 format!("all {max} instances of this sandbox are in use"),
             )
-            .help("drop instances, or open the backend with a larger `instances_max`"));
+            .with_help("drop instances, or open the backend with a larger `instances_max`"));
         }
         Ok(Slot(Arc::clone(self)))
     }
@@ -157,13 +157,13 @@ impl Wasmer {
     pub fn open(options: &BackendOptions) -> Result<Wasmer> {
         let instances = options.instances_max.unwrap_or(INSTANCES_DEFAULT).max(1);
         let watchdog = Watchdog::start().map_err(|error| {
-            Error::new(ErrorKind::Io, "open", "the watchdog's thread cannot be started").source(error)
+            Error::new(ErrorKind::Io, "open", "the watchdog's thread cannot be started").with_source(error)
         })?;
         let pool = Arc::new(Pool::default());
         pool.probe().map_err(|error| {
             Error::new(ErrorKind::Io, "open", "there is no address space for a guest's memory")
-                .help("lift the limit on virtual memory (`ulimit -v unlimited`), or use the `wasmtime` backend")
-                .source(error)
+                .with_help("lift the limit on virtual memory (`ulimit -v unlimited`), or use the `wasmtime` backend")
+                .with_source(error)
         })?;
         Ok(Wasmer(Arc::new(Shared {
             capabilities: capabilities(instances),
@@ -193,7 +193,7 @@ impl Sandbox for Wasmer {
                     "load",
                     format!("backend `{NAME}` loads WebAssembly modules, not a {}", artifact.kind()),
                 )
-                .help("choose another backend (`palisade backends`)"));
+                .with_help("choose another backend (`palisade backends`)"));
             }
             let timeout = self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX);
             let shared = Arc::clone(&self.0);
@@ -204,7 +204,7 @@ impl Sandbox for Wasmer {
 }
 
 fn capabilities(instances: u32) -> Capabilities {
-    let quotas = Resource::ALL.into_iter().map(|resource| {
+    let quotas = Resource::ALL.iter().copied().map(|resource| {
         let enforcement = match resource {
             Resource::Processes | Resource::Threads => Enforcement::AlwaysZero,
             _ => Enforcement::Enforced,

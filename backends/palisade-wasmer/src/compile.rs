@@ -35,8 +35,8 @@ pub(crate) fn in_process(program: &Path, engine: &Engine, wasm: &[u8], attempt: 
     // this process is: it writes the unmodified output of `Module::serialize`. The file it came in is sealed.
     unsafe { Module::deserialize(engine, code) }.map_err(|error| {
         Error::new(ErrorKind::Internal, "load", "the compiler's code does not fit this engine")
-            .help("name a compiler of the same version, or none")
-            .source(error.to_string())
+            .with_help("name a compiler of the same version, or none")
+            .with_source(error.to_string())
     })
 }
 

@@ -95,7 +95,7 @@ impl Instance for WasmerInstance {
                     "call",
                     "this instance ended abnormally, or its call was dropped, and serves no more calls",
                 )
-                .help("make a fresh instance"));
+                .with_help("make a fresh instance"));
             };
             if left_out("cancel") {
                 call.cancel = None;

@@ -110,9 +110,9 @@ impl WasmerModule {
             "prepare",
             format!("the module imports what this host does not provide: {}", list.join("; ")),
         );
-        Err(missing
-            .iter()
-            .fold(error, |error, import| error.context("missing_import", format!("{}.{}", import.module, import.name))))
+        Err(missing.iter().fold(error, |error, import| {
+            error.with_context("missing_import", format!("{}.{}", import.module, import.name))
+        }))
     }
 }
 
@@ -279,7 +279,7 @@ impl WasmerPrepared {
             (Some((_, nearest)), _) => format!("did you mean `{nearest}`? It has: {}", list(&names)),
             (None, _) => format!("it has: {}", list(&names)),
         };
-        Err(Error::new(ErrorKind::NotFound, "call", message).context("entry", name).help(help))
+        Err(Error::new(ErrorKind::NotFound, "call", message).with_context("entry", name).with_help(help))
     }
 }
 

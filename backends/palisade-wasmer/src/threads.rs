@@ -78,7 +78,7 @@ impl Threads {
                 "call",
                 format!("all {} threads of this sandbox are in use", self.shared.max),
             )
-            .help("let calls end, or open the backend with a larger `instances_max`"));
+            .with_help("let calls end, or open the backend with a larger `instances_max`"));
         }
         let worker = Arc::new(Worker {
             job: Mutex::new(Some(job)),
@@ -90,7 +90,7 @@ impl Threads {
         let spawned = std::thread::Builder::new().name("palisade-guest".into()).spawn(move || shared.work(&worker));
         spawned.map(drop).map_err(|error| {
             self.shared.alive.fetch_sub(1, Ordering::SeqCst);
-            Error::new(ErrorKind::Exhausted, "call", "no thread for the guest").source(error)
+            Error::new(ErrorKind::Exhausted, "call", "no thread for the guest").with_source(error)
         })
     }
 }

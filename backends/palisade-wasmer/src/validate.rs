@@ -37,8 +37,9 @@ fn check_type_hashes(section: TypeSectionReader<'_>) -> Result<()> {
         let hash = ty.signature_hash();
         match known.get(&hash) {
             Some(other) if *other != ty => {
-                return Err(invalid(format!("two function types have the same hash: {ty} and {other}"))
-                    .help("this does not happen by chance; load it with the `wasmtime` backend if it is meant so"));
+                return Err(invalid(format!("two function types have the same hash: {ty} and {other}")).with_help(
+                    "this does not happen by chance; load it with the `wasmtime` backend if it is meant so",
+                ));
             }
             _ => drop(known.insert(hash, ty)),
         }

@@ -84,7 +84,8 @@ pub(crate) struct Provided {
 impl Provided {
     fn new(engine: Engine, allocation: Allocation, watchdog: &Arc<Watchdog>) -> Result<Arc<Provided>> {
         let failed = |error: wasmtime::Error| {
-            Error::new(ErrorKind::Internal, "open", "the host functions cannot be defined").source(error.to_string())
+            Error::new(ErrorKind::Internal, "open", "the host functions cannot be defined")
+                .with_source(error.to_string())
         };
         watchdog.watch(&engine);
         let linker = imports::linker(&engine, watchdog).map_err(failed)?;
@@ -149,7 +150,7 @@ impl Shared {
                 "instantiate",
                 format!("all {max} instances of this sandbox are in use"),
             )
-            .help("drop instances, or open the backend with a larger `instances_max`"));
+            .with_help("drop instances, or open the backend with a larger `instances_max`"));
         }
         Ok(())
     }
@@ -176,8 +177,8 @@ impl Shared {
         // Outside the lock, since it takes a while. Whoever is first wins.
         let engine = engine::engine(allocation, bytes).map_err(|error| {
             Error::new(ErrorKind::Io, "prepare", format!("no engine for a stack of {bytes} bytes"))
-                .help("use the default `stack_bytes`, or a smaller `instances_max`")
-                .source(error.to_string())
+                .with_help("use the default `stack_bytes`, or a smaller `instances_max`")
+                .with_source(error.to_string())
         })?;
         let provided = Provided::new(engine, allocation, &self.watchdog)?;
         let mut others = self.others();
@@ -254,8 +255,8 @@ impl Shared {
             // in is sealed.
             return unsafe { wasmtime::Module::deserialize(&provided.engine, code) }.map_err(|error| {
                 Error::new(ErrorKind::Internal, "load", "the compiler's code does not fit this engine")
-                    .help("name a compiler of the same version, or none")
-                    .source(error.to_string())
+                    .with_help("name a compiler of the same version, or none")
+                    .with_source(error.to_string())
             });
         }
         let Some(cache) = &self.cache else {
@@ -298,7 +299,7 @@ impl Wasmtime {
         let instances = options.instances_max.unwrap_or(INSTANCES_DEFAULT).max(1);
         let cache = options.cache.as_ref().map(Cache::open).transpose()?;
         let watchdog = Watchdog::start().map_err(|error| {
-            Error::new(ErrorKind::Io, "open", "the watchdog's thread cannot be started").source(error)
+            Error::new(ErrorKind::Io, "open", "the watchdog's thread cannot be started").with_source(error)
         })?;
         let watchdog = Arc::new(watchdog);
         let (engine, allocation) = engine::main_engine(instances)?;
@@ -330,7 +331,7 @@ impl Sandbox for Wasmtime {
                     "load",
                     format!("backend `{NAME}` loads WebAssembly modules, not a {}", artifact.kind()),
                 )
-                .help("choose another backend (`palisade backends`)"));
+                .with_help("choose another backend (`palisade backends`)"));
             }
             let timeout = self.0.watchdog.sleep_until(Instant::now() + COMPILE_TIME_MAX);
             let shared = Arc::clone(&self.0);
@@ -341,7 +342,7 @@ impl Sandbox for Wasmtime {
 }
 
 fn capabilities(instances: u32) -> Capabilities {
-    let quotas = Resource::ALL.into_iter().map(|resource| {
+    let quotas = Resource::ALL.iter().copied().map(|resource| {
         let enforcement = match resource {
             Resource::Processes | Resource::Threads => Enforcement::AlwaysZero,
             _ => Enforcement::Enforced,

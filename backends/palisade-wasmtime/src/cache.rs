@@ -54,8 +54,8 @@ impl Cache {
                 "open",
                 format!("cannot use the cache of compiled code: {what} {}", path.display()),
             )
-            .help("choose another cache directory, or go without one")
-            .source(error)
+            .with_help("choose another cache directory, or go without one")
+            .with_source(error)
         };
         private_directory(&options.directory).map_err(|error| failed(&options.directory, "directory", error))?;
         let parent = directory_of(&options.key_file);

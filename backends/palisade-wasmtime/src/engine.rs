@@ -110,8 +110,8 @@ pub(crate) fn main_engine(instances: u32) -> Result<(Engine, Allocation)> {
         Err(_) => engine(Allocation::Frugal, STACK_BYTES_DEFAULT).map(|engine| (engine, Allocation::Frugal)).map_err(
             |error| {
                 Error::new(ErrorKind::Io, "open", "this machine cannot run the Wasmtime engine")
-                    .help("run `palisade doctor` to see what is missing")
-                    .source(error.to_string())
+                    .with_help("run `palisade doctor` to see what is missing")
+                    .with_source(error.to_string())
             },
         ),
     }

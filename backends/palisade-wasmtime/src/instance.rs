@@ -102,7 +102,7 @@ impl Instance for WasmtimeInstance {
                     "call",
                     "this instance ended abnormally, or its call was dropped, and serves no more calls",
                 )
-                .help("make a fresh instance"));
+                .with_help("make a fresh instance"));
             };
             let execution = live.run(&self.prepared, index, entry, call).await;
             if execution.outcome.leaves_instance_usable() {

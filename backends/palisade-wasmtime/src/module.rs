@@ -85,7 +85,7 @@ impl WasmtimeModule {
                 "prepare",
                 "the module could not be moved to an engine of another stack size",
             )
-            .source(error.to_string())
+            .with_source(error.to_string())
         })?;
         let moved = Arc::new(Compiled { provided, module });
         let mut others = others();
@@ -113,9 +113,9 @@ impl WasmtimeModule {
             "prepare",
             format!("the module imports what this host does not provide: {}", list.join("; ")),
         );
-        Err(missing
-            .iter()
-            .fold(error, |error, import| error.context("missing_import", format!("{}.{}", import.module, import.name))))
+        Err(missing.iter().fold(error, |error, import| {
+            error.with_context("missing_import", format!("{}.{}", import.module, import.name))
+        }))
     }
 }
 
@@ -268,7 +268,7 @@ impl WasmtimePrepared {
             (Some((_, nearest)), _) => format!("did you mean `{nearest}`? It has: {}", list(&names)),
             (None, _) => format!("it has: {}", list(&names)),
         };
-        Err(Error::new(ErrorKind::NotFound, "call", message).context("entry", name).help(help))
+        Err(Error::new(ErrorKind::NotFound, "call", message).with_context("entry", name).with_help(help))
     }
 }
 

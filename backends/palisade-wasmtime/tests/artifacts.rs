@@ -56,7 +56,7 @@ fn every_missing_import_is_listed_with_advice() {
         assert!(message.contains(part), "{part:?} is not in: {message}");
     }
     assert!(!message.contains("fd_write"), "{message}");
-    assert_eq!(error.context_pairs().len(), 4);
+    assert_eq!(error.context().len(), 4);
 }
 
 #[test]

@@ -998,11 +998,11 @@ fn undeclared_is_refused(ctx: &mut Context) -> Result<(), Failure> {
     })?;
     ctx.enforced(|ctx| {
         let mut asked = Vec::new();
-        for kind in GrantKind::ALL.into_iter().filter(|kind| !capabilities.grants.contains(kind)) {
+        for kind in GrantKind::ALL.iter().copied().filter(|kind| !capabilities.grants.contains(kind)) {
             asked.push((format!("grant {kind}"), asking(ctx, kind)));
         }
         let mut bounds = policy.clone();
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.iter().copied() {
             if capabilities.enforcement(resource) == Enforcement::Unsupported {
                 let quota = &mut bounds.quota;
                 match resource {

@@ -116,5 +116,5 @@ async fn memory(client: &Client, plugin: String, key: Option<Base64>, json: bool
 
 fn from_base64(key: &str) -> Result<Base64> {
     serde_json::from_value(json!(key))
-        .map_err(|error| Error::new(ErrorKind::InvalidInput, "parse", "the key is not base64").source(error))
+        .map_err(|error| Error::new(ErrorKind::InvalidInput, "parse", "the key is not base64").with_source(error))
 }

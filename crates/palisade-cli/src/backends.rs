@@ -50,7 +50,7 @@ pub(crate) fn run(options: &Backends) -> Result<Exit> {
         row("artifacts".into(), &|c| list(&mut c.artifacts.iter().map(ToString::to_string))),
         row("guest interfaces".into(), &|c| list(&mut c.abis.iter().map(ToString::to_string))),
     ];
-    for resource in Resource::ALL {
+    for resource in Resource::ALL.iter().copied() {
         rows.push(row(
             format!("quota {resource}"),
             &|capabilities| match (capabilities.enforcement(resource), resource) {
@@ -67,7 +67,7 @@ pub(crate) fn run(options: &Backends) -> Result<Exit> {
             },
         ));
     }
-    for kind in GrantKind::ALL {
+    for kind in GrantKind::ALL.iter().copied() {
         rows.push(row(format!("grant {kind}"), &|capabilities| {
             if capabilities.grants.contains(&kind) { "yes" } else { "-" }.to_owned()
         }));

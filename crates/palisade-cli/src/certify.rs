@@ -79,7 +79,7 @@ pub(crate) fn run(options: &Certify) -> Result<Exit> {
     let profiles: Vec<_> = catalog.profiles().into_iter().chain(components::profiles()).collect();
     if let Some(profile) = options.profile.as_deref().filter(|profile| !profiles.contains(profile)) {
         return Err(Error::new(ErrorKind::NotFound, "certify", format!("there is no profile `{profile}`"))
-            .help(format!("profiles: {}", profiles.join(", "))));
+            .with_help(format!("profiles: {}", profiles.join(", "))));
     }
     let mut done = Vec::new();
     let mut end = |name: &'static str, report: Report, certificate: Certificate| {
@@ -113,7 +113,9 @@ pub(crate) fn run(options: &Certify) -> Result<Exit> {
     }
     if done.is_empty() {
         let message = "nothing to certify: no such check is for what was chosen";
-        return Err(Error::new(ErrorKind::NotFound, "certify", message).help("leave out the filter to run them all"));
+        return Err(
+            Error::new(ErrorKind::NotFound, "certify", message).with_help("leave out the filter to run them all")
+        );
     }
     if let (true, Some(folder)) = (options.all, &options.report_dir) {
         // Components have other requirements, and pages of their own.
@@ -138,7 +140,8 @@ pub(crate) fn run(options: &Certify) -> Result<Exit> {
 }
 
 fn unwritable(folder: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Io, "certify", format!("cannot write the report into {}", folder.display())).source(error)
+    Error::new(ErrorKind::Io, "certify", format!("cannot write the report into {}", folder.display()))
+        .with_source(error)
 }
 
 fn progress(name: &'static str) -> ProgressBar {
@@ -159,7 +162,7 @@ fn certify(registration: &BackendRegistration, catalog: &Catalog, selection: &Se
     }
     let (name, expectations) = shipped(registration.name);
     let program = std::env::current_exe().map_err(|error| {
-        Error::new(ErrorKind::Io, "certify", "cannot find this program, to run checks in it").source(error)
+        Error::new(ErrorKind::Io, "certify", "cannot find this program, to run checks in it").with_source(error)
     })?;
     let about = About {
         name: name.to_owned(),
@@ -280,7 +283,7 @@ fn short(text: &str) -> String {
 fn verify_files(options: &Certify, certificate_file: &Path, report_file: &Path) -> Result<Exit> {
     let read = |path: &Path| {
         std::fs::read_to_string(path).map_err(|error| {
-            Error::new(ErrorKind::Io, "certify", format!("cannot read {}", path.display())).source(error)
+            Error::new(ErrorKind::Io, "certify", format!("cannot read {}", path.display())).with_source(error)
         })
     };
     let (certificate_json, report_json) = (read(certificate_file)?, read(report_file)?);

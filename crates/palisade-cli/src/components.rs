@@ -78,7 +78,7 @@ pub(crate) fn chosen(name: Option<&str>, all: bool) -> Result<Vec<&'static str>>
         Some(name) => match names.iter().find(|known| **known == name) {
             Some(known) => Ok(vec![known]),
             None => Err(Error::new(ErrorKind::NotFound, "certify", format!("there is no component `{name}`"))
-                .help(format!("components: {}", names.join(", ")))),
+                .with_help(format!("components: {}", names.join(", ")))),
         },
     }
 }
@@ -97,7 +97,7 @@ pub(crate) fn profiles() -> Vec<&'static str> {
 pub(crate) fn certify(name: &str, selection: &Selection, bar: &ProgressBar) -> Result<Option<(Report, Certificate)>> {
     let Some((_, part)) = PARTS.iter().find(|(known, _)| *known == name) else { return Ok(None) };
     let folder = tempfile::Builder::new().prefix("palisade-certify-").tempdir().map_err(|error| {
-        Error::new(ErrorKind::Io, "certify", "there is no place for the journals of the checks").source(error)
+        Error::new(ErrorKind::Io, "certify", "there is no place for the journals of the checks").with_source(error)
     })?;
     let set = |folder| *JOURNALS.lock().unwrap_or_else(PoisonError::into_inner) = folder;
     set(Some(folder));

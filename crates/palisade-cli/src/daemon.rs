@@ -27,7 +27,7 @@ impl Connection {
 pub(crate) fn data_directory() -> Result<PathBuf> {
     crate::home_directory("XDG_DATA_HOME", ".local/share").map(|data| data.join("palisade/daemon")).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, "open", "this user has no home directory")
-            .help("name one with `--data`, or the socket with `--socket`")
+            .with_help("name one with `--data`, or the socket with `--socket`")
     })
 }
 

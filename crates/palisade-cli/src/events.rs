@@ -43,7 +43,7 @@ pub(crate) async fn run(options: Events) -> Result<Exit> {
     while limit.is_none_or(|limit| told < limit) {
         let Some(event) = events.next().await? else {
             return Err(Error::new(ErrorKind::Io, "hear events", "the daemon ended")
-                .help("subscribe again when it is back, and look at what happened meanwhile with `palisade ls`"));
+                .with_help("subscribe again when it is back, and look at what happened meanwhile with `palisade ls`"));
         };
         let line = if json { escaped(&json!(event).to_string()) } else { line(&event) };
         let mut stdout = io::stdout().lock();

@@ -17,7 +17,7 @@ pub(crate) fn error(error: &Error, exit: Exit, json: bool) {
         print_json(&serde_json::json!({ "error": error, "exit_code": exit.code() }));
     } else {
         let source = std::error::Error::source(error).map(|source| format!(" ({source})")).unwrap_or_default();
-        let help = error.help_text().map(|help| format!("; {help}")).unwrap_or_default();
+        let help = error.help().map(|help| format!("; {help}")).unwrap_or_default();
         error_line(&format!("{}{source}{help}", error.message()));
     }
 }

@@ -58,9 +58,9 @@ pub(crate) fn read_file(path: &Path, operation: &'static str, bytes_max: u64) ->
         let what = if kind == ErrorKind::NotFound { "no such file" } else { "cannot read" };
         let result = Error::new(kind, operation, format!("{what}: {}", path.display()));
         match (help, kind) {
-            (Some(help), _) => result.help(help),
-            (None, ErrorKind::NotFound) => result.help("check the path"),
-            (None, _) => result.source(error),
+            (Some(help), _) => result.with_help(help),
+            (None, ErrorKind::NotFound) => result.with_help("check the path"),
+            (None, _) => result.with_source(error),
         }
     };
     let file = File::open(path).map_err(failed)?;

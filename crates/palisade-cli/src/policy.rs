@@ -171,7 +171,7 @@ impl PolicyOptions {
         for text in &self.env {
             let Some((name, value)) = text.split_once('=') else {
                 return Err(Error::new(ErrorKind::InvalidPolicy, "parse", format!("`--env {text}` has no `=`"))
-                    .help("write `--env NAME=VALUE`; values of this shell are never passed on by themselves"));
+                    .with_help("write `--env NAME=VALUE`; values of this shell are never passed on by themselves"));
             };
             grants.environment.insert(name.to_owned(), value.to_owned());
         }
@@ -200,7 +200,7 @@ impl PolicyOptions {
 fn parse_directory(text: &str) -> Result<DirectoryGrant> {
     let invalid = || {
         Error::new(ErrorKind::InvalidPolicy, "parse", format!("`--dir {text}` is not a directory grant"))
-            .help(
+            .with_help(
                 "write `--dir HOST::GUEST`, with `:rw` at the end when the guest may write, or `:rw:USER` with the number of \
                  the user who owns what it makes",
             )
@@ -239,7 +239,7 @@ fn read_policy(path: &Path) -> Result<Policy> {
         let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
         let result = invalid(&format!("{place}{}", error.message()));
         match nearest_field(error.message()) {
-            Some(nearest) => result.help(format!("did you mean `{nearest}`?")),
+            Some(nearest) => result.with_help(format!("did you mean `{nearest}`?")),
             None => result,
         }
     })

@@ -73,7 +73,7 @@ pub(crate) async fn run(options: Run) -> Result<Exit> {
 
     let cancel = CancelToken::new();
     let forward = output::Forward::start(cancel.clone())
-        .map_err(|error| Error::new(ErrorKind::Io, "run", "no thread to write the output").source(error))?;
+        .map_err(|error| Error::new(ErrorKind::Io, "run", "no thread to write the output").with_source(error))?;
     let forward = Arc::new(forward);
     let mut call = Call::new().entry(options.entry).arguments(options.arguments).input(input).cancel(cancel.clone());
     if !options.json {
@@ -190,7 +190,7 @@ fn print_usage(execution: &Execution, policy: &Policy) {
 /// What was used of each quota, on one line. Quotas of which nothing was used are left out.
 fn usage_line(execution: &Execution, quota: &Quota) -> String {
     let mut parts = Vec::new();
-    for resource in Resource::ALL {
+    for resource in Resource::ALL.iter().copied() {
         let used = execution.usage.get(resource);
         let shown = resource.display(used);
         let name = resource.as_str().trim_end_matches("_bytes").replace('_', " ");

@@ -297,8 +297,8 @@ fn make_private(directory: &Path) -> Result<()> {
     if mode & 0o077 != 0 {
         let message = format!("others may look into or write the directory {}", directory.display());
         return Err(Error::new(ErrorKind::InvalidInput, "serve", message)
-            .context("mode", format!("{mode:03o}"))
-            .help(format!("chmod 700 {}", directory.display())));
+            .with_context("mode", format!("{mode:03o}"))
+            .with_help(format!("chmod 700 {}", directory.display())));
     }
     Ok(())
 }
@@ -306,7 +306,7 @@ fn make_private(directory: &Path) -> Result<()> {
 /// Reads the file that says what may be given at most.
 fn read_ceiling(path: &Path) -> Result<Ceiling> {
     let bytes = plugin::read_file(path, "read the ceiling", CEILING_BYTES_MAX)?;
-    Ceiling::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| error.context("file", path.display()))
+    Ceiling::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| error.with_context("file", path.display()))
 }
 
 /// Reads the token, which is worth nothing where everybody on this machine can read or replace it. Its group may read it.
@@ -317,13 +317,13 @@ fn read_token(path: &Path) -> Result<Token> {
         let mode = metadata.permissions().mode() & 0o777;
         let message = format!("others may read or replace the token in {}", path.display());
         return Err(Error::new(ErrorKind::InvalidInput, "read token", message)
-            .context("mode", format!("{mode:03o}"))
-            .help(format!("chmod 600 {}, and make a new token if somebody may have read it", path.display())));
+            .with_context("mode", format!("{mode:03o}"))
+            .with_help(format!("chmod 600 {}, and make a new token if somebody may have read it", path.display())));
     }
     let bytes = plugin::read_file(path, "read token", TOKEN_FILE_BYTES_MAX)?;
     Token::new(&String::from_utf8_lossy(&bytes))
 }
 
 fn io_error(message: &str, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Io, "serve", message.to_owned()).source(error)
+    Error::new(ErrorKind::Io, "serve", message.to_owned()).with_source(error)
 }

@@ -98,7 +98,7 @@ pub(crate) struct Wait {
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// Only tasks in this state; may be given several times
-    #[arg(long, value_name = "STATE", value_parser = clap::builder::PossibleValuesParser::new(TaskState::ALL.map(TaskState::as_str)))]
+    #[arg(long, value_name = "STATE", value_parser = clap::builder::PossibleValuesParser::new(TaskState::ALL.iter().map(|state| state.as_str())))]
     state: Vec<String>,
     /// Only tasks of this tenant
     #[arg(long, value_name = "NAME")]
@@ -173,7 +173,7 @@ pub(crate) async fn submit(options: Submit) -> Result<Exit> {
     for label in &options.label {
         let Some((name, value)) = label.split_once('=') else {
             return Err(Error::new(ErrorKind::InvalidInput, "parse", format!("`--label {label}` has no `=`"))
-                .help("write `--label NAME=VALUE`"));
+                .with_help("write `--label NAME=VALUE`"));
         };
         task.labels.insert(name.to_owned(), value.to_owned());
     }
@@ -233,7 +233,7 @@ fn absolute(mut policy: Policy) -> Result<Policy> {
         let host = std::path::absolute(&directory.host);
         directory.host = host.map_err(|error| {
             let message = format!("{} is no path", directory.host.display());
-            Error::new(ErrorKind::InvalidPolicy, "parse", message).source(error)
+            Error::new(ErrorKind::InvalidPolicy, "parse", message).with_source(error)
         })?;
     }
     Ok(policy)
@@ -243,11 +243,9 @@ fn input(text: &str) -> Result<Bytes> {
     match (text, text.strip_prefix('@')) {
         ("-", _) => {
             let mut bytes = Vec::new();
-            std::io::stdin()
-                .lock()
-                .take(INPUT_BYTES_MAX + 1)
-                .read_to_end(&mut bytes)
-                .map_err(|error| Error::new(ErrorKind::Io, "read input", "cannot read standard input").source(error))?;
+            std::io::stdin().lock().take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| {
+                Error::new(ErrorKind::Io, "read input", "cannot read standard input").with_source(error)
+            })?;
             Ok(bytes.into())
         }
         (_, Some(path)) => plugin::read_file(&PathBuf::from(path), "read input", INPUT_BYTES_MAX).map(Bytes::from),
@@ -272,7 +270,7 @@ pub(crate) async fn wait(options: Wait) -> Result<Exit> {
     };
     let late = || {
         Error::new(ErrorKind::Exhausted, "wait", format!("the task has no outcome after {timeout:?}"))
-            .help("wait longer, or look with `palisade status`")
+            .with_help("wait longer, or look with `palisade status`")
     };
     // The first look is free: the daemon answers at once when the time is over.
     let waiting = async {

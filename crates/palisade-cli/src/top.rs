@@ -119,7 +119,9 @@ fn is_quit(event: &Event) -> bool {
 }
 
 fn no_terminal(error: io::Error) -> Error {
-    Error::new(ErrorKind::Io, "show", "the terminal cannot be used").source(error).help("try `palisade top --once`")
+    Error::new(ErrorKind::Io, "show", "the terminal cannot be used")
+        .with_source(error)
+        .with_help("try `palisade top --once`")
 }
 
 /// When the last look was and how many tasks had ended then.

@@ -96,7 +96,7 @@ impl FromStr for ArtifactHash {
     fn from_str(text: &str) -> Result<Self, Error> {
         let invalid = || {
             Error::new(ErrorKind::InvalidInput, "parse", format!("{text:?} is not a SHA-256 hash"))
-                .help("write 64 hexadecimal digits")
+                .with_help("write 64 hexadecimal digits")
         };
         if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(invalid());

@@ -142,12 +142,12 @@ impl Capabilities {
     /// backend cannot enforce or provide.
     pub fn admit(&self, policy: &Policy) -> Result<()> {
         policy.validate()?;
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.iter().copied() {
             if policy.quota.get(resource).is_some() && self.enforcement(resource) == Enforcement::Unsupported {
                 return Err(self
                     .unsupported(format!("backend `{}` cannot enforce a quota on {resource}", self.backend))
-                    .context("quota", resource)
-                    .help("remove this quota, or choose a backend that declares it (`palisade backends`)"));
+                    .with_context("quota", resource)
+                    .with_help("remove this quota, or choose a backend that declares it (`palisade backends`)"));
             }
         }
         if let Some(bytes) = policy.quota.memory_bytes.filter(|bytes| *bytes > self.memory_bytes_max) {
@@ -156,13 +156,13 @@ impl Capabilities {
                     "a memory quota of {bytes} bytes is above what backend `{}` can hold",
                     self.backend
                 ))
-                .help(format!("ask for at most {}", Resource::Memory.display(self.memory_bytes_max))));
+                .with_help(format!("ask for at most {}", Resource::Memory.display(self.memory_bytes_max))));
         }
         let stack_range = self.stack_bytes_min..=self.stack_bytes_max;
         if let Some(bytes) = policy.quota.stack_bytes.filter(|bytes| !stack_range.contains(bytes)) {
             return Err(self
                 .unsupported(format!("backend `{}` cannot enforce a stack of {bytes} bytes", self.backend))
-                .help(format!(
+                .with_help(format!(
                     "ask for {} to {}",
                     Resource::Stack.display(self.stack_bytes_min),
                     Resource::Stack.display(self.stack_bytes_max)
@@ -189,15 +189,15 @@ impl Capabilities {
             if asked && !self.grants.contains(&kind) {
                 return Err(self
                     .unsupported(format!("backend `{}` cannot grant {kind}", self.backend))
-                    .context("grant", kind)
-                    .help("remove this grant, or choose a backend that declares it (`palisade backends`)"));
+                    .with_context("grant", kind)
+                    .with_help("remove this grant, or choose a backend that declares it (`palisade backends`)"));
             }
         }
         Ok(())
     }
 
     fn unsupported(&self, message: String) -> Error {
-        Error::new(ErrorKind::Unsupported, "admit", message).context("backend", &self.backend)
+        Error::new(ErrorKind::Unsupported, "admit", message).with_context("backend", &self.backend)
     }
 }
 
@@ -212,8 +212,8 @@ mod tests {
             engine: "none".into(),
             artifacts: BTreeSet::new(),
             abis: BTreeSet::new(),
-            quotas: Resource::ALL.into_iter().map(|resource| (resource, Enforcement::Enforced)).collect(),
-            grants: GrantKind::ALL.into(),
+            quotas: Resource::ALL.iter().copied().map(|resource| (resource, Enforcement::Enforced)).collect(),
+            grants: GrantKind::ALL.iter().copied().collect(),
             memory_bytes_max: 1 << 32,
             stack_bytes_min: 1 << 14,
             stack_bytes_max: 1 << 23,
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn every_undeclared_quota_is_refused() {
         assert!(everything().admit(&demanding()).is_ok());
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.iter().copied() {
             let mut capabilities = everything();
             capabilities.quotas.remove(&resource);
             let error = capabilities.admit(&demanding()).unwrap_err();
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn every_undeclared_grant_is_refused() {
-        for kind in GrantKind::ALL {
+        for kind in GrantKind::ALL.iter().copied() {
             let mut capabilities = everything();
             capabilities.grants.remove(&kind);
             let mut policy = demanding();

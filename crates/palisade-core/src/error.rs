@@ -51,8 +51,8 @@ impl ErrorKind {
 /// use palisade_core::{Error, ErrorKind};
 ///
 /// let error = Error::new(ErrorKind::NotFound, "call", "no export `strat`")
-///     .context("entry", "strat")
-///     .help("did you mean `start`?");
+///     .with_context("entry", "strat")
+///     .with_help("did you mean `start`?");
 /// assert_eq!(error.to_string(), "no export `strat`; did you mean `start`?");
 /// assert_eq!(error.kind(), ErrorKind::NotFound);
 /// ```
@@ -84,28 +84,28 @@ impl Error {
 
     /// Adds what the person should do next.
     #[must_use]
-    pub fn help(mut self, help: impl Into<Cow<'static, str>>) -> Self {
+    pub fn with_help(mut self, help: impl Into<Cow<'static, str>>) -> Self {
         self.0.help = Some(help.into());
         self
     }
 
     /// Adds a named fact.
     #[must_use]
-    pub fn context(mut self, name: &'static str, value: impl fmt::Display) -> Self {
+    pub fn with_context(mut self, name: &'static str, value: impl fmt::Display) -> Self {
         self.0.context.push((name, value.to_string()));
         self
     }
 
     /// Says when the same request may succeed.
     #[must_use]
-    pub fn retry_in(mut self, delay: Duration) -> Self {
+    pub fn with_retry_after(mut self, delay: Duration) -> Self {
         self.0.retry_after = Some(delay);
         self
     }
 
     /// Adds the error underneath.
     #[must_use]
-    pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
         self
     }
@@ -126,7 +126,7 @@ impl Error {
     }
 
     /// What to do next, when known.
-    pub fn help_text(&self) -> Option<&str> {
+    pub fn help(&self) -> Option<&str> {
         self.0.help.as_deref()
     }
 
@@ -136,7 +136,7 @@ impl Error {
     }
 
     /// The named facts, in the order they were added.
-    pub fn context_pairs(&self) -> &[(&'static str, String)] {
+    pub fn context(&self) -> &[(&'static str, String)] {
         &self.0.context
     }
 }
@@ -206,15 +206,15 @@ mod tests {
     #[test]
     fn display_is_one_line_and_does_not_repeat_the_source() {
         let error = Error::new(ErrorKind::Io, "load", "cannot read\nthe file")
-            .help("check\nit")
-            .source(std::io::Error::other("disk on fire"));
+            .with_help("check\nit")
+            .with_source(std::io::Error::other("disk on fire"));
         assert_eq!(error.to_string(), "cannot read the file; check it");
         assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "disk on fire");
     }
 
     #[test]
     fn advice_reaches_programs() {
-        let error = Error::new(ErrorKind::Exhausted, "submit", "full").retry_in(Duration::from_millis(250));
+        let error = Error::new(ErrorKind::Exhausted, "submit", "full").with_retry_after(Duration::from_millis(250));
         assert_eq!(error.retry_after(), Some(Duration::from_millis(250)));
         assert_eq!(serde_json::to_value(&error).unwrap()["retry_after_ms"], 250);
         let error = serde_json::to_value(Error::new(ErrorKind::Internal, "submit", "broken")).unwrap();

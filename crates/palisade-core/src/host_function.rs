@@ -140,7 +140,7 @@ impl HostFunctions {
                     "prepare",
                     format!("the policy grants host function `{name}`, which this host does not offer"),
                 )
-                .help(format!("it offers: {}", if known.is_empty() { "none" } else { &known })));
+                .with_help(format!("it offers: {}", if known.is_empty() { "none" } else { &known })));
             };
             granted.insert(Arc::clone(name), Arc::clone(function));
         }

@@ -451,7 +451,7 @@ impl Policy {
     /// [`ErrorKind::InvalidPolicy`], naming the field.
     pub fn validate(&self) -> Result<()> {
         let invalid = |field: &'static str, message: String| {
-            Err(Error::new(ErrorKind::InvalidPolicy, "validate", message).context("field", field))
+            Err(Error::new(ErrorKind::InvalidPolicy, "validate", message).with_context("field", field))
         };
         let bad_text = |text: &str| text.is_empty() || text.len() > NAME_BYTES_MAX || text.contains('\0');
         let grants = &self.grants;
@@ -513,7 +513,7 @@ mod tests {
     #[test]
     fn the_default_policy_bounds_everything_that_costs_the_host() {
         let quota = Quota::default();
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.iter().copied() {
             let bounded = quota.get(resource).is_some();
             let by_wall_time = matches!(resource, Resource::CpuTime | Resource::Fuel);
             assert_eq!(bounded, !by_wall_time, "{resource}");
@@ -528,7 +528,7 @@ mod tests {
         let fields: BTreeSet<_> = fields.as_object().unwrap().keys().cloned().collect();
         let names: BTreeSet<_> = Resource::ALL.iter().map(|resource| resource.as_str().to_owned()).collect();
         assert_eq!(fields, names);
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.iter().copied() {
             assert_eq!(serde_json::to_value(resource).unwrap(), resource.as_str());
         }
     }

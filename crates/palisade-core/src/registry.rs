@@ -139,8 +139,8 @@ pub fn backend(name: &str) -> Result<&'static BackendRegistration> {
         let names: Vec<_> = all.iter().map(|registration| registration.name).collect();
         let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         Error::new(ErrorKind::NotFound, "open", format!("no backend `{name}` is linked into this program"))
-            .context("backend", name)
-            .help(format!("linked backends: {known}"))
+            .with_context("backend", name)
+            .with_help(format!("linked backends: {known}"))
     })
 }
 

@@ -99,7 +99,7 @@ impl FromStr for Priority {
     fn from_str(text: &str) -> Result<Self, Error> {
         Priority::ALL.into_iter().find(|priority| priority.as_str() == text).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, "parse", format!("`{text}` is not a priority"))
-                .help("write critical, high, normal or low")
+                .with_help("write critical, high, normal or low")
         })
     }
 }

@@ -54,7 +54,7 @@ impl TraceContext {
     pub fn validate(&self) -> Result<()> {
         let invalid = |what: &str| {
             Error::new(ErrorKind::InvalidInput, "read trace context", format!("the `{what}` is malformed"))
-                .help("write it by the rules of W3C Trace Context, or leave it out")
+                .with_help("write it by the rules of W3C Trace Context, or leave it out")
         };
         if self.parse().is_none() {
             return Err(invalid("traceparent"));

@@ -35,13 +35,13 @@ impl Policy {
 
 fn beyond(field: &'static str, asked: impl Display, allowed: impl Display) -> Error {
     Error::new(ErrorKind::Denied, "admit", format!("{field}: {asked} is more than is allowed here"))
-        .context("field", field)
-        .help(format!("ask for at most {allowed}"))
+        .with_context("field", field)
+        .with_help(format!("ask for at most {allowed}"))
 }
 
 impl Quota {
     fn within(&self, ceiling: &Quota) -> Result<()> {
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.iter().copied() {
             let Some(most) = ceiling.get(resource) else { continue };
             match self.get(resource) {
                 Some(asked) if asked <= most => {}
@@ -72,8 +72,8 @@ impl Grants {
         } = self;
         let denied = |field: &'static str, what: String| {
             Err(Error::new(ErrorKind::Denied, "admit", format!("{what} is not allowed here"))
-                .context("field", field)
-                .help("ask for less, or have whoever set this limit raise it"))
+                .with_context("field", field)
+                .with_help("ask for less, or have whoever set this limit raise it"))
         };
         for directory in directories {
             if !ceiling.directories.iter().any(|allowed| directory_within(directory, allowed)) {
@@ -161,7 +161,7 @@ mod tests {
     /// A policy that asks for nothing.
     fn nothing() -> Policy {
         let mut quota = Quota::unlimited();
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.iter().copied() {
             quota.set(resource, Some(0));
         }
         let clocks = Clocks::Coarse { step: Duration::from_secs(3600) };
@@ -189,7 +189,7 @@ mod tests {
                 let policy: Policy = serde_json::from_value(asked).unwrap();
                 let error = policy.within(&nothing()).expect_err(field);
                 assert_eq!(error.kind(), ErrorKind::Denied, "{field}");
-                let named = error.context_pairs().iter().any(|(_, value)| value.trim_start_matches("grants.") == field);
+                let named = error.context().iter().any(|(_, value)| value.trim_start_matches("grants.") == field);
                 assert!(named, "{field}: {error:?}");
                 policy.within(&everything()).unwrap();
                 tried += 1;
@@ -222,6 +222,6 @@ mod tests {
         policy.quota.memory_bytes = None;
         let error = policy.within(&Policy::default()).unwrap_err();
         assert!(error.to_string().contains("memory_bytes: unlimited"), "{error}");
-        assert!(error.help_text().unwrap_or_default().contains("128 MiB"), "{error:?}");
+        assert!(error.help().unwrap_or_default().contains("128 MiB"), "{error:?}");
     }
 }

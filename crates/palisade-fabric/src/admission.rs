@@ -18,14 +18,14 @@ const BACKOFF_MAX: std::time::Duration = std::time::Duration::from_secs(30 * 24 
 ///
 /// As [`Capabilities::admit`].
 pub fn admit(task: &Task, capabilities: &Capabilities) -> Result<()> {
-    capabilities.admit(&task.policy).map_err(|error| error.context("task", task.id))
+    capabilities.admit(&task.policy).map_err(|error| error.with_context("task", task.id))
 }
 
 /// Checks what does not depend on a scheduler's state, and gives the bytes the task counts for.
 pub(crate) fn check(task: &Task, limits: &SchedulerLimits) -> Result<usize> {
     let invalid =
-        |message: String| Err(Error::new(ErrorKind::InvalidInput, "submit", message).context("task", task.id));
-    check_tenant(&task.tenant, "submit").map_err(|error| error.context("task", task.id))?;
+        |message: String| Err(Error::new(ErrorKind::InvalidInput, "submit", message).with_context("task", task.id));
+    check_tenant(&task.tenant, "submit").map_err(|error| error.with_context("task", task.id))?;
     let names = [
         ("entry point", task.entry.as_str(), true),
         ("idempotency key", task.idempotency_key.as_ref().map_or("-", |key| key.0.as_str()), true),
@@ -40,7 +40,7 @@ pub(crate) fn check(task: &Task, limits: &SchedulerLimits) -> Result<usize> {
         return invalid(format!("a task has at most {LIST_MAX} arguments and labels, not {longest}"));
     }
     if let Some(trace) = &task.trace {
-        trace.validate().map_err(|error| error.context("task", task.id))?;
+        trace.validate().map_err(|error| error.with_context("task", task.id))?;
     }
     if !(1..=ATTEMPTS_MAX).contains(&task.retry.attempts_max) {
         return invalid(format!("a task has 1 to {ATTEMPTS_MAX} attempts, not {}", task.retry.attempts_max));
@@ -52,7 +52,7 @@ pub(crate) fn check(task: &Task, limits: &SchedulerLimits) -> Result<usize> {
     let bytes = weigh(task);
     if bytes > limits.task_bytes_max {
         return invalid(format!("a task of {bytes} bytes is larger than the {} allowed", limits.task_bytes_max))
-            .map_err(|error| error.help("pass large inputs by reference, for example as a granted file"));
+            .map_err(|error| error.with_help("pass large inputs by reference, for example as a granted file"));
     }
     Ok(bytes)
 }

@@ -328,7 +328,7 @@ impl Agent {
         let Some(next) = state.state.after(Event::Begin) else {
             let message = format!("agent `{}` is {:?} and runs no more tasks", self.template.name, state.state);
             let kind = if state.state == AgentState::Draining { ErrorKind::Exhausted } else { ErrorKind::Stale };
-            return Err(Error::new(kind, "run", message).context("restarts", state.restarts));
+            return Err(Error::new(kind, "run", message).with_context("restarts", state.restarts));
         };
         if state.rests_until.is_some_and(|until| until > now) {
             return Ok(Beginning::Rests);

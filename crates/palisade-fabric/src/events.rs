@@ -225,7 +225,7 @@ impl Events {
     pub fn subscribe(&self, filter: EventFilter) -> Result<Subscription> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             Error::new(ErrorKind::Exhausted, "subscribe", "there are as many subscribers as there may be")
-                .help("end one, or share a subscription")
+                .with_help("end one, or share a subscription")
         })?;
         Ok(Subscription {
             receiver: self.sender.subscribe(),

@@ -241,8 +241,8 @@ impl Executor {
             let mut taken = lock(&self.shared.taken);
             if agents.len() + taken.len() >= self.shared.options.agents_max {
                 return Err(Error::new(ErrorKind::Exhausted, "spawn", "there are too many agents")
-                    .context("limit", self.shared.options.agents_max)
-                    .help("remove one that is not needed"));
+                    .with_context("limit", self.shared.options.agents_max)
+                    .with_help("remove one that is not needed"));
             }
             let named = |agent: &Arc<Agent>| agent.template.name == template.name;
             if agents.contains_key(&plugin) || agents.values().any(named) {
@@ -252,8 +252,8 @@ impl Executor {
             if taken.iter().any(|(name, artifact)| *name == template.name || *artifact == plugin) {
                 let message = format!("an agent `{}` or another for this artifact still begins or ends", template.name);
                 return Err(Error::new(ErrorKind::Exhausted, "spawn", message)
-                    .help("wait until the tasks of the earlier one have ended")
-                    .retry_in(Duration::from_secs(1)));
+                    .with_help("wait until the tasks of the earlier one have ended")
+                    .with_retry_after(Duration::from_secs(1)));
             }
             Taken::take(&self.shared, &mut taken, (template.name.clone(), plugin))
         };

@@ -79,7 +79,7 @@ impl Figures {
             )?,
             memory: histogram("palisade_task_memory_peak_bytes", "Most memory a task had")?,
             cpu: histogram("palisade_task_cpu_seconds", "CPU time of a task")?,
-            quota_used: Resource::ALL.into_iter().map(quota_used).collect::<Result<_>>()?,
+            quota_used: Resource::ALL.iter().copied().map(quota_used).collect::<Result<_>>()?,
             new_instances: instances("new")?,
             kept_instances: instances("kept")?,
             agents,
@@ -162,7 +162,7 @@ fn late(completion: &Completion) -> Option<Duration> {
 
 /// The quota of which the largest part was used, and that part.
 pub(crate) fn quota_used(quota: &Quota, usage: &Usage) -> Option<(Resource, f64)> {
-    let parts = Resource::ALL.into_iter().filter_map(|resource| {
+    let parts = Resource::ALL.iter().copied().filter_map(|resource| {
         let (limit, used) = (quota.get(resource)?, used(usage, resource)?);
         Some((resource, if limit == 0 { f64::from(u8::from(used > 0)) } else { used as f64 / limit as f64 }))
     });

@@ -136,9 +136,9 @@ impl Failure {
         let error = Error::new(self.kind, "journal", format!("the journal failed: {}", self.message));
         match self.kind {
             ErrorKind::Exhausted => error
-                .help("make room, then it goes on by itself; everything acknowledged is kept")
-                .retry_in(ROOM_INTERVAL),
-            _ => error.help("look at the disk before starting again; everything acknowledged was written"),
+                .with_help("make room, then it goes on by itself; everything acknowledged is kept")
+                .with_retry_after(ROOM_INTERVAL),
+            _ => error.with_help("look at the disk before starting again; everything acknowledged was written"),
         }
     }
 }
@@ -165,7 +165,7 @@ impl Committer {
         let thread = std::thread::Builder::new()
             .name("palisade-journal".to_owned())
             .spawn(move || commit_all(&theirs, journal, &tell_safe, &tell_failure, &kpis))
-            .map_err(|error| Error::new(ErrorKind::Io, "open", "no thread for the journal").source(error))?;
+            .map_err(|error| Error::new(ErrorKind::Io, "open", "no thread for the journal").with_source(error))?;
         Ok(Committer { shared, safe, failure, thread: Some(thread) })
     }
 

@@ -127,7 +127,7 @@ impl TenantLimits {
         }
         if self.running_max == Some(0) {
             return invalid("a tenant that may run 0 tasks would never run one")
-                .map_err(|e| e.help("cancel its tasks"));
+                .map_err(|e| e.with_help("cancel its tasks"));
         }
         for rate in [self.submit_rate, self.start_rate].into_iter().flatten() {
             if !Rate::PER_SECOND.contains(&rate.per_second) || rate.burst == 0 {

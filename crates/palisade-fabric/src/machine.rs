@@ -328,7 +328,7 @@ impl Machine {
         let deadline = task.deadline.map(to_millis);
         if deadline.is_some_and(|deadline| deadline <= self.now) {
             return Err(Error::new(ErrorKind::InvalidInput, "submit", "the task's deadline has passed")
-                .context("task", task.id));
+                .with_context("task", task.id));
         }
         let tenant = self.admit(&task, bytes, "submit")?;
         let id = task.id;
@@ -554,14 +554,14 @@ impl Machine {
         let entry = self.entry(slot);
         let Place::Done { state: TaskState::DeadLettered, kept, .. } = entry.place else {
             return Err(Error::new(ErrorKind::InvalidInput, "requeue", "the task is not in the dead-letter queue")
-                .context("task", task)
-                .context("state", format!("{:?}", self.state(slot))));
+                .with_context("task", task)
+                .with_context("state", format!("{:?}", self.state(slot))));
         };
         self.check_mode("requeue")?;
         if entry.deadline.is_some_and(|(deadline, _)| deadline <= self.now) {
             return Err(Error::new(ErrorKind::InvalidInput, "requeue", "the task's deadline has passed")
-                .context("task", task)
-                .help("submit it anew with a later deadline"));
+                .with_context("task", task)
+                .with_help("submit it anew with a later deadline"));
         }
         let (record, bytes) = (Arc::clone(&entry.task), entry.bytes);
         let tenant = self.admit(&record, bytes, "requeue")?;
@@ -646,8 +646,8 @@ impl Machine {
         let tenant = self.tenants.find(name).filter(|tenant| self.tenants.at(*tenant).own.is_some());
         let Some(tenant) = tenant else {
             return Err(Error::new(ErrorKind::NotFound, "reset_limits", "no such tenant has limits of its own")
-                .context("tenant", &name.0)
-                .help("list those that have"));
+                .with_context("tenant", &name.0)
+                .with_help("list those that have"));
         };
         self.apply_limits(tenant, None);
         Ok(())
@@ -788,8 +788,8 @@ impl Machine {
                 "submit",
                 "an earlier task under the same key or id asks for something else",
             )
-            .context("earlier", kept.id)
-            .help("use a new key for new work"));
+            .with_context("earlier", kept.id)
+            .with_help("use a new key for new work"));
         }
         Ok(Submission { task: kept.id, duplicate: true })
     }
@@ -798,7 +798,10 @@ impl Machine {
     fn admit(&mut self, task: &Task, bytes: usize, operation: &'static str) -> Result<u32> {
         let refused = |message| refused(operation, message);
         let full = |what: &'static str, limit: usize| {
-            Err(refused("the queue is full").context("bound", what).context("limit", limit).retry_in(self.advice()))
+            Err(refused("the queue is full")
+                .with_context("bound", what)
+                .with_context("limit", limit)
+                .with_retry_after(self.advice()))
         };
         if self.live.tasks >= self.limits.tasks_max {
             return full("tasks", self.limits.tasks_max);
@@ -815,26 +818,26 @@ impl Machine {
             && state.tasks >= limit
         {
             return Err(refused("the tenant has as many tasks as it may")
-                .context("tenant", &task.tenant.0)
-                .context("limit", limit)
-                .retry_in(advice));
+                .with_context("tenant", &task.tenant.0)
+                .with_context("limit", limit)
+                .with_retry_after(advice));
         }
         // As much as is left, so that some is left whoever comes (dynamic thresholds: Choudhury and Hahne 1998).
         if shares && (state.tasks >= free || state.bytes + bytes > free_bytes) {
             return Err(refused("the tenant has its share of the queue, which is as much as is left for others")
-                .context("tenant", &task.tenant.0)
-                .context("tasks", state.tasks)
-                .context("bytes", state.bytes)
-                .retry_in(advice));
+                .with_context("tenant", &task.tenant.0)
+                .with_context("tasks", state.tasks)
+                .with_context("bytes", state.bytes)
+                .with_retry_after(advice));
         }
         if let Some(rate) = state.limits.submit_rate {
             let now = self.now;
             let bucket = state.submitted.get_or_insert_with(|| Bucket::full(rate, now));
             if let Err(wait) = bucket.ready(rate, now) {
                 return Err(refused("the tenant submits more often than it may")
-                    .context("tenant", &task.tenant.0)
-                    .context("rate_per_second", rate.per_second)
-                    .retry_in(wait));
+                    .with_context("tenant", &task.tenant.0)
+                    .with_context("rate_per_second", rate.per_second)
+                    .with_retry_after(wait));
             }
             bucket.take();
         }
@@ -844,7 +847,7 @@ impl Machine {
     fn check_mode(&self, operation: &'static str) -> Result<()> {
         if self.mode == SchedulerMode::Draining {
             return Err(
-                refused(operation, "the scheduler drains and takes no more tasks").help("submit to another one")
+                refused(operation, "the scheduler drains and takes no more tasks").with_help("submit to another one")
             );
         }
         Ok(())
@@ -868,8 +871,8 @@ impl Machine {
             .inspect(|tenant| queue.set_weight(*tenant, weight(self.limits.tenant)))
             .ok_or_else(|| {
                 Error::new(ErrorKind::Exhausted, operation, "as many tenants are known as there may be tenants")
-                    .context("limit", self.limits.tenants_max)
-                    .retry_in(Duration::from_secs(1))
+                    .with_context("limit", self.limits.tenants_max)
+                    .with_retry_after(Duration::from_secs(1))
             })
     }
 
@@ -1136,7 +1139,7 @@ impl Machine {
     fn find(&self, task: TaskId, operation: &'static str) -> Result<u32> {
         self.by_id.get(&task).copied().ok_or_else(|| {
             Error::new(ErrorKind::NotFound, operation, "there is no such task, or its outcome was kept long enough")
-                .context("task", task)
+                .with_context("task", task)
         })
     }
 
@@ -1146,9 +1149,9 @@ impl Machine {
         slot.filter(|slot| matches!(self.entry(*slot).place, Place::Running { fence: held, .. } if held == fence))
             .ok_or_else(|| {
                 Error::new(ErrorKind::Stale, operation, "the lease ended; another worker may have the task")
-                    .context("task", task)
-                    .context("fence", fence.0)
-                    .help("stop working on it")
+                    .with_context("task", task)
+                    .with_context("fence", fence.0)
+                    .with_help("stop working on it")
             })
     }
 

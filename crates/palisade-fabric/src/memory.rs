@@ -133,9 +133,9 @@ impl AgentMemory {
         };
         if !fits(&entries, earlier) && limits.eviction == Eviction::Refuse {
             return Err(Error::new(ErrorKind::Exhausted, "kv.set", "the agent's memory is full")
-                .context("entries_max", limits.entries_max)
-                .context("bytes_max", limits.bytes_max)
-                .help("delete what is not needed any more"));
+                .with_context("entries_max", limits.entries_max)
+                .with_context("bytes_max", limits.bytes_max)
+                .with_help("delete what is not needed any more"));
         }
         entries.remove(key);
         while !fits(&entries, None) {
@@ -173,7 +173,7 @@ impl AgentMemory {
     /// [`ErrorKind::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
         let failed = |what, error: std::io::Error| {
-            Error::new(ErrorKind::Io, "save", what).context("file", path.display()).source(error)
+            Error::new(ErrorKind::Io, "save", what).with_context("file", path.display()).with_source(error)
         };
         let saved = {
             let entries = self.lock();
@@ -208,15 +208,16 @@ impl AgentMemory {
     pub fn load(limits: MemoryLimits, path: &Path) -> Result<AgentMemory> {
         private::check(path, "load")?;
         let memory = AgentMemory::new(limits);
-        let corrupt =
-            || Error::new(ErrorKind::Corrupt, "load", "the agent's memory is damaged").context("file", path.display());
+        let corrupt = || {
+            Error::new(ErrorKind::Corrupt, "load", "the agent's memory is damaged").with_context("file", path.display())
+        };
         let file = match fs::read(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(memory),
             Err(error) => {
                 return Err(Error::new(ErrorKind::Io, "load", "cannot read the agent's memory")
-                    .context("file", path.display())
-                    .source(error));
+                    .with_context("file", path.display())
+                    .with_source(error));
             }
         };
         let (crc, body) = file.split_first_chunk::<4>().ok_or_else(corrupt)?;

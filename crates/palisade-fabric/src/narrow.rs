@@ -13,7 +13,7 @@ use palisade_core::{Clocks, Policy, Quota, Randomness, Resource, Result};
 pub fn narrowed(task: &Policy, agent: &Policy) -> Result<Policy> {
     let mut policy = task.clone();
     let default = Quota::default();
-    for resource in Resource::ALL {
+    for resource in Resource::ALL.iter().copied() {
         let (asked, most) = (task.quota.get(resource), agent.quota.get(resource));
         let beyond = most.is_some_and(|most| asked.is_none_or(|asked| asked > most));
         if beyond && (asked.is_none() || asked == default.get(resource)) {

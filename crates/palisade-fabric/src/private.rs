@@ -46,9 +46,9 @@ pub(crate) fn check(file: &Path, operation: &'static str) -> Result<()> {
     let mode = |path: &Path| fs::metadata(path).map(|metadata| metadata.permissions().mode()).ok();
     let refused = |path: &Path, mode: u32, message: &'static str, help: String| {
         Err(Error::new(ErrorKind::InvalidInput, operation, message)
-            .context("path", path.display())
-            .context("mode", format!("{:03o}", mode & 0o7777))
-            .help(help))
+            .with_context("path", path.display())
+            .with_context("mode", format!("{:03o}", mode & 0o7777))
+            .with_help(help))
     };
     if let Some(mode) = mode(file)
         && mode & OTHERS != 0

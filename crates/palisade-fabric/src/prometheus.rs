@@ -89,8 +89,9 @@ impl PrometheusSink {
     pub fn export(&self) -> Result<String> {
         let families = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
-        encode(&mut text, &families.registry)
-            .map_err(|error| Error::new(ErrorKind::Internal, "export", "a metric cannot be written").source(error))?;
+        encode(&mut text, &families.registry).map_err(|error| {
+            Error::new(ErrorKind::Internal, "export", "a metric cannot be written").with_source(error)
+        })?;
         Ok(text)
     }
 

@@ -153,8 +153,9 @@ impl LocalScheduler {
         limits.tenant.validate()?;
         let seed = match seed {
             Some(seed) => seed,
-            None => getrandom::u64()
-                .map_err(|error| Error::new(ErrorKind::Io, "open", "the system gives no randomness").source(error))?,
+            None => getrandom::u64().map_err(|error| {
+                Error::new(ErrorKind::Io, "open", "the system gives no randomness").with_source(error)
+            })?,
         };
         let mut machine = Machine::new(limits.clone(), 0, seed, clock.millis());
         let mut committer = None;
@@ -210,7 +211,7 @@ impl LocalScheduler {
             let thread = std::thread::Builder::new().name("palisade-timers".to_owned());
             let thread = thread.spawn(move || theirs.run_timers());
             timer = Some(thread.map_err(|error| {
-                Error::new(ErrorKind::Io, "open", "no thread for the scheduler's timers").source(error)
+                Error::new(ErrorKind::Io, "open", "no thread for the scheduler's timers").with_source(error)
             })?);
         }
         Ok(LocalScheduler { shared, timer })
@@ -282,7 +283,7 @@ impl LocalScheduler {
     pub fn tenant(&self, tenant: &Tenant) -> Result<TenantReport> {
         self.shared.lock().machine.tenant_report(tenant).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, "find", "no such tenant has tasks or limits of its own")
-                .context("tenant", &tenant.0)
+                .with_context("tenant", &tenant.0)
         })
     }
 }
@@ -396,9 +397,9 @@ impl Shared {
         if bytes > limit {
             let message = format!("a completion of {bytes} bytes is larger than allowed");
             return Err(Error::new(ErrorKind::InvalidInput, "complete", message)
-                .context("task", task)
-                .context("limit", limit)
-                .help("bound the task's output"));
+                .with_context("task", task)
+                .with_context("limit", limit)
+                .with_help("bound the task's output"));
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ const TEXT_BYTES_MAX: usize = 256;
 /// end with `_total`.
 pub(crate) fn check(descriptor: &MetricDescriptor) -> Result<()> {
     let invalid = |message: String| {
-        Err(Error::new(ErrorKind::InvalidInput, "register", message).context("metric", &descriptor.name))
+        Err(Error::new(ErrorKind::InvalidInput, "register", message).with_context("metric", &descriptor.name))
     };
     let is_name = |text: &str| {
         let first = text.bytes().next();
@@ -90,7 +90,7 @@ impl Registered {
                 "register",
                 "the name is taken by a metric of another kind or with other labels",
             )
-            .context("metric", &descriptor.name));
+            .with_context("metric", &descriptor.name));
         }
         let first_of_its_name = family.is_none();
         let key = (descriptor.name.clone(), labels);
@@ -99,8 +99,8 @@ impl Registered {
         }
         if self.ids.len() >= SERIES_MAX {
             return Err(Error::new(ErrorKind::Exhausted, "register", "there are too many metrics")
-                .context("limit", SERIES_MAX)
-                .help("use fewer label values"));
+                .with_context("limit", SERIES_MAX)
+                .with_help("use fewer label values"));
         }
         let id = MetricId(self.ids.len() as u32);
         self.ids.insert(key, id);

@@ -147,8 +147,8 @@ impl SqliteJournal {
             if !(1..=FORMAT).contains(&format) {
                 let message = format!("the journal has format {format}; this version knows 1 to {FORMAT}");
                 return Err(Error::new(ErrorKind::Unsupported, "open", message)
-                    .context("journal", path.display())
-                    .help("use the version of palisade that wrote it, or a later one"));
+                    .with_context("journal", path.display())
+                    .with_help("use the version of palisade that wrote it, or a later one"));
             }
         }
         let commits_min = match said {
@@ -505,8 +505,8 @@ fn corrupt(path: &Path, what: &str) -> Error {
     let name = path.display();
     let help = format!("nothing was changed; restore {name}* together from a backup, or move them away to begin anew");
     Error::new(ErrorKind::Corrupt, "open", format!("the journal is damaged: {what}"))
-        .context("journal", name)
-        .help(help)
+        .with_context("journal", name)
+        .with_help(help)
 }
 
 fn io_failure(operation: &'static str, path: &Path, error: std::io::Error) -> Error {
@@ -514,7 +514,7 @@ fn io_failure(operation: &'static str, path: &Path, error: std::io::Error) -> Er
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => NO_ROOM,
         _ => CANNOT,
     };
-    Error::new(kind, operation, message).context("journal", path.display()).help(help).source(error)
+    Error::new(kind, operation, message).with_context("journal", path.display()).with_help(help).with_source(error)
 }
 
 /// Kind, message and help of an error.
@@ -538,7 +538,7 @@ fn failure(operation: &'static str, path: &Path, error: rusqlite::Error) -> Erro
         }
         _ => CANNOT,
     };
-    Error::new(kind, operation, message).context("journal", path.display()).help(help).source(error)
+    Error::new(kind, operation, message).with_context("journal", path.display()).with_help(help).with_source(error)
 }
 
 #[cfg(test)]

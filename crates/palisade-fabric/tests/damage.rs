@@ -137,7 +137,7 @@ impl Patient {
             Err(error) => {
                 let known = [ErrorKind::Corrupt, ErrorKind::Unsupported, ErrorKind::Io];
                 assert!(known.contains(&error.kind()), "{what}: {error:?}");
-                assert!(error.help_text().is_some(), "{what}: {error:?}");
+                assert!(error.help().is_some(), "{what}: {error:?}");
             }
         }
     }

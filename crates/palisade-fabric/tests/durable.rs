@@ -186,7 +186,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
         }
     });
     assert_eq!(error.kind(), ErrorKind::Exhausted, "{error:?}");
-    assert!(error.to_string().contains("no room for the journal") && error.help_text().is_some(), "{error}");
+    assert!(error.to_string().contains("no room for the journal") && error.help().is_some(), "{error}");
     assert!(acknowledged.len() > 20, "{}", acknowledged.len());
     // From then on nothing is promised that could not be kept.
     block_on(async {
@@ -216,7 +216,7 @@ impl Journal for Fails {
     fn commit(&mut self, _: &[JournalEntry]) -> Result<()> {
         if self.commits.fetch_add(1, Ordering::SeqCst) + 1 >= self.from {
             return Err(
-                Error::new(ErrorKind::Io, "commit", "the disk is on fire").source(std::io::Error::other("smoke"))
+                Error::new(ErrorKind::Io, "commit", "the disk is on fire").with_source(std::io::Error::other("smoke"))
             );
         }
         Ok(())

@@ -113,7 +113,7 @@ impl Fake {
 
     fn with(wrong: Wrong) -> Fake {
         let liar = wrong.is(Universal::Liar);
-        let quotas = Resource::ALL.map(|resource| match resource {
+        let quotas = Resource::ALL.iter().copied().map(|resource| match resource {
             Resource::Processes | Resource::Threads if !liar => (resource, Enforcement::AlwaysZero),
             _ => (resource, Enforcement::Enforced),
         });
@@ -411,7 +411,7 @@ impl Instance for FakeInstance {
             let entry = entry(&self.verb);
             if call.entry != entry && !self.shared.has(Fault::RunsAnyEntry) {
                 return Err(Error::new(ErrorKind::NotFound, "call", format!("no entry `{}`", call.entry))
-                    .help(format!("it offers: {entry}")));
+                    .with_help(format!("it offers: {entry}")));
             }
             if (self.native || !self.shared.has(Fault::AcceptsNul))
                 && call.arguments.iter().any(|argument| argument.contains('\0'))

@@ -394,7 +394,7 @@ impl Kept {
         if self.record.state == TaskState::Running && self.fence == fence {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Stale, operation, "the lease ended").help("stop working on the task"))
+        Err(Error::new(ErrorKind::Stale, operation, "the lease ended").with_help("stop working on the task"))
     }
 }
 

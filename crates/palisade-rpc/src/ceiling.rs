@@ -124,7 +124,7 @@ impl Bound {
     fn admit_agent(&self, kind: ArtifactKind, agent: &AgentSettings) -> Result<()> {
         let denied = |what: String, most: String| {
             Err(Error::new(ErrorKind::Denied, "admit", format!("{what} is more than is allowed here"))
-                .help(format!("ask for at most {most}")))
+                .with_help(format!("ask for at most {most}")))
         };
         if !self.kinds.contains(&kind) {
             return Err(Error::new(
@@ -169,7 +169,7 @@ impl Ceiling {
     pub fn parse(text: &str) -> Result<Ceiling> {
         let invalid = |message: String| {
             Error::new(ErrorKind::InvalidPolicy, "read the ceiling", message)
-                .help("the fields are those of a policy file, and `kinds`, `interpreters`, `agent`, `tenant.NAME`")
+                .with_help("the fields are those of a policy file, and `kinds`, `interpreters`, `agent`, `tenant.NAME`")
         };
         let mut table: toml::Table = toml::from_str(text).map_err(|error| invalid(error.to_string()))?;
         let tenants = match table.remove("tenant") {
@@ -260,8 +260,8 @@ impl Ceiling {
                     let message =
                         format!("the directory {} holds or is part of the daemon's own", directory.host.display());
                     return Err(Error::new(ErrorKind::Denied, "admit", message)
-                        .context("field", "grants.directories")
-                        .help("grant another directory; no ceiling allows this one"));
+                        .with_context("field", "grants.directories")
+                        .with_help("grant another directory; no ceiling allows this one"));
                 }
             }
         }
@@ -271,8 +271,8 @@ impl Ceiling {
 
 /// Who meets a ceiling is told whose it is.
 fn explained(error: Error) -> Error {
-    let help = error.help_text().unwrap_or("ask for less").to_owned();
-    error.help(format!("{help}; the daemon's ceiling (`palisade serve --ceiling FILE`) says what is allowed"))
+    let help = error.help().unwrap_or("ask for less").to_owned();
+    error.with_help(format!("{help}; the daemon's ceiling (`palisade serve --ceiling FILE`) says what is allowed"))
 }
 
 /// A guest that may write a directory decides what lies in it: another that is granted by its path must not.
@@ -281,7 +281,7 @@ fn refuse_nested(grants: &Grants) -> Result<()> {
         let inside = |inner: &Path| inner != outer.host && inner.starts_with(&outer.host);
         if let Some(inner) = grants.directories.iter().find(|inner| inside(&inner.host)) {
             let message = format!("{} lies in {}, which guests may write", inner.host.display(), outer.host.display());
-            return Err(Error::new(ErrorKind::InvalidPolicy, "read the ceiling", message).help(
+            return Err(Error::new(ErrorKind::InvalidPolicy, "read the ceiling", message).with_help(
                 "a guest could put a link to anywhere in its place; allow directories that do not hold each other",
             ));
         }
@@ -325,7 +325,7 @@ mod tests {
         let ceiling = Ceiling::default();
         let admit = |policy: &Policy| ceiling.admit_task(&tenant("a"), policy);
         admit(&Policy::default()).unwrap();
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.iter().copied() {
             let by_wall_time = matches!(resource, Resource::CpuTime | Resource::Fuel);
             let unlimited = with(|policy| policy.quota.set(resource, None));
             assert_eq!(admit(&unlimited).is_ok(), by_wall_time, "{resource}");
@@ -341,7 +341,7 @@ mod tests {
         ] {
             let error = admit(&refused).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Denied);
-            assert!(error.help_text().unwrap().contains("--ceiling"), "{error}");
+            assert!(error.help().unwrap().contains("--ceiling"), "{error}");
         }
         // What is the requester's own, or reaches nobody.
         admit(&with(|policy| drop(policy.grants.environment.insert("A".into(), "B".into())))).unwrap();

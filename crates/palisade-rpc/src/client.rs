@@ -73,8 +73,8 @@ impl Client {
             // A daemon that ends answers at once.
             if self.health(&Nothing {}).await?.draining {
                 return Err(Error::new(ErrorKind::Exhausted, "wait", "the daemon ends; the task has no outcome yet")
-                    .context("task", task)
-                    .help(format!("go on with `palisade wait {task}` when it is back")));
+                    .with_context("task", task)
+                    .with_help(format!("go on with `palisade wait {task}` when it is back")));
             }
         }
     }
@@ -91,7 +91,7 @@ impl Client {
             error: Option<RpcError>,
         }
         let answer: Envelope<R> = serde_json::from_slice(&answer)
-            .map_err(|error| failed(format!("the answer to {method} is not understood")).source(error))?;
+            .map_err(|error| failed(format!("the answer to {method} is not understood")).with_source(error))?;
         match answer {
             Envelope { error: Some(error), .. } => Err(error.into_error()),
             Envelope { result: Some(result), .. } => Ok(result),
@@ -114,7 +114,7 @@ impl Client {
         }
         let answer = timeout(self.time, collect(response)).await.map_err(|_| late())??;
         let refused: Refused = serde_json::from_slice(&answer)
-            .map_err(|error| failed("the daemon's refusal is not understood".to_owned()).source(error))?;
+            .map_err(|error| failed("the daemon's refusal is not understood".to_owned()).with_source(error))?;
         Err(refused.error.into_error())
     }
 
@@ -154,12 +154,12 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     request: request::Builder,
     body: String,
 ) -> Result<(Response<Incoming>, Sender)> {
-    let broken = |error: hyper::Error| failed("the connection to the daemon broke".to_owned()).source(error);
+    let broken = |error: hyper::Error| failed("the connection to the daemon broke".to_owned()).with_source(error);
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let request = request
         .header(HOST, "palisade")
         .body(Full::new(Bytes::from(body)))
-        .map_err(|error| Error::new(ErrorKind::Internal, "call", "a request that is none").source(error))?;
+        .map_err(|error| Error::new(ErrorKind::Internal, "call", "a request that is none").with_source(error))?;
     // Ends when the sender and the answer are dropped.
     tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(broken)?;
@@ -171,7 +171,7 @@ async fn collect(response: Response<Incoming>) -> Result<Bytes> {
     let body = Limited::new(body, ANSWER_BYTES_MAX)
         .collect()
         .await
-        .map_err(|error| failed("the daemon's answer breaks off or is too large".to_owned()).source(error))?;
+        .map_err(|error| failed("the daemon's answer breaks off or is too large".to_owned()).with_source(error))?;
     if head.status == StatusCode::NOT_FOUND && !is_json(&head) {
         return Err(failed("who answers there is no daemon of Palisade".to_owned()));
     }
@@ -188,7 +188,7 @@ fn failed(message: String) -> Error {
 }
 
 fn unreachable(address: String, error: std::io::Error) -> Error {
-    failed(format!("no daemon answers at {address}")).source(error).help("start one with `palisade serve`")
+    failed(format!("no daemon answers at {address}")).with_source(error).with_help("start one with `palisade serve`")
 }
 
 macro_rules! methods {

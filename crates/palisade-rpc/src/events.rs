@@ -35,7 +35,8 @@ impl EventQuery {
     /// Reads the query of a URL.
     pub(crate) fn parse(query: &str) -> Result<EventQuery> {
         let invalid = |message: String| {
-            Error::new(ErrorKind::InvalidInput, "subscribe", message).help("filters are `task`, `tenant` and `plugin`")
+            Error::new(ErrorKind::InvalidInput, "subscribe", message)
+                .with_help("filters are `task`, `tenant` and `plugin`")
         };
         let mut parsed = EventQuery::default();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -164,7 +165,7 @@ impl EventStream {
                 let mut data = event.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"data: "));
                 if let Some(data) = data.next() {
                     let event = serde_json::from_slice(data)
-                        .map_err(|error| failed("an event is not understood").source(error))?;
+                        .map_err(|error| failed("an event is not understood").with_source(error))?;
                     return Ok(Some(event));
                 }
             }
@@ -179,7 +180,7 @@ impl EventStream {
             };
             match frame {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(failed("the connection to the daemon broke").source(error)),
+                Some(Err(error)) => return Err(failed("the connection to the daemon broke").with_source(error)),
                 Some(Ok(frame)) => self.read.extend(frame.into_data().unwrap_or_default()),
             }
         }

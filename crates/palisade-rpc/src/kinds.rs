@@ -57,7 +57,7 @@ impl ByKind {
         self.backends.get(&kind).ok_or_else(|| {
             let known: Vec<_> = self.backends.keys().map(ToString::to_string).collect();
             Error::new(ErrorKind::Unsupported, "load", format!("no backend here runs artifacts of the kind `{kind}`"))
-                .help(format!("this daemon runs: {}", known.join(", ")))
+                .with_help(format!("this daemon runs: {}", known.join(", ")))
         })
     }
 }
@@ -72,7 +72,7 @@ fn least(one: Capabilities, other: &Capabilities) -> Capabilities {
     Capabilities {
         backend: format!("{}, {}", one.backend, other.backend),
         engine: format!("{}, {}", one.engine, other.engine),
-        quotas: Resource::ALL.into_iter().map(|resource| (resource, enforcement(resource))).collect(),
+        quotas: Resource::ALL.iter().copied().map(|resource| (resource, enforcement(resource))).collect(),
         artifacts: one.artifacts.union(&other.artifacts).copied().collect(),
         abis: one.abis.intersection(&other.abis).copied().collect(),
         grants: one.grants.intersection(&other.grants).copied().collect(),

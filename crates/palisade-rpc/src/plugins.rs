@@ -167,8 +167,8 @@ impl Plugins {
                 let error =
                     Error::new(ErrorKind::NotFound, "find", format!("no plugin `{reference:.100}` is installed"));
                 Err(match crate::service::nearest(reference, names) {
-                    Some(nearest) => error.help(format!("did you mean `{nearest}`?")),
-                    None => error.help("install it, or look at the installed ones with `palisade plugins`"),
+                    Some(nearest) => error.with_help(format!("did you mean `{nearest}`?")),
+                    None => error.with_help("install it, or look at the installed ones with `palisade plugins`"),
                 })
             }
             _ => {
@@ -176,7 +176,7 @@ impl Plugins {
                     found.iter().take(10).map(|(hash, _)| format!("{:.12}", hash.to_string())).collect();
                 let message = format!("{} plugins are called `{reference:.100}`", found.len());
                 Err(Error::new(ErrorKind::InvalidInput, "find", message)
-                    .help(format!("name one: {}", hashes.join(", "))))
+                    .with_help(format!("name one: {}", hashes.join(", "))))
             }
         }
     }
@@ -203,14 +203,14 @@ impl Plugins {
                 Ok(false)
             } else {
                 Err(invalid(format!("these bytes are installed as `{}`, with other settings", known.artifact.name()))
-                    .context("plugin", hash)
-                    .help("remove that plugin first"))
+                    .with_context("plugin", hash)
+                    .with_help("remove that plugin first"))
             };
         }
         let bytes: u64 = self.read().values().map(|plugin| plugin.artifact.bytes().len() as u64).sum();
         if self.count() >= PLUGINS_MAX || bytes + plugin.artifact.bytes().len() as u64 > BYTES_MAX {
             let message = format!("there is room for {PLUGINS_MAX} plugins of 1 GiB together");
-            return Err(Error::new(ErrorKind::Exhausted, "install", message).help("remove one that is not needed"));
+            return Err(Error::new(ErrorKind::Exhausted, "install", message).with_help("remove one that is not needed"));
         }
         if let Some(directory) = &self.directory {
             write(directory, &format!("{hash}.plugin"), plugin.artifact.bytes())?;
@@ -299,8 +299,8 @@ fn load(directory: &Path, hash: ArtifactHash) -> Result<Plugin> {
     };
     let corrupt = |what: String| {
         Error::new(ErrorKind::Corrupt, "open plugins", what)
-            .context("directory", directory.display())
-            .help("put the plugin's files back from a copy, or remove them and install it again")
+            .with_context("directory", directory.display())
+            .with_help("put the plugin's files back from a copy, or remove them and install it again")
     };
     let manifest: Manifest = serde_json::from_slice(&read("json", MANIFEST_BYTES_MAX)?)
         .map_err(|error| corrupt(format!("the manifest of plugin {hash} is damaged: {error}")))?;
@@ -321,7 +321,8 @@ fn write_manifest(directory: &Path, plugin: &Plugin) -> Result<()> {
         agent: plugin.agent.clone(),
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(|error| {
-        Error::new(ErrorKind::InvalidPolicy, "install", "the plugin's settings cannot be written as JSON").source(error)
+        Error::new(ErrorKind::InvalidPolicy, "install", "the plugin's settings cannot be written as JSON")
+            .with_source(error)
     })?;
     write(directory, &format!("{}.json", artifact.hash()), &json)
 }
@@ -347,7 +348,7 @@ fn sync(directory: &Path) -> io::Result<()> {
 }
 
 fn io_error(operation: &'static str, path: &Path, error: io::Error) -> Error {
-    Error::new(ErrorKind::Io, operation, format!("cannot use {}", path.display())).source(error)
+    Error::new(ErrorKind::Io, operation, format!("cannot use {}", path.display())).with_source(error)
 }
 
 #[cfg(test)]

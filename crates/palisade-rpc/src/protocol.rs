@@ -144,10 +144,10 @@ impl RpcError {
     pub fn into_error(self) -> Error {
         let mut error = Error::new(codes::kind(self.code), "call", self.message);
         if let Some(help) = self.data["help"].as_str() {
-            error = error.help(help.to_owned());
+            error = error.with_help(help.to_owned());
         }
         if let Some(delay) = self.data["retry_after_ms"].as_u64() {
-            error = error.retry_in(Duration::from_millis(delay));
+            error = error.with_retry_after(Duration::from_millis(delay));
         }
         error
     }
@@ -428,8 +428,9 @@ mod tests {
 
     #[test]
     fn errors_come_back_as_they_went() {
-        for (kind, code) in codes::KINDS {
-            let error = Error::new(kind, "submit", "it\nbroke").help("mend it").retry_in(Duration::from_millis(7));
+        for (kind, code) in codes::KINDS.iter().copied() {
+            let error =
+                Error::new(kind, "submit", "it\nbroke").with_help("mend it").with_retry_after(Duration::from_millis(7));
             let wire = RpcError::from(error);
             assert_eq!((wire.code, wire.message.as_str()), (code, "it broke"));
             let text = serde_json::to_string(&wire).unwrap();

@@ -98,18 +98,18 @@ impl Listener {
     pub async fn unix(path: impl Into<PathBuf>) -> Result<Listener> {
         let path = path.into();
         let failed = |error: io::Error| {
-            Error::new(ErrorKind::Io, "listen", format!("cannot listen on {}", path.display())).source(error)
+            Error::new(ErrorKind::Io, "listen", format!("cannot listen on {}", path.display())).with_source(error)
         };
         let in_use = || {
             let message = format!("another daemon listens on {}", path.display());
-            Error::new(ErrorKind::Exhausted, "listen", message).help("stop it, or choose another path")
+            Error::new(ErrorKind::Exhausted, "listen", message).with_help("stop it, or choose another path")
         };
         if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             let len = path.as_os_str().len();
             let message = format!("the path of the socket has {len} bytes; the kernel takes {SOCKET_PATH_BYTES_MAX}");
             return Err(Error::new(ErrorKind::InvalidInput, "listen", message)
-                .context("path", path.display())
-                .help("name a shorter one (`--socket /run/user/1000/palisade`)"));
+                .with_context("path", path.display())
+                .with_help("name a shorter one (`--socket /run/user/1000/palisade`)"));
         }
         // Between looking and taking the place another daemon could do the same: one at a time.
         let mut name = path.clone().into_os_string();
@@ -124,7 +124,7 @@ impl Listener {
         match fs::symlink_metadata(&path) {
             Ok(there) if !there.file_type().is_socket() => {
                 let message = format!("{} exists and is no socket", path.display());
-                return Err(Error::new(ErrorKind::InvalidInput, "listen", message).help("choose another path"));
+                return Err(Error::new(ErrorKind::InvalidInput, "listen", message).with_help("choose another path"));
             }
             Ok(_) if UnixStream::connect(&path).await.is_ok() => return Err(in_use()),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -142,7 +142,8 @@ impl Listener {
     ///
     /// [`ErrorKind::Io`].
     pub async fn tcp(address: SocketAddr, token: Token) -> Result<Listener> {
-        let failed = |error| Error::new(ErrorKind::Io, "listen", format!("cannot listen on {address}")).source(error);
+        let failed =
+            |error| Error::new(ErrorKind::Io, "listen", format!("cannot listen on {address}")).with_source(error);
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         Ok(Listener(Kind::Tcp { listener, token }))
     }
@@ -482,9 +483,9 @@ async fn rpc(shared: &Arc<Shared>, body: Incoming, trace: Option<TraceContext>) 
         }
         Ok(Err(Unread::NoRoom)) => {
             let error = Error::new(ErrorKind::Exhausted, "read", "too many large requests are being read and answered")
-                .context("limit", limits.bodies_bytes_max)
-                .help("send it again")
-                .retry_in(ANSWER_PAUSE);
+                .with_context("limit", limits.bodies_bytes_max)
+                .with_help("send it again")
+                .with_retry_after(ANSWER_PAUSE);
             return refuse(StatusCode::SERVICE_UNAVAILABLE, error.into());
         }
         Err(_) => {
@@ -606,8 +607,8 @@ async fn answer(
             Ok(room) => Ok((result, Some(room))),
             Err(_) => Err(RpcError::from(
                 Error::new(ErrorKind::Exhausted, "answer", "too many large answers are being written")
-                    .context("limit", shared.limits.answers_bytes_max)
-                    .retry_in(ANSWER_PAUSE),
+                    .with_context("limit", shared.limits.answers_bytes_max)
+                    .with_retry_after(ANSWER_PAUSE),
             )),
         }
     });

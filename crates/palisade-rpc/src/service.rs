@@ -207,7 +207,9 @@ impl Service {
     fn with_executor<T>(&self, what: impl FnOnce(&Executor) -> Result<T>) -> Result<T> {
         match &*self.executor() {
             Some(executor) => what(executor),
-            None => Err(Error::new(ErrorKind::Exhausted, "call", "the daemon ends").help("ask again when it is back")),
+            None => {
+                Err(Error::new(ErrorKind::Exhausted, "call", "the daemon ends").with_help("ask again when it is back"))
+            }
         }
     }
 
@@ -222,7 +224,8 @@ impl Service {
             let _changing = service.changing.lock().await;
             tokio::task::spawn_blocking(move || change(&theirs)).await
         });
-        let lost = |error| Error::new(ErrorKind::Internal, "call", "a thread of the daemon was lost").source(error);
+        let lost =
+            |error| Error::new(ErrorKind::Internal, "call", "a thread of the daemon was lost").with_source(error);
         done.await.map_err(lost)?.map_err(lost)?
     }
 
@@ -243,7 +246,7 @@ impl Service {
         // It may build a jail, and ask an interpreter: not on a thread that others wait for.
         let prepared = tokio::task::spawn_blocking(move || module.prepare(asked, functions).map(drop)).await;
         prepared.map_err(|error| {
-            Error::new(ErrorKind::Internal, "install", "a thread of the daemon was lost").source(error)
+            Error::new(ErrorKind::Internal, "install", "a thread of the daemon was lost").with_source(error)
         })??;
         let plugin = Plugin::new(artifact, policy, agent);
         self.change(move |service| {
@@ -284,13 +287,15 @@ impl Service {
         let plugin = self.plugins.find(&params.plugin)?;
         if plugin.agent.is_none() {
             let message = format!("the agent of plugin `{}` was terminated", plugin.artifact.name());
-            return Err(Error::new(ErrorKind::NotFound, "submit", message).help("make it anew with `agents.spawn`"));
+            return Err(
+                Error::new(ErrorKind::NotFound, "submit", message).with_help("make it anew with `agents.spawn`")
+            );
         }
         let mut task = Task::new(plugin.artifact.hash());
         if let Some(id) = params.task {
             if id.0.get_version_num() != 7 {
                 let message = format!("task id {id} is no UUID of version 7");
-                return Err(Error::new(ErrorKind::InvalidInput, "submit", message).help("leave it out to get one"));
+                return Err(Error::new(ErrorKind::InvalidInput, "submit", message).with_help("leave it out to get one"));
             }
             task.id = id;
         }
@@ -393,7 +398,9 @@ impl Service {
             match service.agent(&plugin) {
                 Ok(agent) if agent.state != AgentState::Terminated => {
                     let message = format!("plugin `{}` has its agent", plugin.artifact.name());
-                    return Err(Error::new(ErrorKind::InvalidInput, "spawn", message).help("terminate that one first"));
+                    return Err(
+                        Error::new(ErrorKind::InvalidInput, "spawn", message).with_help("terminate that one first")
+                    );
                 }
                 Ok(_) => drop(service.with_executor(|executor| executor.remove(&plugin.agent_name()))?),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -422,7 +429,7 @@ impl Service {
         if let Some(key) = params.key {
             let value = memory.peek(&key.0).ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, "find", "the agent remembers nothing under this key")
-                    .help("list the keys by leaving it out")
+                    .with_help("list the keys by leaving it out")
             })?;
             let entry = MemoryEntry { key, value_bytes: value.len(), value: Some(Base64(value)) };
             return Ok(MemoryPage { entries: vec![entry], next: None });
@@ -504,7 +511,7 @@ impl Service {
 
 fn no_agent(plugin: &Plugin) -> Error {
     Error::new(ErrorKind::NotFound, "find", format!("plugin `{}` has no agent", plugin.artifact.name()))
-        .help("make one with `agents.spawn`")
+        .with_help("make one with `agents.spawn`")
 }
 
 macro_rules! dispatcher {
@@ -534,7 +541,7 @@ macro_rules! dispatcher {
                         write(&result)
                     })*
                     "rpc.discover" => document().map_err(|error| {
-                        Error::new(ErrorKind::Internal, "call", "the description is no JSON").source(error).into()
+                        Error::new(ErrorKind::Internal, "call", "the description is no JSON").with_source(error).into()
                     }),
                     unknown => Err(unknown_method(unknown)),
                 }
@@ -553,7 +560,7 @@ fn read<T: DeserializeOwned>(method: &str, params: &str) -> Result<T, RpcError> 
 
 fn write<T: serde::Serialize>(result: &T) -> Result<Box<RawValue>, RpcError> {
     to_raw_value(result).map_err(|error| {
-        Error::new(ErrorKind::Internal, "call", "the result cannot be written as JSON").source(error).into()
+        Error::new(ErrorKind::Internal, "call", "the result cannot be written as JSON").with_source(error).into()
     })
 }
 

@@ -23,7 +23,7 @@ impl Token {
         if !LENGTH.contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             let message = "a token has 16 to 512 visible ASCII characters";
             return Err(Error::new(ErrorKind::InvalidInput, "read token", message)
-                .help("make one, for example with `openssl rand -hex 32`"));
+                .with_help("make one, for example with `openssl rand -hex 32`"));
         }
         Ok(Token(text.to_owned()))
     }

@@ -112,7 +112,7 @@ async fn errors_reach_the_client_with_their_kind() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
     let error = client.tasks_submit(&SubmitTask::new("resize")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(error.help_text().is_some_and(|help| help.contains("palisade plugins")), "{error}");
+    assert!(error.help().is_some_and(|help| help.contains("palisade plugins")), "{error}");
     daemon.server.stop(Duration::ZERO).await;
     let error = client.health(&Nothing {}).await.unwrap_err();
     assert!(error.kind() == ErrorKind::Io && error.to_string().contains("palisade serve"), "{error}");

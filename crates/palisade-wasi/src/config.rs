@@ -77,7 +77,10 @@ impl Granted {
                     "check that this process may read and enter the directory",
                 ),
             };
-            Error::new(kind, "prepare", message).context("directory", path.to_string()).help(help).source(error)
+            Error::new(kind, "prepare", message)
+                .with_context("directory", path.to_string())
+                .with_help(help)
+                .with_source(error)
         };
         let dir = Dir::open_ambient_dir(&grant.host, ambient_authority()).map_err(failed)?;
         if let Some(name) = special_directory(&dir, fuse).map_err(failed)? {
@@ -92,8 +95,8 @@ impl Granted {
                 "prepare",
                 format!("granted directory `{path}` lies on {name}, which is never granted"),
             )
-            .context("directory", path.to_string())
-            .help(help));
+            .with_context("directory", path.to_string())
+            .with_help(help));
         }
         let device = dir.dir_metadata().map_err(failed)?.dev();
         let writable = match grant.access {
@@ -117,7 +120,7 @@ mod tests {
         let error = WasiConfig::new("guest", &policy, Fuse::Refused).unwrap_err();
         assert_eq!((error.kind(), error.operation()), (ErrorKind::NotFound, "prepare"));
         assert!(error.message().contains(missing.to_str().unwrap()), "{error}");
-        assert!(error.help_text().is_some());
+        assert!(error.help().is_some());
         assert!(std::error::Error::source(&error).is_some());
     }
 

@@ -116,7 +116,7 @@ impl Compilers {
                 "load",
                 format!("{COMPILERS_MAX} artifacts are being compiled already"),
             )
-            .help("try again in a moment"));
+            .with_help("try again in a moment"));
         }
         let attempt = Attempt::default();
         let _give_up = GiveUp(attempt.clone());
@@ -126,8 +126,8 @@ impl Compilers {
             drop(place);
             compiled
         });
-        let compiled =
-            compiled.map_err(|error| Error::new(ErrorKind::Io, "load", "no thread for the compiler").source(error))?;
+        let compiled = compiled
+            .map_err(|error| Error::new(ErrorKind::Io, "load", "no thread for the compiler").with_source(error))?;
         let (mut compiled, mut timeout) = (pin!(compiled), pin!(timeout));
         poll_fn(|context| {
             if let Poll::Ready(compiled) = compiled.as_mut().poll(context) {

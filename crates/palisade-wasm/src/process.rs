@@ -36,8 +36,8 @@ const COMPLAINT_BYTES_MAX: u64 = 2000;
 pub fn compile(program: &Path, arguments: &[&OsStr], wasm: &[u8], attempt: &Attempt) -> Result<Vec<u8>> {
     let failed = |error: io::Error| {
         Error::new(ErrorKind::Io, "load", format!("the compiler `{}` cannot be run", program.display()))
-            .help("name a program that compiles (`BackendOptions::compiler`), or none")
-            .source(error)
+            .with_help("name a program that compiles (`BackendOptions::compiler`), or none")
+            .with_source(error)
     };
     let mut artifact = memory_file("palisade-wasm").map_err(failed)?;
     artifact.write_all(wasm).and_then(|()| artifact.rewind()).map_err(failed)?;

@@ -57,11 +57,11 @@ pub fn scan(wasm: &[u8], mut also: impl FnMut(&Payload<'_>) -> Result<()>) -> Re
     }
     if !wasm.starts_with(b"\0asm") {
         return Err(invalid("the artifact is not WebAssembly: it does not begin with `\\0asm`")
-            .help("give a `.wasm` module, or its text form in a `.wat` file"));
+            .with_help("give a `.wasm` module, or its text form in a `.wat` file"));
     }
     if wasm.get(4..8) == Some(&[0x0d, 0, 1, 0]) {
         return Err(invalid("the artifact is a WebAssembly component, not a module")
-            .help("build for `wasm32-wasip1`, which gives a module"));
+            .with_help("build for `wasm32-wasip1`, which gives a module"));
     }
     let mut structure = Structure::default();
     for payload in Parser::new(0).parse_all(wasm) {
@@ -116,7 +116,7 @@ pub fn validate(wasm: &[u8]) -> Result<()> {
                 "function {index} is too complex to compile: its branches, times the locals that change, and the values \
                  they carry come to {units}, more than {FUNCTION_WORK_MAX}"
             ))
-            .help("split the function, or build it with optimization"));
+            .with_help("split the function, or build it with optimization"));
         }
         module.units += work.units;
         module.locals += work.locals;
@@ -126,7 +126,7 @@ pub fn validate(wasm: &[u8]) -> Result<()> {
                  {LOCALS_MAX}), and branches, times the locals that change, come to {} (at most {WORK_MAX})",
                 module.locals, module.units
             ))
-            .help("split the module, or build it with optimization"));
+            .with_help("split the module, or build it with optimization"));
         }
     }
     Ok(())
@@ -209,7 +209,7 @@ pub fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 /// An artifact that is not in the language.
 pub fn malformed(error: BinaryReaderError) -> Error {
     invalid(format!("the module is malformed at byte {}: {}", error.offset(), error.message()))
-        .help("check that the file is complete and uses no proposals beyond WebAssembly 2.0")
+        .with_help("check that the file is complete and uses no proposals beyond WebAssembly 2.0")
 }
 
 #[cfg(test)]
