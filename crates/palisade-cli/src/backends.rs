@@ -67,9 +67,9 @@ pub(crate) fn run(options: &Backends) -> Result<Exit> {
             },
         ));
     }
-    for kind in GrantKind::ALL.iter().copied() {
+    for kind in GrantKind::ALL {
         rows.push(row(format!("grant {kind}"), &|capabilities| {
-            if capabilities.grants.contains(&kind) { "yes" } else { "-" }.to_owned()
+            if capabilities.grants.contains(kind) { "yes" } else { "-" }.to_owned()
         }));
     }
     rows.push(row("instances at once".into(), &|capabilities| capabilities.instances_max.to_string()));

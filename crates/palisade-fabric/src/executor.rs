@@ -164,6 +164,9 @@ impl fmt::Debug for Shared {
     }
 }
 
+/// How often a scheduler that fails is asked again, at first and at most.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
 impl Executor {
     /// Starts leasing and running tasks on the current Tokio runtime, whose timer must be enabled.
     ///

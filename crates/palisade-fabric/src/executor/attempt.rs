@@ -13,8 +13,7 @@ use palisade_core::{
 };
 use tracing::Instrument;
 
-use super::leasing::PATIENCE;
-use super::{AdmitTask, Order, Shared, ordered};
+use super::{AdmitTask, Order, PATIENCE, Shared, ordered};
 use crate::InstanceMode;
 use crate::agent::{Agent, AgentPermit, Begin, name as outcome_name};
 use crate::figures::{Notes, quota_used};

@@ -10,7 +10,7 @@ use palisade_core::{BoxFuture, Error, ErrorKind, Lease, LeaseRequest, Report, Wo
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::attempt::{host_error, run};
-use super::{Order, Shared, ordered};
+use super::{Order, PATIENCE, Shared, ordered};
 use crate::agent::AgentPermit;
 use crate::figures::{Notes, Told};
 
@@ -205,9 +205,6 @@ async fn report(shared: &Shared, ended: Vec<Completed>) {
     }
     drop(permit);
 }
-
-/// How often a scheduler that fails is asked again, at first and at most.
-pub(super) const PATIENCE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 /// Most tasks leased in one go.
 const BATCH_MAX: usize = 64;

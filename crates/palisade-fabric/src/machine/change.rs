@@ -50,6 +50,6 @@ pub struct Status {
     pub failures: u32,
     /// Attempts whose worker was lost.
     pub lost: u32,
-    /// As in [`TaskRecord::completion`].
+    /// As in [`TaskRecord::completion`](palisade_core::TaskRecord::completion).
     pub completion: Option<Arc<Completion>>,
 }
