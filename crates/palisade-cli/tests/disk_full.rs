@@ -253,7 +253,7 @@ fn files_that_may_not_grow() {
     assert_eq!(error["data"]["kind"], "io", "{error:#}");
     assert!(error["message"].as_str().unwrap().contains("the journal failed"), "{error:#}");
     let (status, why) = health(&palisade);
-    assert!(status == 503 && why.as_str().unwrap().contains("look at the disk"), "{status} {why}");
+    assert!(status == 503 && why.as_str().unwrap().contains("check the disk"), "{status} {why}");
     assert_eq!(metric(&palisade, "palisade_journal_failing"), 1.0);
     daemon.kill();
     let _daemon = Daemon::start(&palisade, &[]);

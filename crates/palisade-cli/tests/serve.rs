@@ -290,7 +290,7 @@ fn what_an_agent_remembers_can_be_looked_at() {
     assert_eq!(ok(&palisade.run(["agents", "memory", "remembers.wat"])), "KEY  BYTES\na    0\nb    5");
     assert_eq!(palisade.run(["agents", "memory", "remembers.wat", "b"]).text(), "value");
     assert_eq!(palisade.run(["agents", "memory", "remembers.wat", "Yg==", "--base64"]).text(), "value");
-    palisade.run(["agents", "memory", "remembers.wat", "c"]).assert_error(125, &["nothing under this key"]);
+    palisade.run(["agents", "memory", "remembers.wat", "c"]).assert_error(125, &["no such key"]);
 
     let page = |params: Value| call(&palisade, "agents.memory", params)["result"].clone();
     let first = page(json!({ "plugin": "remembers.wat", "entries_max": 1 }));

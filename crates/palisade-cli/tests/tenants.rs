@@ -118,7 +118,7 @@ fn the_first_tenants_have_metrics_of_their_own() {
 #[test]
 fn limits_that_make_no_sense_are_refused() {
     let palisade = Palisade::new();
-    palisade.run(["serve", "--tenant-running-max", "0"]).assert_error(125, &["may run 0 tasks"]);
+    palisade.run(["serve", "--tenant-running-max", "0"]).assert_error(125, &["greater than zero"]);
     palisade.run(["serve", "--tenant-start-rate", "10"]).assert_error(125, &["--tenant-start-rate", "`10/s`"]);
     let _daemon = Daemon::start(&palisade, &["--ephemeral"]);
     let set = |options: &[&str]| palisade.run([&["tenants", "set", "a"], options].concat());
