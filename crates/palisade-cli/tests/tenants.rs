@@ -125,7 +125,7 @@ fn limits_that_make_no_sense_are_refused() {
     set(&["--weight", "0"]).assert_error(125, &["from 1 to 1000"]);
     set(&["--weight", "1001"]).assert_error(125, &["from 1 to 1000"]);
     set(&["--weight", "many"]).assert_error(125, &["--weight"]);
-    set(&["--running-max", "0"]).assert_error(125, &["may run 0 tasks"]);
+    set(&["--running-max", "0"]).assert_error(125, &["greater than zero"]);
     set(&["--submit-rate", "0/s"]).assert_error(125, &["--submit-rate", "from 1e-6 to 1e9"]);
     set(&["--start-rate", "1e99/s"]).assert_error(125, &["--start-rate", "from 1e-6 to 1e9"]);
     set(&["--start-rate", "ten"]).assert_error(125, &["--start-rate", "`10/s`"]);
