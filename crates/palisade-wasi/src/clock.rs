@@ -88,15 +88,24 @@ mod tests {
     }
 
     #[test]
-    fn clocks_advance_in_steps_and_the_monotonic_one_starts_at_zero() {
+    fn clocks_advance_in_steps_and_the_monotonic_one_starts_at_the_first() {
         let mut policy = Policy::default();
         policy.grants.clocks = Clocks::Coarse { step: Duration::from_secs(1000) };
         let mut guest = Guest::new(&policy);
-        assert_eq!(time(&mut guest, 1), Ok(0));
+        assert_eq!(time(&mut guest, 1), Ok(1_000_000_000_000));
         let now = time(&mut guest, 0).unwrap();
         assert!(now > 0 && now.is_multiple_of(1_000_000_000_000));
         assert_eq!(guest.call2(WasiContext::clock_res_get, 1, 16), Errno::Success);
         assert_eq!(guest.u64(16), 1_000_000_000_000);
+    }
+
+    #[test]
+    fn a_monotonic_clock_is_never_zero() {
+        for clocks in [Clocks::Fine, Clocks::default()] {
+            let mut policy = Policy::default();
+            policy.grants.clocks = clocks;
+            assert_ne!(time(&mut Guest::new(&policy), 1), Ok(0), "{clocks:?}");
+        }
     }
 
     #[test]

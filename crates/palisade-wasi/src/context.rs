@@ -1,7 +1,7 @@
 //! The state of one instance.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha20Rng;
 
@@ -80,9 +80,14 @@ impl WasiContext {
         self.disk.used()
     }
 
-    /// Where the monotonic clock starts: at the guest's first look, so that it does not tell how long the host is up.
+    /// Where the monotonic clock starts: one step before the guest's first look. So it does not tell how long the host is up,
+    /// and is never zero, which programs take for a clock that does not work: Go's runtime ends the guest.
     pub(crate) fn monotonic_origin(&mut self) -> Instant {
-        *self.monotonic_origin.get_or_insert_with(Instant::now)
+        let step = Duration::from_nanos(self.config.clocks.resolution());
+        *self.monotonic_origin.get_or_insert_with(|| {
+            let now = Instant::now();
+            now.checked_sub(step).unwrap_or(now)
+        })
     }
 
     pub(crate) fn descriptors(&mut self) -> &mut Descriptors {
