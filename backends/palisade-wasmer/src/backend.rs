@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use palisade_core::{
-    Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
-    Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, Module, Outcome, Policy, PreparedExt, Resource,
-    Result, Sandbox, block_on,
+    Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Error, ErrorKind,
+    Finding, FindingStatus, HostFunctions, Module, Outcome, Policy, PreparedExt, Resource, Result, Sandbox, block_on,
 };
 use palisade_wasi::Fuse;
 use palisade_wasm::compilers::{Attempt, COMPILE_TIME_MAX, Compilers};
@@ -146,32 +145,11 @@ impl Sandbox for Wasmer {
 }
 
 fn capabilities(instances: u32) -> Capabilities {
-    let quotas = Resource::ALL.iter().copied().map(|resource| {
-        let enforcement = match resource {
-            Resource::Processes | Resource::Threads => Enforcement::AlwaysZero,
-            _ => Enforcement::Enforced,
-        };
-        (resource, enforcement)
-    });
-    let mut capabilities = Capabilities::new(NAME, ENGINE);
-    capabilities.artifacts = [ArtifactKind::Wasm].into();
-    capabilities.abis = [Abi::Command, Abi::Reactor].into();
-    capabilities.quotas = quotas.collect();
-    capabilities.grants = [
-        GrantKind::DirectoriesReadOnly,
-        GrantKind::DirectoriesReadWrite,
-        GrantKind::Environment,
-        GrantKind::ClocksCoarse,
-        GrantKind::ClocksFine,
-        GrantKind::RandomnessSeeded,
-        GrantKind::HostFunctions,
-    ]
-    .into();
+    let mut capabilities = palisade_wasm::capabilities(NAME, ENGINE);
     capabilities.memory_bytes_max = MEMORY_BYTES_MAX;
     capabilities.stack_bytes_min = STACK_BYTES_MIN;
     capabilities.stack_bytes_max = STACK_BYTES_MAX;
     capabilities.instances_max = u64::from(instances);
-    capabilities.fuel_deterministic = true;
     capabilities.caveats = vec![
         "guests share the host's process: a defect of the engine is a defect of the wall".to_owned(),
         "each call holds a thread until it ends, also while it waits".to_owned(),

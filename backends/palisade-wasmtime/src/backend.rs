@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 use palisade_core::{
-    Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Enforcement,
-    Error, ErrorKind, Finding, FindingStatus, GrantKind, HostFunctions, Module, Outcome, Policy, PreparedExt, Resource,
-    Result, Sandbox, block_on,
+    Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Call, Capabilities, Error, ErrorKind,
+    Finding, FindingStatus, HostFunctions, Module, Outcome, Policy, PreparedExt, Resource, Result, Sandbox, block_on,
 };
 use palisade_wasi::{Fuse, WasiConfig};
 use palisade_wasm::compilers::{Attempt, COMPILE_TIME_MAX, Compilers};
@@ -312,43 +311,22 @@ impl Sandbox for Wasmtime {
 }
 
 fn capabilities(instances: u32) -> Capabilities {
-    let quotas = Resource::ALL.iter().copied().map(|resource| {
-        let enforcement = match resource {
-            Resource::Processes | Resource::Threads => Enforcement::AlwaysZero,
-            _ => Enforcement::Enforced,
-        };
-        (resource, enforcement)
-    });
-    let mut capabilities = Capabilities::new(NAME, ENGINE);
-    capabilities.artifacts = [ArtifactKind::Wasm].into();
-    capabilities.abis = [Abi::Command, Abi::Reactor].into();
-    capabilities.quotas = quotas.collect();
-    capabilities.grants = [
-        GrantKind::DirectoriesReadOnly,
-        GrantKind::DirectoriesReadWrite,
-        GrantKind::Environment,
-        GrantKind::ClocksCoarse,
-        GrantKind::ClocksFine,
-        GrantKind::RandomnessSeeded,
-        GrantKind::HostFunctions,
-    ]
-    .into();
+    let mut capabilities = palisade_wasm::capabilities(NAME, ENGINE);
     capabilities.memory_bytes_max = MEMORY_BYTES_MAX;
     capabilities.stack_bytes_min = STACK_BYTES_MIN;
     capabilities.stack_bytes_max = STACK_BYTES_MAX;
     capabilities.instances_max = u64::from(instances);
-    capabilities.fuel_deterministic = true;
-    capabilities.caveats = vec![
-            "guests share the host's process: a defect of the engine is a defect of the wall".to_owned(),
-            "stacks are as large as the next power of two: a guest may use up to twice its quota of stack".to_owned(),
-            "up to a million units of fuel are not counted when a guest is stopped or traps".to_owned(),
-            "one bulk memory operation, or one copy between guest and host, is not interrupted; it is at most as long as the \
-             memory quota"
-                .to_owned(),
-            "files are read, written and removed on the thread that drives the call, for as long as the host's disk takes; \
-             only bringing them to the disk is waited for elsewhere"
-                .to_owned(),
-        ];
+    capabilities.caveats = [
+        "guests share the host's process: a defect of the engine is a defect of the wall",
+        "stacks are as large as the next power of two: a guest may use up to twice its quota of stack",
+        "up to a million units of fuel are not counted when a guest is stopped or traps",
+        "one bulk memory operation, or one copy between guest and host, is not interrupted; it is at most as long as the memory \
+         quota",
+        "files are read, written and removed on the thread that drives the call, for as long as the host's disk takes; only \
+         bringing them to the disk is waited for elsewhere",
+    ]
+    .map(str::to_owned)
+    .into();
     capabilities
 }
 

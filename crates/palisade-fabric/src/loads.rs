@@ -60,7 +60,7 @@ impl Loads {
         Interest { loads: self, artifact, tenant: tenant.clone() }
     }
 
-    /// Waits for a place to load what somebody [interests](Loads::interest).
+    /// Waits for a place to load what somebody has an [interest](Loads::interest) in.
     pub(crate) async fn place(&self, artifact: ArtifactHash) -> Option<LoadPlace<'_>> {
         let (go, gone) = oneshot::channel();
         {
@@ -69,7 +69,7 @@ impl Loads {
             state.give_out();
         }
         let mut pending = Pending { loads: self, gone };
-        // Only a interest that is dropped before its load would end this without a place.
+        // Never closed while this waits for it.
         let tenant = (&mut pending.gone).await.ok()?;
         Some(LoadPlace { loads: self, tenant })
     }

@@ -1,5 +1,6 @@
 //! What the backends of all WebAssembly engines share.
 //!
+//! * [`capabilities`]: what they can all do.
 //! * [`compilers`]: how many artifacts are compiled at once, and for how long.
 //! * [`entries`]: what can be called, and what a call is refused for.
 //! * [`imports`]: what the imports of a module tell, and what is wrong with them.
@@ -10,6 +11,7 @@
 //! * `testkit` (a feature): tests that each backend runs.
 #![forbid(unsafe_code)]
 
+mod capabilities;
 pub mod compilers;
 pub mod entries;
 pub mod imports;
@@ -19,3 +21,5 @@ pub mod start;
 pub mod structure;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+
+pub use capabilities::capabilities;

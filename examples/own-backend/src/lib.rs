@@ -19,8 +19,8 @@ use std::time::Instant;
 
 use async_io::Timer;
 use palisade_core::{
-    Abi, Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Capabilities, Enforcement, Error,
-    ErrorKind, GrantKind, Module, Resource, Result, Sandbox,
+    Artifact, ArtifactKind, BackendOptions, BackendRegistration, BoxFuture, Capabilities, Error, ErrorKind, Module,
+    Result, Sandbox,
 };
 use palisade_wasi::Fuse;
 use palisade_wasm::compilers::{COMPILE_TIME_MAX, Compilers};
@@ -89,29 +89,11 @@ impl Sandbox for Wasmi {
 }
 
 fn capabilities(instances: u64) -> Capabilities {
-    let quotas = Resource::ALL.iter().copied().map(|resource| match resource {
-        Resource::Processes | Resource::Threads => (resource, Enforcement::AlwaysZero),
-        _ => (resource, Enforcement::Enforced),
-    });
-    let mut capabilities = Capabilities::new("wasmi", "wasmi 2.0");
-    capabilities.artifacts = [ArtifactKind::Wasm].into();
-    capabilities.abis = [Abi::Command, Abi::Reactor].into();
-    capabilities.quotas = quotas.collect();
-    capabilities.grants = [
-        GrantKind::DirectoriesReadOnly,
-        GrantKind::DirectoriesReadWrite,
-        GrantKind::Environment,
-        GrantKind::ClocksCoarse,
-        GrantKind::ClocksFine,
-        GrantKind::RandomnessSeeded,
-        GrantKind::HostFunctions,
-    ]
-    .into();
+    let mut capabilities = palisade_wasm::capabilities("wasmi", "wasmi 2.0");
     capabilities.memory_bytes_max = MEMORY_BYTES_MAX;
     capabilities.stack_bytes_min = STACK_BYTES_MIN;
     capabilities.stack_bytes_max = STACK_BYTES_MAX;
     capabilities.instances_max = instances;
-    capabilities.fuel_deterministic = true;
     capabilities.caveats = vec![
         "one bulk operation of a guest runs to its end before its limits are looked at".to_owned(),
         "a guest's stack is two, one for values and one for calls, each within the quota".to_owned(),
