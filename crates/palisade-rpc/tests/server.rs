@@ -98,7 +98,9 @@ async fn an_answer_that_nobody_reads_is_given_up() {
     let writing = tokio::time::timeout(Duration::from_secs(60), greedy.write_all(requests.as_bytes()));
     assert!(writing.await.expect("the connection is closed").is_err(), "all was taken");
     daemon.client().health(&Nothing {}).await.unwrap();
-    daemon.server.stop(Duration::ZERO).await;
+    // Its place is free again: the server waits for all of them.
+    let stopped = tokio::time::timeout(Duration::from_secs(60), daemon.server.stop(Duration::ZERO)).await;
+    stopped.expect("no place is held");
 }
 
 #[tokio::test]
